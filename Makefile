@@ -1,0 +1,60 @@
+# Each of demo, test and bench sets itself up: a virtual environment in .venv, at the versions of constraints.txt.
+#
+#     make demo                        train, prune, export and time a network on real digits
+#     make test                        lint, types, doctests, tests, notebooks
+#     make bench                       the measured claims of the README
+#     make test PYTHON=python3.12      with another interpreter (3.10 to 3.13); takes a fresh .venv
+
+PYTHON ?= python3
+VENV   ?= .venv
+# Test processes. Worksteal keeps neighbouring tests, and so their fixtures, in one process until one of them runs dry.
+JOBS   ?= 2
+# More arguments for pytest: make test PYTEST_ARGS="-x -k schedules"
+PYTEST_ARGS ?=
+
+BIN    := $(VENV)/bin
+PYTEST  = $(BIN)/python -m pytest -n $(JOBS) --dist worksteal --nbmake-timeout=300 $(PYTEST_ARGS)
+
+.PHONY: demo test bench lint types doctest notebooks format clean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/.installed-demo
+	$(BIN)/keras-prune demo --out build/demo
+
+# One run of pytest for all that it can run, so that its closing line counts everything.
+test: lint types
+	$(PYTEST) --doctest-modules --nbmake keras_prune tflite_export tests $(wildcard notebooks)
+
+bench: $(VENV)/.installed-tfmot
+	$(BIN)/python -m benchmarks.train_step
+	$(BIN)/python -m benchmarks.mask_update
+	$(BIN)/python -m benchmarks.lenet_mnist
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+
+types: $(VENV)/.installed-dev
+	$(BIN)/mypy
+
+doctest: $(VENV)/.installed-dev
+	$(PYTEST) --doctest-modules keras_prune tflite_export
+
+notebooks: $(VENV)/.installed-dev
+	$(PYTEST) --nbmake notebooks
+
+format: $(VENV)/.installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf build $(VENV)
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' || \
+	    { echo "keras-prune needs Python 3.10 to 3.13. Received: $$($(PYTHON) --version 2>&1). Say make PYTHON=python3.11"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# .installed-demo, .installed-dev, ...: that extra is in the environment.
+$(VENV)/.installed-%: setup.cfg pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(BIN)/python -m pip install -c constraints.txt -e ".[$*]"
+	@touch $@
