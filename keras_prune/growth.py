@@ -1,0 +1,146 @@
+r"""Which pruned units come back, and which go in their place, at a given number of units off."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from abc import abstractmethod
+from typing import ClassVar
+
+import numpy as np
+import numpy.typing as npt
+from keras.saving import register_keras_serializable
+
+from keras_prune.selection import smallest
+from keras_prune.strategy import Strategy, check_fraction
+
+__all__ = ["SET", "Growth", "RigL", "Surgery"]
+
+Array = npt.NDArray[np.floating]
+Mask = npt.NDArray[np.bool_]
+
+_register = register_keras_serializable(package="keras_prune")
+
+
+@dataclasses.dataclass(frozen=True)
+class Growth(Strategy):
+    """Exchanges units of one tensor: some that are on go off, some that are off come back.
+
+    Example:
+        >>> on, scores = np.array([True, True, False, False]), np.array([2.0, 1.0, 0.0, 0.0])
+        >>> gain = np.array([0.0, 0.0, 1.0, 3.0])
+        >>> RigL(fraction=0.5)(on, scores, gain, off=2, progress=0.0, seed=0)
+        array([ True, False, False,  True])
+    """
+
+    kind: ClassVar[str] = "growth"
+    needs: ClassVar[frozenset[str]] = frozenset()
+    keeps_learning: ClassVar[bool] = False
+    """Whether pruned weights go on being updated out of sight, so that they come back with the value that they grew
+    to."""
+
+    @abstractmethod
+    def __call__(self, on: Mask, scores: Array, gain: Array | None, *, off: int, progress: float, seed: int) -> Mask:
+        """Return which units are on afterwards; exactly `off` are off.
+
+        Args:
+            on: `[units]`, the units that are on now.
+            scores: `[units]`, larger is kept; of units that are off too, where the growth keeps them learning.
+            gain: `[units]`, what bringing a unit back promises, from the statistic in `needs`; None without one.
+            off: units to be off.
+            progress: 0 at the schedule's first step, 1 at its last.
+            seed: fixes whatever is drawn at random.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define __call__")
+
+
+def _exchange(on: Mask, scores: Array, gain: Array, off: int, fraction: float) -> Mask:
+    """Keep the best units that are on, all but a fraction of what is to be on; fill up with the best gains."""
+    total = on.size - off
+    alive = int(np.count_nonzero(on))
+    swap = min(math.floor(fraction * total), off)
+    kept = min(alive, total - swap)
+    stay = ~smallest(np.where(on, scores, -np.inf), on.size - kept)
+    # Units that go now are the last to be asked back: those that were off have the first claim.
+    claim = np.where(stay, -np.inf, np.where(on, -np.finfo(np.float64).max / 2 + gain, gain))
+    grown = ~smallest(claim, on.size - (total - kept))
+    return stay | grown
+
+
+def _check_fraction(rule: Growth, fraction: float) -> None:
+    check_fraction(f"{type(rule).__name__}: fraction", fraction)
+
+
+@_register
+@dataclasses.dataclass(frozen=True)
+class SET(Growth):
+    r"""Sparse evolutionary training: the share $\zeta$ with the lowest scores goes, as many random ones come, as 0.
+
+    Args:
+        fraction: $\zeta$, a fraction in [0, 1).
+
+    Source: Mocanu et al. 2018, "Scalable training of artificial neural networks with adaptive sparse connectivity",
+    algorithm 2.
+    """
+
+    fraction: float = 0.3
+
+    def __post_init__(self) -> None:
+        _check_fraction(self, self.fraction)
+
+    def __call__(self, on: Mask, scores: Array, gain: Array | None, *, off: int, progress: float, seed: int) -> Mask:
+        noise = np.random.default_rng(seed).random(on.size)
+        return _exchange(on, scores, noise, off, self.fraction)
+
+
+@_register
+@dataclasses.dataclass(frozen=True)
+class RigL(Growth):
+    r"""The share $\frac{\alpha}{2}(1 + \cos \pi p)$ with the lowest scores goes, the largest $|\bar g|$ come, as 0.
+
+    The gradient is that of training, averaged since the last exchange; pruned weights have one too.
+
+    Args:
+        fraction: $\alpha$, a fraction in [0, 1).
+
+    Source: Evci et al. 2020, "Rigging the lottery: making all tickets winners", section 3, (3) and (4).
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"gradient"})
+
+    fraction: float = 0.3
+
+    def __post_init__(self) -> None:
+        _check_fraction(self, self.fraction)
+
+    def __call__(self, on: Mask, scores: Array, gain: Array | None, *, off: int, progress: float, seed: int) -> Mask:
+        if gain is None:
+            raise ValueError("RigL needs the gradient of pruned weights as gain. Received: gain=None")
+        annealed = self.fraction / 2.0 * (1.0 + math.cos(math.pi * progress))
+        return _exchange(on, scores, gain.astype(np.float64), off, annealed)
+
+
+@_register
+@dataclasses.dataclass(frozen=True)
+class Surgery(Growth):
+    r"""Dynamic network surgery: all weights learn on; a unit goes below $a$, comes back above $b = (1 + margin)\,a$.
+
+    The paper fixes a and b; here they follow the schedule: a unit that is on defends its place with $(1 + margin)$
+    times its score, and the best for the place keep it, so the number of units off is exact.
+
+    Args:
+        margin: the distance of the two thresholds, 0 or more.
+
+    Source: Guo et al. 2016, "Dynamic network surgery for efficient DNNs", equations 2 and 3.
+    """
+
+    keeps_learning: ClassVar[bool] = True
+
+    margin: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not self.margin >= 0:
+            raise ValueError(f"Surgery: margin must be 0 or more. Received: margin={self.margin}")
+
+    def __call__(self, on: Mask, scores: Array, gain: Array | None, *, off: int, progress: float, seed: int) -> Mask:
+        return ~smallest(np.where(on, scores * (1.0 + self.margin), scores), off)
