@@ -1,0 +1,54 @@
+"""Neural-network pruning for Keras 3: from `model.fit` to a verified file on a phone."""
+
+from keras_prune import allocation, criteria, growth, patterns, schedules
+from keras_prune.callbacks import DynamicPruning, GradientPruning, Pruning, PruningCallback, ThresholdPruning
+from keras_prune.layers import (
+    Prunable,
+    PrunableConv1D,
+    PrunableConv2D,
+    PrunableDense,
+    PrunableDepthwiseConv2D,
+    PrunableEmbedding,
+    PrunableGRU,
+    PrunableLSTM,
+    PrunableMultiHeadAttention,
+)
+from keras_prune.oneshot import prune
+from keras_prune.report import Report, report
+from keras_prune.scope import Scope
+from keras_prune.state import load_model
+from keras_prune.step import L1, ClipGradients, Part
+from keras_prune.strip import strip
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "L1",
+    "ClipGradients",
+    "DynamicPruning",
+    "GradientPruning",
+    "Part",
+    "Prunable",
+    "PrunableConv1D",
+    "PrunableConv2D",
+    "PrunableDense",
+    "PrunableDepthwiseConv2D",
+    "PrunableEmbedding",
+    "PrunableGRU",
+    "PrunableLSTM",
+    "PrunableMultiHeadAttention",
+    "Pruning",
+    "PruningCallback",
+    "Report",
+    "Scope",
+    "ThresholdPruning",
+    "allocation",
+    "criteria",
+    "growth",
+    "load_model",
+    "patterns",
+    "prune",
+    "report",
+    "schedules",
+    "strip",
+]

@@ -1,0 +1,356 @@
+"""Callbacks for `model.fit`: when masks change, and under which recipe."""
+
+from __future__ import annotations
+
+import warnings
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+
+from keras_prune import criteria
+from keras_prune.growth import Growth
+from keras_prune.names import resolve_allocation, resolve_criterion, resolve_growth, resolve_pattern
+from keras_prune.pruner import Recipe
+from keras_prune.schedules import Schedule, Threshold
+from keras_prune.scope import Scope, Skipped
+from keras_prune.session import Session
+from keras_prune.step import Part
+
+__all__ = ["DynamicPruning", "GradientPruning", "Pruning", "PruningCallback", "ThresholdPruning"]
+
+
+class PruningCallback(keras.callbacks.Callback):
+    """Base of the pruning callbacks: drives one `Session` from the hooks of `fit`.
+
+    In a custom training loop there are no hooks; then call `attach(model)` before the step function is traced,
+    `on_step()` after each step, and `detach()` at the end.
+
+    Args:
+        recipe: how masks are found.
+        schedule: when, and how much.
+        scope: which tensors.
+        parts: what else acts in the step.
+    """
+
+    def __init__(self, recipe: Recipe, schedule: Schedule, scope: Scope | None, parts: Sequence[Part]) -> None:
+        super().__init__()
+        name = type(self).__name__
+        if not isinstance(schedule, Schedule):
+            raise TypeError(
+                f"{name}: schedule must be a keras_prune.schedules.Schedule. Received: {schedule!r} of type "
+                f"{type(schedule).__name__}. For a fixed sparsity write schedules.ConstantSparsity({schedule!r})."
+            )
+        for part in parts:
+            if not isinstance(part, Part):
+                raise TypeError(f"{name}: each of parts must be a keras_prune.Part. Received: {part!r}")
+        check_data(name, recipe.criterion)
+        self.recipe = recipe
+        self.schedule = schedule
+        self.scope = scope if scope is not None else Scope()
+        self.parts = tuple(parts)
+        self._session: Session | None = None
+        self._last_batch = -1
+
+    @abstractmethod
+    def __repr__(self) -> str:
+        raise NotImplementedError
+
+    # -- what the user can ask ----------------------------------------------------------------------------------------
+
+    @property
+    def sparsity(self) -> float:
+        """The share of weights in scope that are off now, a fraction in [0, 1)."""
+        return self._running().sparsity
+
+    @property
+    def skipped(self) -> tuple[Skipped, ...]:
+        """The variables that are not pruned, each with the reason."""
+        return self._running().skipped
+
+    def _running(self) -> Session:
+        if self._session is None:
+            raise RuntimeError(
+                f"{type(self).__name__} is not attached to a model. Hand it to model.fit(callbacks=[...]), "
+                "or call attach(model)."
+            )
+        return self._session
+
+    # -- custom loops -------------------------------------------------------------------------------------------------
+
+    def attach(self, model: keras.Model, run: Any = None) -> None:
+        """Bind masks to a built and compiled model.
+
+        Args:
+            model: what will be trained; its optimizer is the one whose steps count.
+            run: which training this is; `fit` gives its History.
+        """
+        if self._session is not None:
+            self._session.abandon()
+        self._session = Session(
+            model, self.recipe, self.schedule, scope=self.scope, parts=self.parts, owner=self, run=run
+        )
+
+    def on_step(self, steps: int = 1) -> None:
+        """Note that the optimizer was called `steps` times more, and change the masks if the schedule says so.
+
+        Call it once before the first step with `steps=0`, if masks are to change at step 0, and after every step.
+        """
+        session = self._running()
+        if not session.started:
+            session.start()
+        if steps:
+            session.on_step(steps)
+
+    def detach(self) -> None:
+        """End the training: pruned weights are exactly zero and stay so; everything else leaves the step."""
+        self._running().finish()
+
+    # -- Keras's hooks ------------------------------------------------------------------------------------------------
+
+    def set_model(self, model: keras.Model) -> None:
+        """Bind masks before anything is traced or restored; called by `fit`, once the model is built."""
+        super().set_model(model)
+        self.attach(model, run=getattr(model, "history", None))
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Warn of a schedule that will not be over when training is."""
+        steps, epochs = self.params.get("steps"), self.params.get("epochs")
+        if not steps or not epochs:
+            return
+        session = self._running()
+        total = session.step_limit(steps * epochs)
+        if self.schedule.last_step > total:
+            warnings.warn(
+                f"{type(self).__name__}: the schedule ends at step {self.schedule.last_step}, and training "
+                f"at step {total} ({epochs} epochs of {steps} steps): the final target {self.schedule.final:g} will not be "
+                f"reached. Set end_step to {total} or less, or train longer.",
+                stacklevel=2,
+            )
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Begin the session with the first epoch: by then every callback has restored what it restores."""
+        self._last_batch = -1
+        if not self._running().started:
+            self._running().start()
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Follow the optimizer; show the sparsity beside the loss."""
+        session = self._running()
+        session.on_step(batch - self._last_batch)
+        self._last_batch = batch
+        if logs is not None:
+            logs["sparsity"] = session.sparsity
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Record the sparsity in the history."""
+        if logs is not None:
+            logs["sparsity"] = self._running().sparsity
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        """Leave exact zeros behind, held by the masks."""
+        self.detach()
+
+
+def check_data(name: str, criterion: criteria.Criterion, *, training: bool = True) -> None:
+    """Refuse a criterion without data whose statistics neither training nor the tensor itself can give."""
+    served = frozenset({"seed", "synflow"}) | (criteria.FROM_TRAINING if training else frozenset())
+    if not criterion.needs <= served and getattr(criterion, "data", None) is None:
+        kind = type(criterion).__name__
+        raise ValueError(
+            f"{name}: {kind} takes {sorted(criterion.needs - served)} from data. Received: data=None. "
+            f"Write criteria.{kind}(data=x) with a few hundred samples."
+        )
+
+
+class Pruning(PruningCallback):
+    """Prunes to a schedule while `fit` trains.
+
+    Steps are the optimizer's iterations, counted from its creation: a model that is compiled anew counts from 0, one
+    that goes on training counts on. Pruned weights are exactly 0.0 from the update on, in every checkpoint, and after
+    `fit`; masks stay on the model until `keras_prune.strip`.
+
+    Args:
+        schedule: target by step, `keras_prune.schedules`.
+        criterion: what a weight is worth: a name ("magnitude", "random", "gradient", "taylor", "movement", "fisher",
+            "snip", "synflow") or an instance, `keras_prune.criteria`.
+        pattern: where zeros may fall: "unstructured", "filter", "channel", or an instance, `keras_prune.patterns`.
+        allocation: how much each tensor gives: "global", "uniform", "erk", "lamp", a mapping of paths (or regular
+            expressions) to targets, or an instance, `keras_prune.allocation`.
+        scope: which tensors, `keras_prune.Scope`; None for all kernels.
+        parts: gradient clipping and objectives that act in the step, `keras_prune.ClipGradients`, `keras_prune.L1`.
+
+    Raises:
+        ValueError: the model is not built or not compiled, nothing is prunable, another callback prunes the same
+            tensor, a pattern does not divide a shape, a tensor would be emptied, or weights are not finite.
+
+    Example:
+        >>> import keras, numpy as np
+        >>> import keras_prune as kp
+        >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(16), keras.layers.Dense(1)])
+        >>> model.compile("sgd", "mse")
+        >>> pruning = kp.Pruning(kp.schedules.PolynomialDecay(0.0, 0.75, begin_step=0, end_step=8, frequency=2))
+        >>> _ = model.fit(np.ones((80, 8)), np.ones((80, 1)), batch_size=10, verbose=0, callbacks=[pruning])
+        >>> pruning.sparsity
+        0.75
+    """
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        criterion: Any = "magnitude",
+        pattern: Any = "unstructured",
+        allocation: Any = "global",
+        *,
+        scope: Scope | None = None,
+        parts: Sequence[Part] = (),
+    ) -> None:
+        recipe = Recipe(resolve_criterion(criterion), resolve_pattern(pattern), resolve_allocation(allocation))
+        super().__init__(recipe, schedule, scope, parts)
+
+    def __repr__(self) -> str:
+        return f"Pruning({self.schedule}, {self.recipe.criterion}, {self.recipe.pattern}, {self.recipe.allocation})"
+
+
+class ThresholdPruning(PruningCallback):
+    r"""Prunes what does not exceed a threshold: $|w| \le \theta$, mean $|g| \le \theta$, or mean $|a| \le \theta$.
+
+    Args:
+        threshold: $\theta$, or a `keras_prune.schedules.Threshold` that says when and how it ramps, or that it is a
+            factor of the tensor's standard deviation.
+        on: "weight"; "gradient", the mean |g| of training since the last update, or over `data`; "activation", the
+            mean |a| of the input that a weight reads, over `data`.
+        data: what gradients or activations are measured on.
+        pattern: where zeros may fall; a unit goes when its own score does not exceed the threshold.
+        frequency: steps between two updates, when `threshold` is a number; gradients are first seen after so many
+            steps.
+        scope: as for `Pruning`.
+        parts: as for `Pruning`.
+
+    Source: Han et al. 2015, "Learning both weights and connections", section 3.
+
+    Example:
+        >>> import keras, numpy as np
+        >>> import keras_prune as kp
+        >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2, use_bias=False)])
+        >>> model.compile(keras.optimizers.SGD(0.0), "mse")
+        >>> model.layers[0].set_weights([np.array([[0.5, 0.01], [-0.02, 1.0]])])
+        >>> pruning = kp.ThresholdPruning(0.02)
+        >>> _ = model.fit(np.ones((4, 2)), np.ones((4, 2)), verbose=0, callbacks=[pruning])
+        >>> model.layers[0].get_weights()[0].tolist()
+        [[0.5, 0.0], [0.0, 1.0]]
+    """
+
+    MEASURES = ("weight", "gradient", "activation")
+
+    def __init__(
+        self,
+        threshold: float | Threshold,
+        on: str = "weight",
+        *,
+        data: Any = None,
+        pattern: Any = "unstructured",
+        frequency: int = 100,
+        scope: Scope | None = None,
+        parts: Sequence[Part] = (),
+    ) -> None:
+        if on not in self.MEASURES:
+            raise ValueError(f"ThresholdPruning: on must be one of {self.MEASURES}. Received: on={on!r}")
+        self.on = on
+        if not isinstance(threshold, Threshold):
+            first = frequency if on == "gradient" and data is None else 0
+            threshold = Threshold(threshold, begin_step=first, frequency=frequency)
+        criterion: criteria.Criterion = criteria.Magnitude()
+        if on == "gradient":
+            criterion = criteria.Gradient(data=data)
+        elif on == "activation":
+            criterion = criteria.InputActivation(data=data)
+        recipe = Recipe(criterion, resolve_pattern(pattern), resolve_allocation("uniform"))
+        super().__init__(recipe, threshold, scope, parts)
+
+    def __repr__(self) -> str:
+        return f"ThresholdPruning({self.schedule}, on={self.on!r})"
+
+
+class GradientPruning(PruningCallback):
+    """Prunes to a schedule by the gradients that training sees anyway; no second pass.
+
+    Args:
+        schedule: target by step; it begins at step 1 or later, when gradients have been seen.
+        criterion: a name or an instance that takes gradients: "taylor" (|w g|), "gradient" (|g|), "fisher",
+            "movement", "snip".
+        pattern: as for `Pruning`.
+        allocation: as for `Pruning`.
+        scope: as for `Pruning`.
+        parts: as for `Pruning`.
+    """
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        criterion: Any = "taylor",
+        pattern: Any = "unstructured",
+        allocation: Any = "global",
+        *,
+        scope: Scope | None = None,
+        parts: Sequence[Part] = (),
+    ) -> None:
+        chosen = resolve_criterion(criterion)
+        if not chosen.needs & criteria.FROM_TRAINING:
+            raise ValueError(
+                f"GradientPruning: the criterion must take gradients. Received: {chosen}, which needs "
+                f"{sorted(chosen.needs)}. "
+                "Use Pruning for it."
+            )
+        recipe = Recipe(chosen, resolve_pattern(pattern), resolve_allocation(allocation))
+        super().__init__(recipe, schedule, scope, parts)
+
+    def __repr__(self) -> str:
+        return f"GradientPruning({self.schedule}, {self.recipe.criterion})"
+
+
+class DynamicPruning(PruningCallback):
+    """Prunes to a schedule, and lets pruned weights come back while training goes on.
+
+    With "surgery" all weights go on learning, the pruned ones out of sight; with "set" and "rigl" the weights that
+    come back start at 0. The number of zeros follows the schedule exactly; with a constant schedule only their places
+    change. Updates go on until the schedule's `end_step`.
+
+    Args:
+        schedule: target by step.
+        growth: "surgery", "set", "rigl" or an instance, `keras_prune.growth`.
+        criterion: as for `Pruning`.
+        pattern: as for `Pruning`; its units have to be the same weights always (not N:M).
+        allocation: as for `Pruning`; "erk" and "uniform" keep each tensor's share constant, as SET and RigL have it.
+        scope: as for `Pruning`.
+        parts: as for `Pruning`.
+    """
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        growth: str | Growth = "rigl",
+        criterion: Any = "magnitude",
+        pattern: Any = "unstructured",
+        allocation: Any = "erk",
+        *,
+        scope: Scope | None = None,
+        parts: Sequence[Part] = (),
+    ) -> None:
+        chosen = resolve_pattern(pattern)
+        if schedule.gives == "threshold":
+            raise ValueError(
+                f"DynamicPruning: the schedule must give a sparsity. Received: {schedule}. The two thresholds of "
+                "surgery follow the sparsity; growth.Surgery(margin=...) sets their distance."
+            )
+        if not chosen.fixed_units:
+            raise ValueError(
+                f"DynamicPruning: nothing can grow back in {chosen}, whose units are not fixed. "
+                "Take Block or Unstructured."
+            )
+        recipe = Recipe(resolve_criterion(criterion), chosen, resolve_allocation(allocation), resolve_growth(growth))
+        super().__init__(recipe, schedule, scope, parts)
+
+    def __repr__(self) -> str:
+        return f"DynamicPruning({self.schedule}, {self.recipe.growth}, {self.recipe.criterion})"

@@ -1,0 +1,119 @@
+"""A mask bound to a variable: attached as a constraint, updated in place, detached without a trace.
+
+Keras runs a variable's constraint at the end of the optimizer's step, inside the compiled function, so a constraint
+that selects by a mask keeps pruned weights at zero at no cost to the host and under every way of running the step.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+import numpy.typing as npt
+from keras import ops
+
+from keras_prune.scope import Target
+
+__all__ = ["Mask", "MaskConstraint", "mask_of", "read", "release"]
+
+
+class MaskConstraint(keras.constraints.Constraint):
+    """Selects: $w_i$ where the mask is on, +0.0 elsewhere; after the constraint that the variable had before, if any.
+
+    Args:
+        mask: a boolean variable of the weight's shape.
+        inner: the user's own constraint, applied first, or None.
+    """
+
+    def __init__(self, mask: keras.Variable, inner: Any = None) -> None:
+        self.mask = mask
+        self.inner = inner
+
+    def __call__(self, w: Any) -> Any:
+        """Return the weight with pruned entries at +0.0 (selected, not multiplied: that would leave -0.0)."""
+        return select(self.mask, w if self.inner is None else self.inner(w))
+
+    def get_config(self) -> dict[str, Any]:
+        """Refuse: a mask is state of a training, not configuration."""
+        raise NotImplementedError("A mask cannot be written into a configuration. Call keras_prune.strip(model) first.")
+
+
+def select(mask: Any, weight: Any) -> Any:
+    """Return the weight where the mask is on and +0.0 elsewhere."""
+    value = ops.convert_to_tensor(weight)
+    return ops.where(ops.convert_to_tensor(mask), value, ops.zeros_like(value))
+
+
+def read(variable: keras.Variable) -> npt.NDArray[Any]:
+    """Return a variable's value as an array that may share its memory: read it, never write it."""
+    return np.asarray(ops.convert_to_numpy(variable.value))
+
+
+class Mask:
+    """The mask of one target.
+
+    Args:
+        target: the tensor.
+        variable: a boolean variable of its shape. On the JAX backend the compiled step sees only state that is handed
+            to it, so for a mask that changes during training it has to be one of the optimizer's (`keras_prune.state`
+            makes it so).
+        hold: keep pruned weights at zero by a constraint. False where they go on learning: the one who binds then
+            holds them.
+
+    Attributes:
+        zeros: how many weights are off.
+    """
+
+    def __init__(self, target: Target, variable: keras.Variable, *, hold: bool = True) -> None:
+        self.target = target
+        self.variable = variable
+        self.zeros = int(np.count_nonzero(~read(variable)))
+        self.hold(hold)
+
+    def hold(self, on: bool = True) -> None:
+        """Attach the constraint, or take it off and leave the user's own."""
+        kernel = self.target.variable
+        inner = release(kernel)
+        if on:
+            kernel.constraint = MaskConstraint(self.variable, inner)
+
+    def read(self) -> npt.NDArray[np.bool_]:
+        """Return the mask (True: kept), to be read only."""
+        return read(self.variable)
+
+    def write(self, values: npt.NDArray[np.bool_]) -> None:
+        """Set the mask, here and in the wrapper layer if there is one, and put pruned weights at +0.0.
+
+        Where a wrapper lets masked weights go on learning (straight through), the weights stay as they are.
+        """
+        self.variable.assign(values)
+        if self.target.mask is not None:
+            self.target.mask.assign(values)
+        self.zeros = int(values.size - np.count_nonzero(values))
+        self.apply()
+
+    def apply(self) -> None:
+        """Put the weights that the mask prunes at +0.0."""
+        if not self.target.straight_through:
+            self.target.variable.assign(select(self.variable, self.target.variable.value))
+
+
+def mask_of(variable: keras.Variable) -> npt.NDArray[np.bool_] | None:
+    """Return the mask that is bound to a variable, or None.
+
+    Example:
+        >>> layer = keras.layers.Dense(2)
+        >>> layer.build((None, 3))
+        >>> mask_of(layer.kernel) is None
+        True
+    """
+    constraint = variable.constraint
+    return read(constraint.mask) if isinstance(constraint, MaskConstraint) else None
+
+
+def release(variable: keras.Variable) -> Any:
+    """Take a mask off a variable; what remains is the constraint that the user gave it, which is returned."""
+    while isinstance(variable.constraint, MaskConstraint):
+        variable.constraint = variable.constraint.inner
+    return variable.constraint

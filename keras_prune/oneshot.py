@@ -1,0 +1,98 @@
+"""Pruning without training: scores now, masks now."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+
+from keras_prune import statistics
+from keras_prune.callbacks import check_data
+from keras_prune.masks import Mask, mask_of, read
+from keras_prune.names import resolve_allocation, resolve_criterion, resolve_pattern
+from keras_prune.pruner import Recipe, Tensor, masks_at_sparsity
+from keras_prune.scope import Scope, Target
+from keras_prune.sensitivity import measure_curves, with_curves
+from keras_prune.state import TrainingState, strategy_scope
+from keras_prune.strategy import check_fraction
+
+__all__ = ["prune"]
+
+
+def prune(
+    model: keras.Model,
+    sparsity: float = 0.5,
+    criterion: Any = "magnitude",
+    pattern: Any = "unstructured",
+    allocation: Any = "global",
+    *,
+    scope: Scope | None = None,
+) -> keras.Model:
+    """Prune a model at once, in place, without training.
+
+    The masks stay on the model: a later `fit` keeps pruned weights at zero, and another `prune` or a callback goes on
+    from them. Criteria that take gradients or activations take them from their `data`.
+
+    Args:
+        model: a built model; compiled, if the criterion takes gradients.
+        sparsity: the share of the weights in scope to be zero, a fraction in [0, 1).
+        criterion: a name or an instance, as for `Pruning`.
+        pattern: a name or an instance, as for `Pruning`.
+        allocation: a name, a mapping or an instance, as for `Pruning`.
+        scope: which tensors; None for all kernels.
+
+    Returns:
+        The same model.
+
+    Raises:
+        ValueError: as for `Pruning`.
+
+    Example:
+        >>> import keras
+        >>> import keras_prune as kp
+        >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(10)])
+        >>> int((kp.prune(model, 0.75).layers[0].kernel.numpy() == 0).sum())
+        60
+    """
+    check_fraction("prune: sparsity", sparsity)
+    recipe = Recipe(resolve_criterion(criterion), resolve_pattern(pattern), resolve_allocation(allocation))
+    check_data("prune", recipe.criterion, training=False)
+    targets = (scope if scope is not None else Scope()).survey(model).targets
+    masks = _masks(model, targets)
+    rounds = recipe.criterion.rounds
+    for i in range(1, rounds + 1):
+        target = sparsity if i == rounds else 1.0 - (1.0 - sparsity) ** (i / rounds)
+        tensors = _tensors(model, targets, masks, recipe)
+        values = masks_at_sparsity(tensors, recipe, target, final=sparsity)
+        for mask, value in zip(masks, values, strict=True):
+            mask.write(value)
+    return model
+
+
+def _masks(model: keras.Model, targets: tuple[Target, ...]) -> list[Mask]:
+    """A mask for each target: the one that it has, or a new one."""
+    masks = []
+    with strategy_scope(model):
+        state = TrainingState.of(model)
+        for target in targets:
+            earlier = mask_of(target.variable)
+            if earlier is None and target.mask is not None:
+                earlier = read(target.mask)
+            variable = state.variable(f"mask:{target.index}", target.variable.shape, "bool", True)
+            if earlier is not None:
+                variable.assign(earlier)
+            masks.append(Mask(target, variable, hold=not target.straight_through))
+    return masks
+
+
+def _tensors(model: keras.Model, targets: tuple[Target, ...], masks: list[Mask], recipe: Recipe) -> list[Tensor]:
+    gathered: list[dict[str, Any]] = [{} for _ in targets]
+    if recipe.needs:
+        gathered = statistics.collect(model, targets, recipe.needs, getattr(recipe.criterion, "data", None))
+    tensors = [
+        Tensor(t.path, read(t.variable), m.read() if m.zeros else None, t.layout, values, t.index)
+        for t, m, values in zip(targets, masks, gathered, strict=True)
+    ]
+    if recipe.allocation.needs_curves:
+        tensors = with_curves(tensors, measure_curves(model, targets, tensors, recipe))
+    return tensors

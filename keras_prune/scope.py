@@ -1,0 +1,360 @@
+"""Model -> prunable tensors, and the reason for each variable that is left out."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar
+
+import keras
+import numpy as np
+import numpy.typing as npt
+from keras import layers as kl
+from keras.saving import register_keras_serializable
+
+from keras_prune.strategy import Strategy
+
+__all__ = ["Layout", "Scope", "Skipped", "Survey", "Target"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How a kernel's axes read as `[..., in, out]`, the layout in which patterns are stated.
+
+    Attributes:
+        space: axes of the window; inputs, outputs: axes over which a weight's input and output run, each flattened.
+
+    Example:
+        >>> Layout.transposed(4).to_canonical(np.zeros((3, 3, 8, 2))).shape  # Conv2DTranspose: (h, w, out, in)
+        (3, 3, 2, 8)
+    """
+
+    space: tuple[int, ...]
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+
+    @classmethod
+    def plain(cls, rank: int) -> Layout:
+        """`[..., in, out]`: Dense, Conv, recurrent kernels, Embedding."""
+        if rank == 1:
+            return cls((), (), (0,))
+        return cls(tuple(range(rank - 2)), (rank - 2,), (rank - 1,))
+
+    @classmethod
+    def transposed(cls, rank: int) -> Layout:
+        """`[..., out, in]`: transposed convolutions."""
+        return cls(tuple(range(rank - 2)), (rank - 1,), (rank - 2,))
+
+    @classmethod
+    def depthwise(cls, rank: int) -> Layout:
+        """`[..., channel, multiplier]`: each output has an input of its own, so both axes count its outputs."""
+        return cls(tuple(range(rank - 2)), (), (rank - 2, rank - 1))
+
+    def to_canonical(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Return `array` as `[..., in, out]`; a view where the axes stand in order already."""
+        shape = array.shape
+        size = [math.prod(shape[a] for a in axes) for axes in (self.inputs, self.outputs)]
+        moved = array.transpose(self.space + self.inputs + self.outputs)
+        return moved.reshape([shape[a] for a in self.space] + size)
+
+    def from_canonical(self, array: npt.NDArray[Any], shape: tuple[int, ...]) -> npt.NDArray[Any]:
+        """Undo `to_canonical` for a kernel of `shape`."""
+        order = self.space + self.inputs + self.outputs
+        moved = array.reshape([shape[a] for a in order])
+        return moved.transpose(np.argsort(order))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Target:
+    """A tensor that is to be pruned.
+
+    Attributes:
+        path: the variable's path, unique within the model.
+        layer: the layer that owns the variable.
+        variable: the kernel.
+        layout: how its axes read as `[..., in, out]`.
+        mask: the mask weight of a wrapper layer (`keras_prune.layers`), or None.
+        straight_through: whether that wrapper lets masked weights go on learning.
+        index: the variable's place among the model's weights. Unlike the path, it is the same for a model that is
+            built twice, so it names the tensor's state in files and seeds what is random about it.
+    """
+
+    path: str
+    layer: keras.Layer
+    variable: keras.Variable
+    layout: Layout
+    mask: keras.Variable | None = None
+    straight_through: bool = False
+    index: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Skipped:
+    """A variable that is left alone, and why."""
+
+    path: str
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Survey:
+    """What a scope found: the tensors to prune and those left out; every variable of the model is in one of the two."""
+
+    targets: tuple[Target, ...]
+    skipped: tuple[Skipped, ...]
+
+
+def _einsum_layout(layer: Any, rank: int) -> Layout:
+    """Axes of an EinsumDense kernel: letters of the output are outputs, the others are summed over and so inputs."""
+    left, output = layer.equation.replace(" ", "").split("->")
+    letters = left.split(",")[1]
+    inputs = tuple(i for i, letter in enumerate(letters) if letter not in output)
+    outputs = tuple(i for i, letter in enumerate(letters) if letter in output)
+    return Layout((), inputs, outputs)
+
+
+Rule = Callable[[Any, int], Layout]
+
+
+def _plain(layer: Any, rank: int) -> Layout:
+    return Layout.plain(rank)
+
+
+def _transposed(layer: Any, rank: int) -> Layout:
+    return Layout.transposed(rank)
+
+
+def _depthwise(layer: Any, rank: int) -> Layout:
+    return Layout.depthwise(rank)
+
+
+_RECURRENT: dict[str, Rule] = {"kernel": _plain, "recurrent_kernel": _plain}
+_SEPARABLE: dict[str, Rule] = {"depthwise_kernel": _depthwise, "pointwise_kernel": _plain}
+
+RULES: dict[type, dict[str, Rule]] = {
+    kl.Dense: {"kernel": _plain},
+    kl.EinsumDense: {"kernel": _einsum_layout},
+    kl.Conv1D: {"kernel": _plain},
+    kl.Conv2D: {"kernel": _plain},
+    kl.Conv3D: {"kernel": _plain},
+    kl.Conv1DTranspose: {"kernel": _transposed},
+    kl.Conv2DTranspose: {"kernel": _transposed},
+    kl.Conv3DTranspose: {"kernel": _transposed},
+    kl.DepthwiseConv1D: {"kernel": _depthwise},
+    kl.DepthwiseConv2D: {"kernel": _depthwise},
+    kl.SeparableConv1D: _SEPARABLE,
+    kl.SeparableConv2D: _SEPARABLE,
+    kl.Embedding: {"embeddings": _plain},
+    kl.SimpleRNNCell: _RECURRENT,
+    kl.LSTMCell: _RECURRENT,
+    kl.GRUCell: _RECURRENT,
+}
+"""Which variables of Keras's own layers are kernels. Attention, Bidirectional, TimeDistributed and recurrent layers
+hold these."""
+
+
+def _rules(layer: keras.Layer) -> dict[str, Rule] | None:
+    """The rules of the nearest class that has some; ConvLSTM's cells are not exported by Keras, so they go by name."""
+    for base in type(layer).__mro__:
+        if base in RULES:
+            return RULES[base]
+        if base.__name__ == "ConvLSTMCell" and base.__module__.startswith("keras."):
+            return _RECURRENT
+    return None
+
+
+@register_keras_serializable(package="keras_prune")
+@dataclasses.dataclass(frozen=True)
+class Scope(Strategy):
+    """Which tensors of a model are pruned.
+
+    Kernels of Keras's own layers are found by the kind of layer, at any depth of nesting. A custom layer names its
+    own by a method `prunable_weights()`, which returns variables; without one, its variables whose name matches
+    `names` are taken.
+
+    Args:
+        include: paths, or regular expressions that match whole paths; None for all. What matches nothing is an error.
+        exclude: likewise, left out even when included.
+        names: a regular expression for the names of kernels in custom layers.
+        min_size: tensors with fewer weights are left out.
+
+    Example:
+        >>> a, b = keras.layers.Dense(3, name="a"), keras.layers.Dense(2, name="b")
+        >>> model = keras.Sequential([keras.Input((4,)), a, b])
+        >>> survey = Scope(exclude=(".*b/.*",)).survey(model)
+        >>> [target.path.split("/", 1)[-1] for target in survey.targets]
+        ['a/kernel']
+        >>> {skipped.path.split("/", 1)[-1]: skipped.reason for skipped in survey.skipped}["a/bias"]
+        'biases are not pruned: one weight per output'
+    """
+
+    kind: ClassVar[str] = "scope"
+
+    include: tuple[str, ...] | None = None
+    exclude: tuple[str, ...] = ()
+    names: str = r"kernel|.*_kernel|weight|weights|embeddings|w"
+    min_size: int = 0
+
+    def __post_init__(self) -> None:
+        for field in ("include", "exclude"):
+            value = getattr(self, field)
+            if isinstance(value, str):
+                object.__setattr__(self, field, (value,))
+            elif value is not None:
+                object.__setattr__(self, field, tuple(value))
+
+    def survey(self, model: keras.Layer, *, may_be_empty: bool = False) -> Survey:
+        """Sort the variables of a built model into targets and skipped ones.
+
+        Args:
+            model: a built model or layer.
+            may_be_empty: return a survey without targets, if that is what there is, instead of raising.
+
+        Raises:
+            ValueError: the model is not built, a pattern matches no variable, or nothing is left to prune (with the
+            reasons).
+        """
+        if not model.weights and not model.built:
+            raise ValueError(
+                f"{type(model).__name__} {model.name!r} has no weights yet, so there is nothing to prune. "
+                "Build it first: give it an Input, call it on a batch, or call model.build(input_shape)."
+            )
+        targets: list[Target] = []
+        skipped: list[Skipped] = []
+        paths = _unique_paths(model)
+        order = {id(variable): i for i, variable in enumerate(model.weights)}
+        masks = _wrapper_masks(model)
+        bound = {id(mask) for mask, _ in masks.values()}
+        for layer, variable, rule, reason in self.walk(model):
+            if id(variable) in bound:
+                continue
+            path = paths.get(id(variable), variable.path)
+            reason = reason or self._left_out(path, variable)
+            if reason:
+                skipped.append(Skipped(path, reason))
+                continue
+            mask, straight = masks.get(id(variable), (None, False))
+            layout = (rule or _plain)(layer, len(variable.shape))
+            targets.append(
+                Target(path, layer, variable, layout, mask, straight, order.setdefault(id(variable), len(order)))
+            )
+        self._check(model, targets, skipped, may_be_empty)
+        targets.sort(key=lambda target: target.index)
+        return Survey(tuple(targets), tuple(skipped))
+
+    def walk(self, model: keras.Layer) -> Iterator[tuple[keras.Layer, keras.Variable, Rule | None, str | None]]:
+        """Give each variable once: the layer that holds it, its rule, and why its kind is no kernel (None: it is one).
+
+        Of two layers that hold a variable, the one that knows it as a kernel counts: spectral normalization holds
+        the kernel of the layer inside it.
+        """
+        found: dict[int, tuple[keras.Layer, keras.Variable, Rule | None, str | None]] = {}
+        for layer in model._flatten_layers():
+            for variable, rule, reason in self._own_variables(layer):
+                known = found.get(id(variable))
+                if known is None or (reason is None and known[3] is not None):
+                    found[id(variable)] = (layer, variable, rule, reason)
+        yield from found.values()
+
+    def _own_variables(self, layer: keras.Layer) -> Iterator[tuple[keras.Variable, Rule | None, str | None]]:
+        """Each variable that the layer itself holds, with its rule or the reason against it."""
+        rules = _rules(layer)
+        chosen = _prunable_weights(layer)
+        frozen = _state_reason(layer)
+        own = [*layer._trainable_variables, *layer._non_trainable_variables]
+        for variable in own:
+            name = variable.name
+            if chosen is not None:
+                listed = any(variable is one for one in chosen)
+                yield variable, _plain, None if listed else f"{type(layer).__name__}.prunable_weights() leaves it out"
+            elif rules is not None and name in rules:
+                yield variable, rules[name], frozen
+            elif rules is not None or type(layer).__module__.startswith("keras."):
+                yield variable, None, _plain_reason(layer, variable)
+            elif len(variable.shape) >= 2 and re.fullmatch(self.names, name):
+                yield variable, _plain, frozen
+            else:
+                reason = f"not a kernel by name: a custom layer's match {self.names!r}, or it has prunable_weights()"
+                yield variable, None, reason
+        if chosen is not None:
+            for variable in chosen:
+                if not any(variable is one for one in own):
+                    yield variable, _plain, None
+
+    def _left_out(self, path: str, variable: keras.Variable) -> str | None:
+        if self.include is not None and not _matches(self.include, path):
+            return "not included in the scope"
+        if _matches(self.exclude, path):
+            return "excluded from the scope"
+        if not variable.trainable:
+            return "frozen (trainable=False)"
+        if not str(variable.dtype).startswith(("float", "bfloat")):
+            return f"its type is {variable.dtype}, and only floating-point weights are pruned"
+        size = math.prod(variable.shape)
+        if size < self.min_size:
+            return f"{size} weights, fewer than min_size={self.min_size}"
+        return None
+
+    def _check(self, model: keras.Layer, targets: list[Target], skipped: list[Skipped], may_be_empty: bool) -> None:
+        paths = [t.path for t in targets] + [s.path for s in skipped]
+        for field in ("include", "exclude"):
+            unused = [key for key in getattr(self, field) or () if not any(_matches((key,), path) for path in paths)]
+            if unused:
+                raise ValueError(
+                    f"Scope: {field} names no variable of {model.name!r}: {unused}. Its variables: {paths}"
+                )
+        if not targets and not may_be_empty:
+            reasons = "; ".join(f"{s.path}: {s.reason}" for s in skipped) or "it has no variables"
+            raise ValueError(f"{type(model).__name__} {model.name!r} has no prunable tensor. Left out: {reasons}.")
+
+
+def _matches(keys: tuple[str, ...], path: str) -> bool:
+    return any(key == path or re.fullmatch(key, path) for key in keys)
+
+
+def _unique_paths(model: keras.Layer) -> dict[int, str]:
+    """Paths by variable; a path that two variables share gets a number, in the model's own order."""
+    paths: dict[int, str] = {}
+    used: dict[str, int] = {}
+    for variable in model.weights:
+        number = used.get(variable.path, 0)
+        used[variable.path] = number + 1
+        paths[id(variable)] = variable.path if number == 0 else f"{variable.path}#{number}"
+    return paths
+
+
+def _wrapper_masks(model: keras.Layer) -> dict[int, tuple[keras.Variable, bool]]:
+    """Kernel -> (mask weight, straight-through) for kernels under one of the library's wrapper layers."""
+    found: dict[int, tuple[keras.Variable, bool]] = {}
+    for layer in model._flatten_layers():
+        for kernel, mask in getattr(layer, "mask_pairs", ()):
+            found[id(kernel)] = (mask, layer.straight_through)
+    return found
+
+
+def _prunable_weights(layer: keras.Layer) -> list[keras.Variable] | None:
+    method = getattr(layer, "prunable_weights", None)
+    return list(method()) if callable(method) else None
+
+
+def _state_reason(layer: Any) -> str | None:
+    """Why the kernels of a layer are out of reach in the state that it is in."""
+    if getattr(layer, "quantization_mode", None):
+        return f"quantized ({layer.quantization_mode}): prune before quantize()"
+    if getattr(layer, "lora_enabled", False):
+        return (
+            "LoRA is enabled: the kernel is frozen under its adapters; prune before enable_lora(), or merge them first"
+        )
+    return None
+
+
+def _plain_reason(layer: Any, variable: keras.Variable) -> str:
+    kind = type(layer).__name__
+    if "bias" in variable.name:
+        return "biases are not pruned: one weight per output"
+    state = _state_reason(layer)
+    if state and ("lora" in variable.name or "scale" in variable.name):
+        return state
+    return f"{kind} has no kernel of this name"

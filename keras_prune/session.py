@@ -1,0 +1,411 @@
+"""One pruned training: brings the pure strategies, the model's variables and the step together.
+
+A session is what every callback drives, and what a custom training loop drives by hand: attach, on_step after each step, finish.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_prune import statistics
+from keras_prune.criteria import FROM_TRAINING
+from keras_prune.masks import Mask, mask_of, read, select
+from keras_prune.pruner import Recipe, Tensor, masks_at_sparsity, masks_at_threshold
+from keras_prune.schedules import Schedule
+from keras_prune.scope import Scope, Skipped, Target
+from keras_prune.sensitivity import Curve, measure_curves, with_curves
+from keras_prune.state import TrainingState, innermost, strategy_scope
+from keras_prune.step import ActivePart, GradientSums, HiddenWeights, Part, merge
+
+__all__ = ["Session"]
+
+LOOKAHEAD = 256
+"""How many steps ahead the next change of the masks is looked for at a time."""
+
+
+class Session:
+    """The state and the hands of one pruning callback.
+
+    Args:
+        model: built and compiled.
+        recipe: how masks are found.
+        schedule: when, and how much.
+        scope: which tensors.
+        parts: what else acts in the step.
+        owner: who is named in messages and holds the tensors.
+        run: which training this is; two owners of one tensor in one run are refused.
+
+    Attributes:
+        targets: the tensors that are pruned.
+        skipped: the variables that are not, with reasons.
+        sparsity: the share of the targets' weights that are off.
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        recipe: Recipe,
+        schedule: Schedule,
+        *,
+        scope: Scope,
+        parts: Sequence[Part] = (),
+        owner: Any = None,
+        run: Any = None,
+    ) -> None:
+        self.model = model
+        self.recipe = recipe
+        self.schedule = schedule
+        self.parts = tuple(parts)
+        self.owner = owner if owner is not None else self
+        survey = scope.survey(model)
+        self.targets: tuple[Target, ...] = survey.targets
+        self.skipped: tuple[Skipped, ...] = survey.skipped
+        self._optimizer = innermost(_optimizer_of(model))
+        with strategy_scope(model):
+            if not self._optimizer.built:
+                model.optimizer.build(model.trainable_variables)
+            self._state = TrainingState.of(model)
+            for target in self.targets:
+                self._state.claim(self, target.variable, target.path, run)
+            self._attach()
+        # A function compiled before the masks were attached would train without them.
+        model.train_function = None
+        self.started = False
+        self._behind = 0
+        self._step = 0
+        self._wake = 0
+
+    # -- attaching ----------------------------------------------------------------------------------------------------
+
+    def _attach(self) -> None:
+        self._keys = [str(target.index) for target in self.targets]
+        grows_hidden = bool(self.recipe.growth and self.recipe.growth.keeps_learning)
+        self._masks = [
+            self._make_mask(target, key, grows_hidden) for target, key in zip(self.targets, self._keys, strict=True)
+        ]
+        self._installed: list[Any] = []
+        self._hidden: dict[int, tuple[keras.Variable, keras.Variable]] = {}
+        self._sums: list[dict[str, keras.Variable]] = [{} for _ in self.targets]
+        self._count: keras.Variable | None = None
+        self._levels: list[tuple[Part, keras.Variable]] = []
+        self._attach_sums()
+        if grows_hidden:
+            self._attach_hidden()
+        self._attach_parts()
+
+    def _make_mask(self, target: Target, key: str, grows_hidden: bool) -> Mask:
+        earlier = mask_of(target.variable)
+        if earlier is None and target.mask is not None:
+            earlier = read(target.mask)
+        name = f"mask:{key}"
+        fresh = name not in self._state.variables and name not in self._state.arrays
+        variable = self._state.variable(name, target.variable.shape, "bool", True)
+        if fresh and earlier is not None:
+            variable.assign(earlier)
+            if not earlier.all():
+                self._state.restored.add(name)
+        return Mask(target, variable, hold=not (grows_hidden or target.straight_through))
+
+    def _attach_sums(self) -> None:
+        kinds = self._kinds_from_training()
+        if not kinds:
+            return
+        for target, key, sums in zip(self.targets, self._keys, self._sums, strict=True):
+            for kind in sorted(kinds):
+                sums[kind] = self._state.variable(f"{kind}:{key}", target.variable.shape, "float32", 0.0)
+        self._count = self._state.variable(f"steps:{self._keys[0]}", (), "float32", 0.0)
+        table = {id(target.variable): sums for target, sums in zip(self.targets, self._sums, strict=True)}
+        self._install(GradientSums(table, self._count))
+
+    def _kinds_from_training(self) -> frozenset[str]:
+        own = frozenset() if _has_data(self.recipe.criterion) else self.recipe.criterion.needs
+        growth = self.recipe.growth.needs if self.recipe.growth else frozenset()
+        return (own | growth) & FROM_TRAINING
+
+    def _attach_hidden(self) -> None:
+        for target, key, mask in zip(self.targets, self._keys, self._masks, strict=True):
+            hidden = self._state.variable(f"hidden:{key}", target.variable.shape, str(target.variable.dtype), 0.0)
+            self._hidden[id(target.variable)] = (mask.variable, hidden)
+        self._install(HiddenWeights(self._hidden))
+
+    def _attach_parts(self) -> None:
+        kernels = [id(target.variable) for target in self.targets]
+        biases = [id(v) for v in self.model.trainable_variables if "bias" in v.name]
+        for i, part in enumerate(self.parts):
+            level: keras.Variable | float = 1.0
+            if part.ramp is not None:
+                level = self._state.variable(f"level{i}:{self._keys[0]}", (), "float32", 0.0)
+                self._levels.append((part, level))
+            weights = kernels + (biases if part.on_biases else [])
+            self._install(ActivePart(part, weights, level, self._optimizer))
+
+    def _install(self, part: Any) -> None:
+        self._installed.append(part)
+        self._state.install(part)
+
+    # -- running ------------------------------------------------------------------------------------------------------
+
+    @property
+    def sparsity(self) -> float:
+        """The share of the targets' weights that are off, a fraction in [0, 1)."""
+        size = sum(int(np.prod(target.variable.shape)) for target in self.targets)
+        return sum(mask.zeros for mask in self._masks) / size
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps done."""
+        self._sync()
+        return int(ops.convert_to_numpy(self._optimizer.iterations))
+
+    def step_limit(self, calls: int) -> int:
+        """Return the step at which training ends after so many calls of the optimizer from now."""
+        every = self._optimizer.gradient_accumulation_steps or 1
+        return self.step + calls // every
+
+    def start(self) -> None:
+        """Begin, once weights are loaded: take up the masks of an earlier run, and make the first update if it is due."""
+        self.started = True
+        self._step = self.step
+        self._resume()
+        self._set_levels()
+        self._remember()
+        if self.schedule.should_update(self._step) and not self._is_done():
+            self._update()
+        self._find_wake()
+
+    def on_step(self, steps: int = 1) -> None:
+        """Note that the optimizer was called at most `steps` times more; change the masks if that is due.
+
+        Args:
+            steps: calls since the last time; the true count is read from the optimizer only when a change may be due.
+        """
+        if not self.started:
+            raise RuntimeError("Session.start() comes before on_step().")
+        self._behind += steps
+        if self._step + self._behind < self._wake:
+            return
+        before, self._step, self._behind = self._step, self.step, 0
+        passed = range(before + 1, self._step + 1)
+        self._set_levels()
+        if self.schedule.rewind_step in passed:
+            self._remember(now=True)
+        if any(self.schedule.should_update(step) for step in passed):
+            self._update()
+        self._find_wake()
+
+    def finish(self) -> None:
+        """End: pruned weights are exactly zero and held there, and nothing else of the session stays in the step."""
+        self._sync()
+        for mask in self._masks:
+            if id(mask.target.variable) in self._hidden:
+                mask.hold()
+            # The optimizer may have written averages over the weights at the end.
+            mask.apply()
+        self.abandon()
+
+    def abandon(self) -> None:
+        """Take the session's parts out of the step, whatever state it is in."""
+        for part in self._installed:
+            self._state.remove(part)
+        self._installed = []
+        self._state.unclaim(self)
+        self.model.train_function = None
+
+    def _sync(self) -> None:
+        sync = getattr(self.model, "jax_state_sync", None)
+        if sync is not None:
+            sync()
+
+    def _is_done(self) -> bool:
+        """Whether an earlier run made the update of this very step; only one that has memory may not be made twice."""
+        has_memory = self._count is not None or self.recipe.growth is not None
+        last = self._state.arrays.get(f"updated:{self._keys[0]}")
+        return has_memory and last is not None and int(last) == self._step
+
+    def _find_wake(self) -> None:
+        ahead = range(self._step + 1, self._step + LOOKAHEAD)
+        due = (step for step in ahead if self._is_due(step))
+        self._wake = next(due, self._step + LOOKAHEAD)
+
+    def _is_due(self, step: int) -> bool:
+        ramps = any(part.ramp.should_update(step) for part, _ in self._levels if part.ramp is not None)
+        return ramps or step == self.schedule.rewind_step or self.schedule.should_update(step)
+
+    # -- taking up an earlier run -------------------------------------------------------------------------------------
+
+    def _resume(self) -> None:
+        """Masks come from the file, from the variable, or from the zeros of a training that had begun to prune."""
+        begun = self._step > self.schedule.first_step
+        restored = [f"mask:{key}" in self._state.restored for key in self._keys]
+        self._resumed = any(restored)
+        for mask, known in zip(self._masks, restored, strict=True):
+            if not known and begun:
+                weight = read(mask.target.variable)
+                if not weight.all():
+                    mask.variable.assign(weight != 0)
+                    self._resumed = True
+            values = mask.read()
+            mask.zeros = int(values.size - np.count_nonzero(values))
+            if mask.target.mask is not None:
+                mask.target.mask.assign(values)
+        self._warn_of_lost_state(begun)
+        if begun and not self._resumed and self._step >= self.schedule.last_step and self.schedule.final > 0:
+            warnings.warn(
+                f"{_name(self.owner)}: its schedule ends at step {self.schedule.last_step}, and the optimizer has done "
+                f"{self._step} steps already, so nothing will be pruned. Steps are the optimizer's iterations: compile the "
+                f"model again to count from 0, or begin the schedule at {self._step}.",
+                stacklevel=2,
+            )
+
+    def _warn_of_lost_state(self, begun: bool) -> None:
+        wanted = [f"{kind}:{key}" for key, sums in zip(self._keys, self._sums, strict=True) for kind in sums]
+        wanted += [f"hidden:{key}" for key in self._keys if self._hidden]
+        lost = [key for key in wanted if key not in self._state.restored]
+        if begun and self._resumed and lost:
+            warnings.warn(
+                f"{_name(self.owner)} goes on with a training whose masks were found, but not its sums of gradients or hidden "
+                "weights, which start from zero. To bring them along, load the file with keras_prune.load_model, or use "
+                "BackupAndRestore in the same fit.",
+                stacklevel=2,
+            )
+
+    def _remember(self, now: bool = False) -> None:
+        """Keep the weights of the step that the schedule rewinds to."""
+        if self.schedule.rewind_step is None or not (now or self._step == self.schedule.rewind_step):
+            return
+        for i, variable in enumerate(self.model.trainable_variables):
+            self._state.arrays[f"rewind:{i}"] = np.array(read(variable))
+
+    # -- updating -----------------------------------------------------------------------------------------------------
+
+    def _set_levels(self) -> None:
+        for part, level in self._levels:
+            ramp = part.ramp
+            level.assign(ramp(self._step) / ramp.final if ramp is not None and ramp.final else 0.0)
+
+    def _update(self) -> None:
+        target = self.schedule(self._step)
+        grows = self.recipe.growth is not None
+        by_threshold = self.schedule.gives == "threshold"
+        # Without growth, a target that is reached leaves nothing to do.
+        if not grows and not by_threshold and target <= self.sparsity and not self._explicit_targets():
+            return
+        if target == 0.0 and not by_threshold:
+            return
+        tensors = self._read_tensors()
+        if by_threshold:
+            relative = getattr(self.schedule, "relative_to", None)
+            masks = masks_at_threshold(tensors, self.recipe, target, relative_to=relative)
+        else:
+            span = self.schedule.last_step - self.schedule.first_step
+            progress = (self._step - self.schedule.first_step) / span if span else 0.0
+            masks = masks_at_sparsity(
+                tensors, self.recipe, target, final=self.schedule.final, progress=min(1.0, progress), seed=self._step
+            )
+        for mask, values in zip(self._masks, masks, strict=True):
+            self._commit(mask, values)
+        self._rewind()
+        self._reset_sums()
+        self._state.arrays[f"updated:{self._keys[0]}"] = np.array(self._step)
+
+    def _explicit_targets(self) -> bool:
+        return hasattr(self.recipe.allocation, "targets")
+
+    def _read_tensors(self) -> list[Tensor]:
+        tensors = []
+        for target, mask, values in zip(self.targets, self._masks, self._gather(), strict=True):
+            weight = read(target.variable)
+            if id(target.variable) in self._hidden:
+                weight = read_merged(mask, self._hidden[id(target.variable)][1])
+            on = mask.read() if mask.zeros else None
+            tensors.append(Tensor(target.path, weight, on, target.layout, values, target.index))
+        return with_curves(tensors, self._curves(tensors)) if self.recipe.allocation.needs_curves else tensors
+
+    def _gather(self) -> list[dict[str, Any]]:
+        """The statistics that criterion and growth declared, from training and from data."""
+        gathered: list[dict[str, Any]] = [{} for _ in self.targets]
+        if self._count is not None:
+            steps = float(ops.convert_to_numpy(self._count))
+            if steps == 0:
+                raise ValueError(
+                    f"{_name(self.owner)} has seen no gradients at step {self._step}, and {_name(self.recipe.criterion)} takes them "
+                    "from training. Begin the schedule at step 1 or later, or give the criterion data=(x, y)."
+                )
+            for values, sums in zip(gathered, self._sums, strict=True):
+                for kind, total in sums.items():
+                    array = read(total)
+                    values[kind] = array if kind == "movement" else array / np.float32(steps)
+        rest = self.recipe.needs - self._kinds_from_training()
+        if rest:
+            data = getattr(self.recipe.criterion, "data", None)
+            for values, more in zip(gathered, statistics.collect(self.model, self.targets, rest, data), strict=True):
+                values.update(more)
+        return gathered
+
+    def _curves(self, tensors: list[Tensor]) -> list[Curve]:
+        """Loss against sparsity, tensor by tensor: measured once, and saved with the training."""
+        names = [f"curve:{key}" for key in self._keys]
+        if not all(name in self._state.arrays for name in names):
+            for name, curve in zip(names, measure_curves(self.model, self.targets, tensors, self.recipe), strict=True):
+                self._state.arrays[name] = np.array(curve, dtype=np.float64)
+        return [tuple((float(s), float(loss)) for s, loss in self._state.arrays[name]) for name in names]
+
+    def _commit(self, mask: Mask, values: Any) -> None:
+        """Put a new mask in force; hidden weights keep what the pruned ones have learnt."""
+        variable = mask.target.variable
+        if id(variable) not in self._hidden:
+            mask.write(values)
+            return
+        hidden = self._hidden[id(variable)][1]
+        hidden.assign(merge(mask.variable, variable.value, hidden.value))
+        mask.variable.assign(values)
+        if mask.target.mask is not None:
+            mask.target.mask.assign(values)
+        variable.assign(select(mask.variable, hidden.value))
+        mask.zeros = int(values.size - np.count_nonzero(values))
+
+    def _rewind(self) -> None:
+        if self.schedule.rewind_step is None:
+            return
+        for i, variable in enumerate(self.model.trainable_variables):
+            variable.assign(self._state.arrays[f"rewind:{i}"])
+        for mask in self._masks:
+            mask.apply()
+
+    def _reset_sums(self) -> None:
+        if self._count is None:
+            return
+        for sums in self._sums:
+            for kind, total in sums.items():
+                if kind != "movement":
+                    total.assign(ops.zeros_like(total.value))
+        self._count.assign(0.0)
+
+
+def read_merged(mask: Mask, hidden: keras.Variable) -> Any:
+    """Return a weight with the hidden values of what is pruned."""
+    return np.asarray(ops.convert_to_numpy(merge(mask.variable, mask.target.variable.value, hidden.value)))
+
+
+def _optimizer_of(model: keras.Model) -> Any:
+    optimizer = getattr(model, "optimizer", None)
+    if optimizer is None:
+        raise ValueError(
+            f"{type(model).__name__} {model.name!r} is not compiled, so there is no optimizer whose steps could be counted. "
+            "Call model.compile(optimizer, loss) first; to prune without training, use keras_prune.prune(model)."
+        )
+    return optimizer
+
+
+def _has_data(criterion: Any) -> bool:
+    return getattr(criterion, "data", None) is not None
+
+
+def _name(thing: Any) -> str:
+    return type(thing).__name__

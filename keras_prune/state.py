@@ -1,0 +1,271 @@
+"""What a pruned model carries while it trains: state of the compiled step, saved and restored with the model.
+
+A mask that changes during training has to be state of the step on every backend: on JAX a free variable is baked into
+the compiled function as a constant. The optimizer's variables are state everywhere, so masks and sums of gradients
+are made by `optimizer.add_variable`. In files they stand apart from the optimizer's own variables: a model saved in
+the middle of a pruned training loads, moments and all, where this library is not installed; and a file without them
+loads into a model that has them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import warnings
+import zipfile
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import h5py
+import keras
+import numpy as np
+import numpy.typing as npt
+
+# Keras saves whatever a model holds that is a KerasSaveable; the class has no public name.
+from keras.src.saving.keras_saveable import KerasSaveable
+
+__all__ = ["StepPart", "TrainingState", "innermost", "load_model", "strategy_scope"]
+
+
+class StepPart(Protocol):
+    """Something that acts inside the optimizer's step; it runs traced, so it sees tensors and no values."""
+
+    def before(self, gradients: list[Any], variables: list[keras.Variable]) -> list[Any]:
+        """Return the gradients that the optimizer is to use; it may note what they are."""
+        ...
+
+    def after(self, variables: list[keras.Variable]) -> None:
+        """Act on the weights that the optimizer has just updated."""
+        ...
+
+
+def innermost(optimizer: Any) -> Any:
+    """Return the optimizer under any LossScaleOptimizer: the one that sees true, finite gradients."""
+    while hasattr(optimizer, "inner_optimizer"):
+        optimizer = optimizer.inner_optimizer
+    return optimizer
+
+
+def strategy_scope(model: keras.Model) -> Any:
+    """Return the scope in which the model's variables live under `tf.distribute`, to be entered with `with`."""
+    strategy: Any = getattr(model, "distribute_strategy", None)
+    return strategy.scope() if hasattr(strategy, "scope") else contextlib.nullcontext()
+
+
+class TrainingState(KerasSaveable):
+    """Variables, arrays and step parts that pruning adds to one model.
+
+    Args:
+        model: a built model; it holds the state as `model._pruning_state`, where Keras finds it when it saves.
+
+    Attributes:
+        variables: state of the compiled step, by key.
+        arrays: state of the host (snapshots, curves), and values read from a file that no variable has claimed yet.
+        parts: what acts inside the step, in order.
+    """
+
+    def __init__(self, model: keras.Model) -> None:
+        self.variables: dict[str, keras.Variable] = {}
+        self.arrays: dict[str, npt.NDArray[Any]] = {}
+        self.parts: list[StepPart] = []
+        self.restored: set[str] = set()
+        self._owners: dict[int, tuple[Any, Any]] = {}
+        self._optimizer: Any = None
+
+    @classmethod
+    def of(cls, model: keras.Model) -> TrainingState:
+        """Return the state of a model, made on first use and following the model to a new optimizer."""
+        state = getattr(model, "_pruning_state", None)
+        if state is None:
+            state = cls(model)
+            model._pruning_state = state
+        state._bind(getattr(model, "optimizer", None))
+        return state
+
+    def _obj_type(self) -> str:
+        # Keras asks what attributes an object of a kind has anyway, to pass over them; of all kinds a Loss has the
+        # fewest.
+        return "Loss"
+
+    # -- variables of the step ----------------------------------------------------------------------------------------
+
+    def _bind(self, outer: Any) -> None:
+        optimizer = innermost(outer)
+        if optimizer is self._optimizer:
+            return
+        # A new compile: the old optimizer's variables hand their values over as they are asked for.
+        self.arrays.update({key: np.array(_numpy(variable)) for key, variable in self.variables.items()})
+        self.variables = {}
+        self.parts = []
+        self._owners = {}
+        self._optimizer = optimizer
+        if optimizer is not None:
+            self._keep_out_of_optimizer_files(outer)
+            if outer is not optimizer:
+                self._keep_out_of_optimizer_files(optimizer)
+
+    def variable(self, key: str, shape: Sequence[int], dtype: str, fill: float) -> keras.Variable:
+        """Return the variable of this key, made if need be: with the value that was loaded for it, or filled."""
+        if key in self.variables:
+            # Of an earlier run of the same optimizer: its value goes on.
+            self.restored.add(key)
+            return self.variables[key]
+        name = "pruning_" + key.replace(":", "_")
+        initializer = keras.initializers.Constant(fill)
+        if self._optimizer is None:
+            variable = keras.Variable(initializer, shape=tuple(shape), dtype=dtype, trainable=False, name=name)
+        else:
+            variable = self._optimizer.add_variable(
+                tuple(shape), initializer=initializer, dtype=dtype, name=name, aggregation="only_first_replica"
+            )
+        self.variables[key] = variable
+        value = self.arrays.pop(key, None)
+        if value is not None and value.shape == tuple(shape):
+            variable.assign(value)
+            self.restored.add(key)
+        return variable
+
+    # -- the step -----------------------------------------------------------------------------------------------------
+
+    def install(self, part: StepPart) -> None:
+        """Let a part act in every following step of the optimizer, whoever runs it."""
+        self.parts.append(part)
+        optimizer = self._optimizer
+        if "apply" in vars(optimizer):
+            return
+        plain = optimizer.apply
+
+        def apply(grads: Any, trainable_variables: Any = None) -> Any:
+            known = trainable_variables if trainable_variables is not None else optimizer._trainable_variables
+            variables = list(known)
+            gradients = list(grads)
+            scale = optimizer.loss_scale_factor
+            if scale is not None:
+                gradients = [g if g is None else g / scale for g in gradients]
+            for part in self.parts:
+                gradients = part.before(gradients, variables)
+            if scale is not None:
+                gradients = [g if g is None else g * scale for g in gradients]
+            result = plain(gradients, None if trainable_variables is None else variables)
+            for part in self.parts:
+                part.after(variables)
+            return result
+
+        optimizer.apply = apply
+
+    def remove(self, part: StepPart) -> None:
+        """Take a part out of the step; with the last one the optimizer is as it was."""
+        if part in self.parts:
+            self.parts.remove(part)
+        if not self.parts and self._optimizer is not None and "apply" in vars(self._optimizer):
+            del self._optimizer.apply
+
+    # -- who prunes what ----------------------------------------------------------------------------------------------
+
+    def claim(self, session: Any, variable: keras.Variable, path: str, run: Any) -> None:
+        """Note that a session prunes a variable in this run; two at once are refused.
+
+        A session of an earlier run (one that was interrupted, say) no longer counts.
+        """
+        other, when = self._owners.get(id(variable), (None, None))
+        if other is not None and when is run:
+            raise ValueError(
+                f"Two pruning callbacks act on {path!r} in one training: {other.owner!r} and {session.owner!r}. "
+                "Remove one, or give them scopes that do not overlap: scope=Scope(include=..., exclude=...)."
+            )
+        if other is not None:
+            other.abandon()
+        self._owners[id(variable)] = (session, run)
+
+    def unclaim(self, session: Any) -> None:
+        """Forget a session whose training is over."""
+        self._owners = {key: value for key, value in self._owners.items() if value[0] is not session}
+
+    # -- files --------------------------------------------------------------------------------------------------------
+
+    def save_own_variables(self, store: Any) -> None:
+        """Write every variable and array; called by Keras."""
+        for key, variable in self.variables.items():
+            store[key] = _numpy(variable)
+        for key, array in self.arrays.items():
+            store[key] = array
+
+    def load_own_variables(self, store: Any) -> None:
+        """Take over what the file holds; called by Keras. What it lacks is rebuilt from the weights by the session."""
+        self.restored.clear()
+        for key in list(store.keys()):  # a view of a file knows no iteration of its own
+            value = np.asarray(store[key])
+            if key in self.variables:
+                self.variables[key].assign(value)
+                self.restored.add(key)
+            else:
+                self.arrays[key] = value
+
+    def _keep_out_of_optimizer_files(self, optimizer: Any) -> None:
+        """Make an optimizer save and load its own variables only, in the layout that it has without pruning."""
+
+        def own() -> list[keras.Variable]:
+            mine = {id(variable) for variable in self.variables.values()}
+            return [variable for variable in optimizer.variables if id(variable) not in mine]
+
+        def save_own_variables(store: Any) -> None:
+            for i, variable in enumerate(own()):
+                store[str(i)] = _numpy(variable)
+
+        def load_own_variables(store: Any) -> None:
+            variables = own()
+            if len(store.keys()) != len(variables):
+                warnings.warn(
+                    f"Optimizer {optimizer.name!r} has {len(variables)} variables of its own and the file has "
+                    f"{len(store.keys())}: its state is not loaded, and training goes on with fresh moments. "
+                    "Was the file saved with another optimizer?",
+                    stacklevel=2,
+                )
+                return
+            for i, variable in enumerate(variables):
+                variable.assign(store[str(i)])
+
+        optimizer.save_own_variables = save_own_variables
+        optimizer.load_own_variables = load_own_variables
+
+
+def _numpy(variable: keras.Variable) -> npt.NDArray[Any]:
+    return np.asarray(keras.ops.convert_to_numpy(variable.value))
+
+
+def load_model(filepath: Any, **kwargs: Any) -> keras.Model:
+    """Load a `.keras` file with the pruning state in it: like `keras.saving.load_model`, for going on with a training.
+
+    `keras.saving.load_model` gives the model and the optimizer; masks are then rebuilt from the zeros when a callback
+    is attached. What zeros do not tell (sums of gradients, weights that learn while pruned, snapshots) is in the file
+    too, and this function brings it along, so that training goes on bit for bit as if it had never stopped.
+
+    Args:
+        filepath: a `.keras` file.
+        **kwargs: for `keras.saving.load_model`.
+
+    Raises:
+        ValueError: the file is not a whole `.keras` file.
+    """
+    model = _load_whole(filepath, **kwargs)
+    _load_state_of_file(model, filepath)
+    return model
+
+
+def _load_whole(filepath: Any, **kwargs: Any) -> keras.Model:
+    if not zipfile.is_zipfile(filepath):
+        raise ValueError(
+            f"{str(filepath)!r} is not a whole .keras file: it is missing, truncated or of another format. "
+            "Take another copy, or the last checkpoint before it."
+        )
+    return keras.saving.load_model(filepath, **kwargs)
+
+
+def _load_state_of_file(model: keras.Model, filepath: Any) -> None:
+    with zipfile.ZipFile(filepath) as archive:
+        if "model.weights.h5" not in archive.namelist():
+            return
+        with h5py.File(io.BytesIO(archive.read("model.weights.h5")), "r") as weights:
+            group = weights.get("_pruning_state/vars")
+            if group is not None:
+                TrainingState.of(model).load_own_variables({key: np.asarray(group[key]) for key in group})

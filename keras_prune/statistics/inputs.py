@@ -1,0 +1,335 @@
+r"""What a kernel reads: the L2 norm and the mean |a| of each of its inputs, observed while the model runs.
+
+For the time of a pass the `call` of each layer that owns a target is watched, and the model runs eagerly. A
+watched call hands its input to the reader of the layer's kind, which says over which axes a weight's input
+runs and where they lie in the kernel.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import numpy.typing as npt
+from keras import layers as kl
+from keras import ops, tree
+
+from keras_prune.scope import Target
+from keras_prune.statistics.batches import Batches
+from keras_prune.statistics.evaluation import forward, to_float64
+
+__all__ = ["Moments", "input_statistics", "moments"]
+
+Array = npt.NDArray[np.float64]
+CURES = (
+    "Make each kernel a Keras layer of its own (Dense, EinsumDense, ...), leave it out of the scope "
+    "(Scope(exclude=...)), or take a criterion that needs no inputs."
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """One input as a kernel reads it.
+
+    Attributes:
+        tensor: the input.
+        axes: its axes over which a weight's input runs, in the order of the kernel's axes; all others are
+            samples and positions.
+        place: puts an array over `axes` where it broadcasts to the kernel.
+    """
+
+    tensor: Any
+    axes: tuple[int, ...]
+    place: Callable[[Array], Array]
+
+    def add_to(self, sums: Moments) -> None:
+        """Add the input to the sums of a kernel."""
+        squares, absolutes, count = moments(self.tensor, self.axes)
+        sums.add(self.place(squares), self.place(absolutes), count)
+
+
+@dataclasses.dataclass(frozen=True)
+class OneHot:
+    """Tokens, which a table of `rows` vectors reads as one-hot vectors: counted, never written out."""
+
+    tokens: Any
+    rows: int
+
+    def add_to(self, sums: Moments) -> None:
+        """Add the tokens to the sums of a table; a one-hot vector is its own square."""
+        tokens = np.asarray(ops.convert_to_numpy(self.tokens)).astype(np.int64).reshape(-1)
+        known = tokens[(tokens >= 0) & (tokens < self.rows)]
+        counts = np.bincount(known, minlength=self.rows).astype(np.float64)[:, None]
+        sums.add(counts, counts, tokens.size)
+
+
+@dataclasses.dataclass
+class Moments:
+    r"""Sums over all that a kernel read: $\sum a^2$ and $\sum |a|$, broadcasting to it, and of how many."""
+
+    squares: Array | float = 0.0
+    absolutes: Array | float = 0.0
+    count: int = 0
+
+    def add(self, squares: Array, absolutes: Array, count: int) -> None:
+        """Add what another call read."""
+        self.squares = self.squares + squares
+        self.absolutes = self.absolutes + absolutes
+        self.count += count
+
+    def statistics(self) -> dict[str, Array]:
+        r"""Return "input_norm" $\sqrt{\sum a^2}$ and "input_mean" $\sum |a| / n$."""
+        return {"input_norm": np.sqrt(self.squares), "input_mean": np.asarray(self.absolutes / self.count)}
+
+
+def moments(tensor: Any, axes: tuple[int, ...]) -> tuple[Array, Array, int]:
+    """Return the sums of squares and of absolute values over all but `axes`, and of how many values each.
+
+    Example:
+        >>> squares, absolutes, count = moments(np.array([[3.0, 0.0], [4.0, -1.0]]), (1,))
+        >>> squares, absolutes, count
+        (array([25.,  1.]), array([7., 1.]), 2)
+    """
+    tensor = ops.cast(ops.convert_to_tensor(tensor), "float32")
+    axes = tuple(a % len(tensor.shape) for a in axes)
+    others = tuple(a for a in range(len(tensor.shape)) if a not in axes)
+    left = sorted(axes)
+    order = [left.index(a) for a in axes]
+    sums = [
+        to_float64(ops.sum(values, axis=others)).transpose(order) for values in (ops.square(tensor), ops.abs(tensor))
+    ]
+    return sums[0], sums[1], int(np.prod([int(tensor.shape[a]) for a in others], dtype=np.int64))
+
+
+def input_statistics(
+    model: keras.Layer, targets: Sequence[Target], needs: frozenset[str], data: Any
+) -> list[dict[str, Array]]:
+    """Collect "input_norm" and "input_mean", as far as `needs` names them, in one pass in inference mode.
+
+    All positions of an input count: every time step of a sequence (masked ones too), every place of a
+        picture. A kernel that is called several times in a pass (shared layers, recurrent cells) sums over
+        its calls. An Embedding reads one-hot rows, so row i has the norm of the square root of how often
+        token i occurs. `recurrent_kernel` reads the state h of the step before.
+
+    Raises:
+        ValueError: a target whose input cannot be told, or that no call reached, with its path.
+    """
+    batches = Batches(data, model, labels=False)
+    gathered = [Moments() for _ in targets]
+    with _watched(model, targets, gathered):
+        for batch in batches:
+            forward(model, batch.x)
+    for target, sums in zip(targets, gathered, strict=True):
+        if not sums.count:
+            raise _unseen(
+                target,
+                "was not called on the data, so its input is not known (is its kernel used without it?)",
+            )
+    return [{name: sums.statistics()[name] for name in sorted(needs)} for sums in gathered]
+
+
+def _unseen(target: Target, why: str) -> ValueError:
+    layer = target.layer
+    return ValueError(
+        f"Inputs of {target.path!r}: the layer {layer.name!r} of type {type(layer).__name__} {why}. {CURES}"
+    )
+
+
+@contextlib.contextmanager
+def _watched(model: keras.Layer, targets: Sequence[Target], gathered: Sequence[Moments]) -> Iterator[None]:
+    """Watch the calls of every layer that owns a target; undone at the end, whatever happened."""
+    undo = contextlib.ExitStack()
+    with undo:
+        for layer in model._flatten_layers():
+            if isinstance(layer, kl.RNN):
+                # Unrolled, every backend calls the cell step by step, with values and not with symbols.
+                undo.enter_context(replaced(layer, "unroll", True))
+                # This one would call stacked cells once more than there are steps; it only serves dropout in training.
+                undo.enter_context(replaced(layer, "_maybe_config_dropout_masks", lambda *args: None))
+            own = [*layer._trainable_variables, *layer._non_trainable_variables]
+            watchers = [
+                (target, sums, _reader(layer, target))
+                for target, sums in zip(targets, gathered, strict=True)
+                if any(target.variable is v for v in own)
+            ]
+            if watchers:
+                undo.enter_context(replaced(layer, "call", _watching(layer, watchers)))
+        yield
+
+
+@contextlib.contextmanager
+def replaced(layer: Any, name: str, value: Any) -> Iterator[None]:
+    """Set an attribute of the instance for a while, past Keras's tracking of attributes."""
+    missing = object()
+    before = layer.__dict__.get(name, missing)
+    layer.__dict__[name] = value
+    try:
+        yield
+    finally:
+        if before is missing:
+            del layer.__dict__[name]
+        else:
+            layer.__dict__[name] = before
+
+
+def _watching(layer: Any, watchers: Sequence[tuple[Target, Moments, Reader]]) -> Callable[..., Any]:
+    call = layer.call
+    signature = inspect.signature(call)
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        arguments = signature.bind(*args, **kwargs).arguments
+        for target, sums, reader in watchers:
+            try:
+                reader(layer, arguments, target).add_to(sums)
+            except (NotImplementedError, TypeError) as error:
+                why = f"is called in a compiled function, where inputs have no value ({type(error).__name__})"
+                raise _unseen(target, why) from error
+        return call(*args, **kwargs)
+
+    return watched
+
+
+Reader = Callable[[Any, Mapping[str, Any], Target], "Reading | OneHot"]
+"""(layer, arguments of its call by name, target) -> what the target's kernel reads."""
+
+
+def _first(arguments: Mapping[str, Any]) -> Any:
+    return ops.convert_to_tensor(next(iter(arguments.values())))
+
+
+def _state(arguments: Mapping[str, Any]) -> Any:
+    """The hidden state h of the step before: the first of a cell's states, its second argument."""
+    return ops.convert_to_tensor(tree.flatten(list(arguments.values())[1])[0])
+
+
+def _channel_axis(layer: Any) -> int:
+    return 1 if getattr(layer, "data_format", None) == "channels_first" else -1
+
+
+def _on_axis(axis: int, rank: int) -> Callable[[Array], Array]:
+    """Put a vector on one axis of a kernel."""
+    shape = [1] * rank
+    shape[axis] = -1
+    return lambda vector: vector.reshape(shape)
+
+
+def _read_plain(layer: Any, arguments: Mapping[str, Any], target: Target) -> Reading:
+    return Reading(_first(arguments), (-1,), _on_axis(-2, len(target.variable.shape)))
+
+
+def _read_einsum(layer: Any, arguments: Mapping[str, Any], target: Target) -> Reading:
+    """Letters that the kernel shares with the input; an ellipsis counts axes behind it from the end."""
+    spec, letters = layer.equation.replace(" ", "").split("->")[0].split(",")
+    front, _, back = spec.partition("...")
+    axis = {letter: i for i, letter in enumerate(front)} | {letter: i - len(back) for i, letter in enumerate(back)}
+    sizes = [int(n) if letter in axis else 1 for letter, n in zip(letters, target.variable.shape, strict=True)]
+    return Reading(
+        _first(arguments),
+        tuple(axis[letter] for letter in letters if letter in axis),
+        lambda sums: sums.reshape(sizes),
+    )
+
+
+def _read_conv(layer: Any, arguments: Mapping[str, Any], target: Target) -> Reading:
+    rank, groups = len(target.variable.shape), layer.groups
+    outputs = int(target.variable.shape[-1])
+
+    def place(sums: Array) -> Array:
+        # A group's outputs read that group's channels only: [in / groups, groups] -> [in / groups, out].
+        grouped = sums.reshape(groups, -1).T
+        wide = grouped if groups == 1 else np.repeat(grouped, outputs // groups, axis=1)
+        return wide.reshape([1] * (rank - 2) + list(wide.shape))
+
+    return Reading(_first(arguments), (_channel_axis(layer),), place)
+
+
+def _read_transposed(layer: Any, arguments: Mapping[str, Any], target: Target) -> Reading:
+    return Reading(_first(arguments), (_channel_axis(layer),), _on_axis(-1, len(target.variable.shape)))
+
+
+def _read_channels(layer: Any, arguments: Mapping[str, Any], target: Target) -> Reading:
+    return Reading(_first(arguments), (_channel_axis(layer),), _on_axis(-2, len(target.variable.shape)))
+
+
+def _read_pointwise(layer: Any, arguments: Mapping[str, Any], target: Target) -> Reading:
+    """A separable convolution's second stage reads the output of the first."""
+    between = ops.depthwise_conv(
+        _first(arguments),
+        layer.depthwise_kernel,
+        strides=layer.strides,
+        padding=layer.padding,
+        dilation_rate=layer.dilation_rate,
+        data_format=layer.data_format,
+    )
+    return Reading(between, (_channel_axis(layer),), _on_axis(-2, len(target.variable.shape)))
+
+
+def _read_embedding(layer: Any, arguments: Mapping[str, Any], target: Target) -> Reading | OneHot:
+    """One-hot rows; a ReversibleEmbedding that runs in reverse reads the vectors of its input instead."""
+    if arguments.get("reverse"):
+        return Reading(_first(arguments), (-1,), _on_axis(-1, 2))
+    return OneHot(_first(arguments), int(target.variable.shape[0]))
+
+
+def _read_state(layer: Any, arguments: Mapping[str, Any], target: Target) -> Reading:
+    return Reading(_state(arguments), (_channel_axis(layer),), _on_axis(-2, len(target.variable.shape)))
+
+
+def _read_custom(layer: Any, arguments: Mapping[str, Any], target: Target) -> Reading:
+    """A custom layer with one kernel [in, out] and one input [..., in] leaves no doubt; all else does."""
+    tensors = [leaf for leaf in tree.flatten(list(arguments.values())) if keras.ops.is_tensor(leaf)]
+    shape = tuple(target.variable.shape)
+    if len(tensors) != 1 or len(shape) != 2 or int(tensors[0].shape[-1]) != shape[0]:
+        shapes = [tuple(t.shape) for t in tensors]
+        raise _unseen(
+            target,
+            f"has a kernel of shape {shape} and received inputs of shape {shapes}: which it reads is not known",
+        )
+    return Reading(tensors[0], (-1,), _on_axis(0, 2))
+
+
+_CELL: dict[str, Reader] = {"kernel": _read_channels, "recurrent_kernel": _read_state}
+_SEPARABLE: dict[str, Reader] = {"depthwise_kernel": _read_channels, "pointwise_kernel": _read_pointwise}
+
+READERS: dict[type, dict[str, Reader]] = {
+    kl.Dense: {"kernel": _read_plain},
+    kl.EinsumDense: {"kernel": _read_einsum},
+    kl.Conv1D: {"kernel": _read_conv},
+    kl.Conv2D: {"kernel": _read_conv},
+    kl.Conv3D: {"kernel": _read_conv},
+    kl.Conv1DTranspose: {"kernel": _read_transposed},
+    kl.Conv2DTranspose: {"kernel": _read_transposed},
+    kl.Conv3DTranspose: {"kernel": _read_transposed},
+    kl.DepthwiseConv1D: {"kernel": _read_channels},
+    kl.DepthwiseConv2D: {"kernel": _read_channels},
+    kl.SeparableConv1D: _SEPARABLE,
+    kl.SeparableConv2D: _SEPARABLE,
+    kl.Embedding: {"embeddings": _read_embedding},
+    kl.SimpleRNNCell: _CELL,
+    kl.LSTMCell: _CELL,
+    kl.GRUCell: _CELL,
+}
+"""How each kernel of `scope.RULES` is read."""
+
+
+def _reader(layer: Any, target: Target) -> Reader:
+    """The reader of the nearest class that has one; ConvLSTM's cells go by name, as in `scope`."""
+    name = target.variable.name
+    for base in type(layer).__mro__:
+        if name in READERS.get(base, {}):
+            return READERS[base][name]
+        if base.__name__ == "ConvLSTMCell" and base.__module__.startswith("keras."):
+            return _CELL[name]
+    own = [v for v in [*layer._trainable_variables, *layer._non_trainable_variables] if len(v.shape) >= 2]
+    if len(own) > 1:
+        names = [v.name for v in own]
+        raise _unseen(
+            target,
+            f"holds {len(own)} variables of rank 2 or more, {names}: which input each one reads is not known",
+        )
+    return _read_custom

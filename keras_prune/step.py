@@ -1,0 +1,258 @@
+"""What acts inside the compiled step: sums of gradients, weights that learn while pruned, clipping, L1.
+
+All of it is traced with the optimizer's step, on every backend; nothing here runs on the host while training.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import keras
+from keras import ops
+from keras.saving import register_keras_serializable
+
+from keras_prune.masks import select
+from keras_prune.schedules import Schedule
+from keras_prune.strategy import Strategy
+
+__all__ = ["L1", "ClipGradients", "GradientSums", "HiddenWeights", "Part"]
+
+_register = register_keras_serializable(package="keras_prune")
+
+
+def _dense(gradient: Any) -> Any:
+    """An Embedding's gradient comes as slices; sums need all rows."""
+    return ops.convert_to_tensor(gradient)
+
+
+def _over_replicas(gradient: Any) -> Any:
+    """The gradient of the whole batch: under `tf.distribute` a step sees that of its replica's share."""
+    if keras.backend.backend() != "tensorflow":
+        return gradient
+    import tensorflow as tf
+
+    context = tf.distribute.get_replica_context()
+    if context is None or context.num_replicas_in_sync == 1:
+        return gradient
+    return context.all_reduce(tf.distribute.ReduceOp.SUM, gradient)
+
+
+class GradientSums:
+    """Adds up statistics of the gradients, step by step.
+
+    Args:
+        sums: for each weight (by id) the kinds of statistic and the variables that they are added to. Kinds are
+            "gradient" (g), "abs_gradient" (|g|), "squared_gradient" (g²), "movement" (-w g, with the weight before
+            the step).
+        count: a scalar that counts the steps.
+    """
+
+    def __init__(self, sums: Mapping[int, Mapping[str, keras.Variable]], count: keras.Variable) -> None:
+        self.sums = sums
+        self.count = count
+
+    def before(self, gradients: list[Any], variables: list[keras.Variable]) -> list[Any]:
+        """Add this step's gradients."""
+        for gradient, variable in zip(gradients, variables, strict=True):
+            if gradient is None:
+                continue
+            for kind, total in self.sums.get(id(variable), {}).items():
+                g = ops.cast(_over_replicas(_dense(gradient)), total.dtype)
+                total.assign(total + _statistic(kind, g, variable))
+        self.count.assign(self.count + 1.0)
+        return gradients
+
+    def after(self, variables: list[keras.Variable]) -> None:
+        """Nothing: sums are taken before the weights move."""
+
+
+def _statistic(kind: str, g: Any, variable: keras.Variable) -> Any:
+    if kind == "movement":
+        return -ops.cast(ops.convert_to_tensor(variable), g.dtype) * g
+    return {"gradient": lambda: g, "abs_gradient": lambda: ops.abs(g), "squared_gradient": lambda: ops.square(g)}[
+        kind
+    ]()
+
+
+class HiddenWeights:
+    r"""Lets pruned weights learn on out of sight: all $w \leftarrow w - \alpha\, \partial L / \partial (w \odot m)$.
+
+    The variable holds w where the mask is on and 0 elsewhere, so that the loss, checkpoints and exports see the
+    sparse model; before the optimizer's step the hidden values are put in, after it they are taken out again.
+
+    Args:
+        hidden: for each weight (by id) its mask and the variable for the values of pruned weights.
+
+    Source: Guo et al. 2016, "Dynamic network surgery for efficient DNNs", equation 2.
+    """
+
+    def __init__(self, hidden: Mapping[int, tuple[keras.Variable, keras.Variable]]) -> None:
+        self.hidden = hidden
+
+    def before(self, gradients: list[Any], variables: list[keras.Variable]) -> list[Any]:
+        """Put the hidden values in."""
+        for variable in variables:
+            if id(variable) in self.hidden:
+                mask, values = self.hidden[id(variable)]
+                variable.assign(merge(mask, variable, values))
+        return gradients
+
+    def after(self, variables: list[keras.Variable]) -> None:
+        """Take the values of pruned weights out again."""
+        for variable in variables:
+            if id(variable) in self.hidden:
+                mask, values = self.hidden[id(variable)]
+                values.assign(ops.convert_to_tensor(variable))
+                variable.assign(select(mask, variable))
+
+
+def merge(mask: Any, weight: Any, hidden: Any) -> Any:
+    """Return the weight where the mask is on and the hidden value elsewhere."""
+    return ops.where(ops.convert_to_tensor(mask), ops.convert_to_tensor(weight), ops.convert_to_tensor(hidden))
+
+
+@dataclasses.dataclass(frozen=True)
+class Part(Strategy):
+    """A part of pruning-aware training that combines with any pruning callback: `kp.Pruning(..., parts=[kp.L1(1e-4)])`.
+
+    `before` may change the gradient of a weight, `after` the weight itself, once the optimizer has moved it. Both are
+    traced.
+    """
+
+    kind: ClassVar[str] = "part"
+    ramp: Schedule | None = dataclasses.field(default=None, kw_only=True)
+    """A schedule whose share of its final value scales the part; None: full strength at once."""
+
+    @property
+    def on_biases(self) -> bool:
+        """Whether the part acts on biases too, besides the tensors in scope."""
+        return False
+
+    @abstractmethod
+    def before(self, gradient: Any, weight: Any, level: Any) -> Any:
+        """Return the gradient that the optimizer is to use; `level` is where the ramp stands, from 0 to 1."""
+        raise NotImplementedError(f"{type(self).__name__} must define before(gradient, weight, level)")
+
+    def after(self, weight: Any, learning_rate: Any, level: Any) -> Any | None:
+        """Return the weight's new value, or None to leave it."""
+        return None
+
+
+@_register
+@dataclasses.dataclass(frozen=True)
+class ClipGradients(Part):
+    r"""$|g| > \gamma$ becomes $\gamma$ with the sign of g, element by element, on the tensors in scope and on biases.
+
+    Args:
+        gamma: $\gamma$, above 0.
+        ramp: not used for clipping; leave None.
+
+    Example:
+        >>> ClipGradients(gamma=1.0).before(ops.convert_to_tensor([-3.0, 0.5]), None, 1.0).numpy()
+        array([-1. ,  0.5], dtype=float32)
+    """
+
+    gamma: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.gamma > 0:
+            raise ValueError(f"ClipGradients: gamma must be above 0. Received: gamma={self.gamma}")
+        if self.ramp is not None:
+            raise ValueError(f"ClipGradients has no strength to ramp. Received: ramp={self.ramp}")
+
+    @property
+    def on_biases(self) -> bool:
+        return True
+
+    def before(self, gradient: Any, weight: Any, level: Any) -> Any:
+        gradient = _dense(gradient)
+        return ops.clip(gradient, -self.gamma, self.gamma)
+
+
+@_register
+@dataclasses.dataclass(frozen=True)
+class L1(Part):
+    r"""The objective $f = g + \lambda h$ with $h = \sum |w|$, by its gradient or by its proximal step.
+
+    Plain: $\lambda\, sign(w)$ is added to the gradient; weights come near zero and never reach it. Proximal: after
+    the optimizer's step $w \leftarrow sign(w) \max(|w| - \eta \lambda, 0)$ with the learning rate $\eta$, which gives
+    exact zeros. The loss that Keras reports is g alone.
+
+    Args:
+        strength: $\lambda$, 0 or more.
+        ramp: a schedule; $\lambda$ at a step is `strength * ramp(step) / ramp.final`.
+        biases: whether $h$ counts the biases too.
+        proximal: take the proximal step.
+
+    Source: Parikh and Boyd 2014, "Proximal algorithms", section 6.5.2 (soft thresholding).
+
+    Example:
+        >>> L1(0.5, proximal=True).after(ops.convert_to_tensor([1.0, -0.1]), 0.4, 1.0).numpy()
+        array([0.8, 0. ], dtype=float32)
+    """
+
+    strength: float = 1e-4
+    biases: bool = False
+    proximal: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.strength >= 0:
+            raise ValueError(f"L1: strength must be 0 or more. Received: strength={self.strength}")
+
+    @property
+    def on_biases(self) -> bool:
+        return self.biases
+
+    def before(self, gradient: Any, weight: Any, level: Any) -> Any:
+        if self.proximal:
+            return gradient
+        gradient, weight = _dense(gradient), ops.convert_to_tensor(weight)
+        return gradient + ops.cast(self.strength * level, gradient.dtype) * ops.cast(ops.sign(weight), gradient.dtype)
+
+    def after(self, weight: Any, learning_rate: Any, level: Any) -> Any | None:
+        if not self.proximal:
+            return None
+        weight = ops.convert_to_tensor(weight)
+        bound = ops.cast(self.strength * level * learning_rate, weight.dtype)
+        # Selected, not multiplied by the sign: the zeros are positive.
+        return ops.where(ops.abs(weight) > bound, weight - ops.sign(weight) * bound, ops.zeros_like(weight))
+
+
+class ActivePart:
+    """A `Part` at work on given weights.
+
+    Args:
+        part: the strategy.
+        weights: ids of the variables that it acts on.
+        level: where its ramp stands, a scalar variable, or 1.0.
+        optimizer: gives the learning rate.
+    """
+
+    def __init__(self, part: Part, weights: Sequence[int], level: keras.Variable | float, optimizer: Any) -> None:
+        self.part = part
+        self.weights = frozenset(weights)
+        self.level = level
+        self.optimizer = optimizer
+
+    def before(self, gradients: list[Any], variables: list[keras.Variable]) -> list[Any]:
+        """Change the gradients of the weights that the part acts on."""
+        return [
+            self.part.before(g, v, self.level) if g is not None and id(v) in self.weights else g
+            for g, v in zip(gradients, variables, strict=True)
+        ]
+
+    def after(self, variables: list[keras.Variable]) -> None:
+        """Change the weights."""
+        rate = self.optimizer.learning_rate
+        every = self.optimizer.gradient_accumulation_steps
+        if every:
+            # The optimizer moves once in so many calls, and the part with it.
+            rate = rate * ops.cast(ops.equal(self.optimizer._iterations % every, 0), "float32")
+        for variable in variables:
+            if id(variable) in self.weights:
+                value = self.part.after(variable, rate, self.level)
+                if value is not None:
+                    variable.assign(value)

@@ -1,0 +1,222 @@
+"""Scope: what is prunable in every kind of layer, how its axes read, and why the rest is left out."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers as kl
+
+from keras_prune.layers import PrunableDense
+from keras_prune.scope import Layout, Scope
+
+# Layer, input shape, and for each kernel its shape as [..., in, out].
+KINDS = {
+    "Dense": (lambda: kl.Dense(4), (3,), [(3, 4)]),
+    "EinsumDense": (lambda: kl.EinsumDense("abc,cde->abde", (None, 4, 5)), (2, 3), [(3, 20)]),
+    "EinsumDense, output first": (lambda: kl.EinsumDense("ab,cb->ac", (4,)), (3,), [(3, 4)]),
+    "Conv1D": (lambda: kl.Conv1D(4, 3), (8, 2), [(3, 2, 4)]),
+    "Conv2D": (lambda: kl.Conv2D(4, 3), (8, 8, 2), [(3, 3, 2, 4)]),
+    "Conv3D": (lambda: kl.Conv3D(4, 2), (4, 4, 4, 3), [(2, 2, 2, 3, 4)]),
+    "Conv1DTranspose": (lambda: kl.Conv1DTranspose(4, 3), (8, 2), [(3, 2, 4)]),
+    "Conv2DTranspose": (lambda: kl.Conv2DTranspose(4, 3), (8, 8, 2), [(3, 3, 2, 4)]),
+    "Conv3DTranspose": (lambda: kl.Conv3DTranspose(4, 2), (4, 4, 4, 3), [(2, 2, 2, 3, 4)]),
+    "DepthwiseConv1D": (lambda: kl.DepthwiseConv1D(3, depth_multiplier=2), (8, 5), [(3, 1, 10)]),
+    "DepthwiseConv2D": (lambda: kl.DepthwiseConv2D(3, depth_multiplier=2), (8, 8, 5), [(3, 3, 1, 10)]),
+    "SeparableConv1D": (lambda: kl.SeparableConv1D(4, 3), (8, 5), [(3, 1, 5), (1, 5, 4)]),
+    "SeparableConv2D": (lambda: kl.SeparableConv2D(4, 3), (8, 8, 5), [(3, 3, 1, 5), (1, 1, 5, 4)]),
+    "Embedding": (lambda: kl.Embedding(10, 4), (5,), [(10, 4)]),
+    "SimpleRNN": (lambda: kl.SimpleRNN(4), (5, 3), [(3, 4), (4, 4)]),
+    "LSTM": (lambda: kl.LSTM(4), (5, 3), [(3, 16), (4, 16)]),
+    "GRU": (lambda: kl.GRU(4), (5, 3), [(3, 12), (4, 12)]),
+    "RNN of cells": (lambda: kl.RNN([kl.LSTMCell(4), kl.GRUCell(2)]), (5, 3), [(3, 16), (4, 16), (4, 6), (2, 6)]),
+    "ConvLSTM1D": (lambda: kl.ConvLSTM1D(4, 3), (2, 8, 3), [(3, 3, 16), (3, 4, 16)]),
+    "ConvLSTM2D": (lambda: kl.ConvLSTM2D(4, 3), (2, 8, 8, 3), [(3, 3, 3, 16), (3, 3, 4, 16)]),
+    "Bidirectional": (lambda: kl.Bidirectional(kl.GRU(2)), (5, 3), [(3, 6), (2, 6)] * 2),
+    "TimeDistributed": (lambda: kl.TimeDistributed(kl.Dense(4)), (5, 3), [(3, 4)]),
+    "SpectralNormalization": (lambda: kl.SpectralNormalization(kl.Conv2D(4, 3)), (8, 8, 2), [(3, 3, 2, 4)]),
+    "BatchNormalization": (lambda: kl.BatchNormalization(), (3,), []),
+    "LayerNormalization": (lambda: kl.LayerNormalization(), (3,), []),
+    "PReLU": (lambda: kl.PReLU(), (3,), []),
+}
+
+
+def canonical(target):
+    return target.layout.to_canonical(np.zeros(target.variable.shape)).shape
+
+
+def built(layer, shape):
+    return keras.Sequential([keras.Input(shape), layer])
+
+
+def names(variables):
+    return [variable.path.split("/")[-1] for variable in variables]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_kernels_of_each_kind_of_layer(kind):
+    make, shape, kernels = KINDS[kind]
+    model = built(make(), shape)
+    survey = Scope().survey(model, may_be_empty=True)
+    assert [canonical(target) for target in survey.targets] == kernels
+    assert len(survey.targets) + len(survey.skipped) == len(model.weights)
+    assert all(skipped.reason for skipped in survey.skipped)
+
+
+@pytest.mark.parametrize("kind", [kind for kind, (_, _, kernels) in KINDS.items() if kernels])
+def test_layouts_are_undone(kind):
+    make, shape, _ = KINDS[kind]
+    for target in Scope().survey(built(make(), shape)).targets:
+        kernel = np.random.default_rng(0).normal(size=target.variable.shape)
+        back = target.layout.from_canonical(target.layout.to_canonical(kernel), kernel.shape)
+        np.testing.assert_array_equal(back, kernel)
+
+
+def test_layout_of_a_transposed_kernel_by_hand():
+    kernel = np.arange(6).reshape(1, 1, 2, 3)  # h, w, out, in
+    np.testing.assert_array_equal(Layout.transposed(4).to_canonical(kernel)[0, 0], [[0, 3], [1, 4], [2, 5]])
+
+
+@pytest.mark.parametrize(
+    ("layer", "shapes"),
+    [
+        (lambda: kl.MultiHeadAttention(2, 3), [(4, 6)] * 3 + [(6, 4)]),
+        (lambda: kl.GroupQueryAttention(3, 4, 2), [(4, 12), (4, 6), (4, 6), (12, 4)]),
+    ],
+)
+def test_each_projection_of_attention(layer, shapes):
+    inputs = keras.Input((5, 4))
+    model = keras.Model(inputs, layer()(inputs, inputs))
+    assert [canonical(target) for target in Scope().survey(model).targets] == shapes
+
+
+def test_a_shared_layer_appears_once():
+    dense = kl.Dense(3, name="shared")
+    inputs = keras.Input((3,))
+    inner = keras.Sequential([keras.Input((3,)), dense])
+    model = keras.Model(inputs, inner(dense(dense(inputs))))
+    survey = Scope().survey(model)
+    assert [target.variable is dense.kernel for target in survey.targets] == [True]
+    assert len(survey.skipped) == 1
+
+
+def test_nested_models_have_unique_paths():
+    twins = [keras.Sequential([keras.Input((3,)), kl.Dense(3, name="same")], name="twin") for _ in range(2)]
+    outer = [keras.Sequential([keras.Input((3,)), twin]) for twin in twins]
+    model = keras.Sequential([keras.Input((3,)), *outer])
+    paths = [target.path for target in Scope().survey(model).targets]
+    assert len(set(paths)) == 2
+
+
+def test_a_subclassed_model():
+    class Own(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.blocks = [kl.Dense(3), kl.Dense(2)]
+
+        def call(self, x):
+            for block in self.blocks:
+                x = block(x)
+            return x
+
+    model = Own()
+    model(np.ones((1, 4)))
+    assert [target.variable.shape for target in Scope().survey(model).targets] == [(4, 3), (3, 2)]
+
+
+class Custom(keras.layers.Layer):
+    def build(self, shape):
+        self.a = self.add_weight(name="w", shape=(shape[-1], 2))
+        self.b = self.add_weight(name="my_kernel", shape=(2, 2))
+        self.c = self.add_weight(name="table", shape=(2, 2))
+        self.d = self.add_weight(name="kernel", shape=(2,))
+
+    def call(self, x):
+        return x @ self.a @ self.b @ self.c + self.d
+
+
+class Listed(Custom):
+    def prunable_weights(self):
+        return [self.c]
+
+
+def test_custom_layers_by_name():
+    survey = Scope().survey(built(Custom(), (3,)))
+    assert names(target.variable for target in survey.targets) == ["w", "my_kernel"]
+    assert all("give it prunable_weights()" in skipped.reason for skipped in survey.skipped)
+    survey = Scope(names="table").survey(built(Custom(), (3,)))
+    assert names(target.variable for target in survey.targets) == ["table"]
+
+
+def test_custom_layers_by_method():
+    survey = Scope().survey(built(Listed(), (3,)))
+    assert names(target.variable for target in survey.targets) == ["table"]
+    assert {skipped.reason for skipped in survey.skipped} == {"Listed.prunable_weights() leaves it out"}
+
+
+def test_lora_is_skipped_with_the_reason():
+    model = built(kl.Dense(4), (3,))
+    model.layers[0].enable_lora(2)
+    survey = Scope().survey(model, may_be_empty=True)
+    assert survey.targets == ()
+    reasons = {skipped.path.split("/")[-1]: skipped.reason for skipped in survey.skipped}
+    assert "LoRA is enabled" in reasons["kernel"]
+    assert "LoRA is enabled" in reasons["lora_kernel_a"]
+    assert "biases" in reasons["bias"]
+
+
+def test_quantized_layers_are_skipped_with_the_reason():
+    model = keras.Sequential([keras.Input((3,)), kl.Dense(4, name="q"), kl.Dense(2, name="plain")])
+    model.layers[0].quantize("int8")
+    survey = Scope().survey(model)
+    assert [target.layer.name for target in survey.targets] == ["plain"]
+    assert any("quantized (int8): prune before quantize()" in skipped.reason for skipped in survey.skipped)
+
+
+def test_frozen_layers_are_skipped_with_the_reason():
+    model = keras.Sequential([keras.Input((3,)), kl.Dense(4, trainable=False), kl.Dense(2)])
+    survey = Scope().survey(model)
+    assert len(survey.targets) == 1
+    assert "frozen (trainable=False)" in [skipped.reason for skipped in survey.skipped]
+
+
+def test_masks_of_wrapper_layers_come_with_their_kernels():
+    model = built(PrunableDense(4, straight_through=True), (3,))
+    survey = Scope().survey(model)
+    (target,) = survey.targets
+    assert target.mask is model.layers[0].mask_pairs[0][1]
+    assert target.straight_through
+    assert len(survey.skipped) == 1, "a mask is not a weight to prune, and not listed as left out"
+
+
+def two_layers():
+    return keras.Sequential([keras.Input((3,)), kl.Dense(4, name="a"), kl.Dense(2, name="b")])
+
+
+@pytest.mark.parametrize(
+    ("scope", "kept"),
+    [
+        (Scope(include=r".*a/kernel"), ["a"]),
+        (Scope(exclude=(r".*a/.*",)), ["b"]),
+        (Scope(include=[".*kernel"], exclude=".*b/kernel"), ["a"]),
+        (Scope(min_size=10), ["a"]),
+    ],
+)
+def test_what_the_user_asks_for(scope, kept):
+    assert [target.layer.name for target in scope.survey(two_layers()).targets] == kept
+    assert Scope.from_config(scope.get_config()) == scope
+
+
+def test_a_pattern_that_matches_nothing_is_an_error():
+    with pytest.raises(ValueError, match=r"include names no variable of .*: \['c/kernel'\]. Its variables: .*a/kernel"):
+        Scope(include="c/kernel").survey(two_layers())
+
+
+def test_no_prunable_tensor_is_an_error_with_the_reasons():
+    with pytest.raises(
+        ValueError, match=r"has no prunable tensor. Left out: .*gamma: BatchNormalization has no kernel"
+    ):
+        Scope().survey(built(kl.BatchNormalization(), (3,)))
+
+
+def test_an_unbuilt_model_is_an_error():
+    with pytest.raises(ValueError, match=r"no weights yet.*model\.build\(input_shape\)"):
+        Scope().survey(keras.Sequential([kl.Dense(1)]))
