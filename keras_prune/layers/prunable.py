@@ -1,0 +1,123 @@
+"""`Prunable(layer)`: any layer with kernels, with masks."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import keras
+
+from keras_prune.layers.masking import MaskedLayer, Masks
+
+__all__ = ["Prunable"]
+
+
+@keras.saving.register_keras_serializable(package="keras_prune")
+class Prunable(MaskedLayer, keras.layers.Wrapper):
+    """Runs a layer with its kernels masked: $w_i$ where the mask is on, 0 elsewhere.
+
+    Each kernel gets a mask, a non-trainable boolean weight of the kernel's shape, all ones at first. Which variables
+    are kernels is decided as everywhere in the library (`keras_prune.Scope`), at any depth inside the layer. A pruning
+    callback sets the masks, or `set_masks` does; the kernels themselves keep their values until `keras_prune.strip`.
+
+    Masks cost one byte a weight, and the forward pass one selection a kernel. An `Embedding` pays more: its gradient
+    becomes dense, as large as the table.
+
+    Args:
+        layer: the layer to wrap; if it is built, its weights are kept. Not one that holds masks already.
+        straight_through: pass the gradient of a masked weight on as if it were not masked, $∂L/∂w = ∂L/∂(w m)$, so that
+            masked weights go on learning and may come back. By default their gradient is 0.
+        **kwargs: what any Keras layer takes; `dtype` is the wrapped layer's.
+
+    Call arguments: those of the wrapped layer.
+
+    Raises:
+        ValueError: on construction or when built, the layer has no kernel, or holds masks already.
+
+    A wrapper that makes its own copies of a recurrent layer comes outside: `Prunable(Bidirectional(LSTM(8)))`, or
+    `Bidirectional(PrunableLSTM(8))`.
+
+    Example:
+        >>> layer = Prunable(keras.layers.Dense(2, use_bias=False, kernel_initializer="ones"))
+        >>> layer.build((None, 3))
+        >>> layer.set_masks([[[1, 0], [1, 0], [0, 0]]])
+        >>> keras.ops.convert_to_numpy(layer(keras.ops.ones((1, 3)))).tolist()
+        [[2.0, 0.0]]
+        >>> round(layer.sparsity, 3)
+        0.667
+    """
+
+    def __init__(self, layer: keras.Layer, straight_through: bool = False, **kwargs: Any) -> None:
+        if isinstance(layer, keras.Layer):
+            self._check_unmasked(layer)
+            # Keras reads the signatures of `call` and `build` to find arguments and shapes: they are the layer's.
+            for method in ("call", "build"):
+                setattr(self, method, _with_signature(getattr(self, method), getattr(layer, method)))
+            kwargs.setdefault("dtype", layer.dtype_policy)
+            kwargs.setdefault("autocast", layer.autocast)
+        super().__init__(layer, **kwargs)
+        self.straight_through = bool(straight_through)
+        self.supports_masking = layer.supports_masking
+        self._masks = Masks(name="masks", dtype=layer.dtype_policy)
+        if layer.built:
+            self.build()
+
+    def _check_unmasked(self, layer: keras.Layer) -> None:
+        for inner in layer._flatten_layers():
+            if isinstance(inner, MaskedLayer):
+                raise ValueError(
+                    f"{type(self).__name__} wraps a layer without masks. Received: {type(layer).__name__} "
+                    f"{layer.name!r}, in which {inner._subject} has masks of its own. "
+                    "Use it as it is, or wrap the plain Keras layer."
+                )
+
+    def build(self, *shapes: Any, **named_shapes: Any) -> None:
+        """Build the layer, if it is not built, and its masks."""
+        if not self.layer.built:
+            self.layer.build(*shapes, **named_shapes)
+            self.layer.built = True
+        if not self._masks.built:
+            self._make_masks(self.layer)
+
+    def call(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the layer with masked kernels."""
+        with self._masked_kernels(self.layer):
+            return self.layer(*args, **kwargs)
+
+    def compute_output_spec(self, *args: Any, **kwargs: Any) -> Any:
+        """Return what the layer's own method does."""
+        return self.layer.compute_output_spec(*args, **kwargs)
+
+    def compute_output_shape(self, *args: Any, **kwargs: Any) -> Any:
+        """Return what the layer's own method does."""
+        return self.layer.compute_output_shape(*args, **kwargs)
+
+    def compute_mask(self, *args: Any, **kwargs: Any) -> Any:
+        """Return what the layer's own method does."""
+        return self.layer.compute_mask(*args, **kwargs)
+
+    def get_build_config(self) -> Any:
+        """Return the layer's own, so that it is built with the same shapes."""
+        return self.layer.get_build_config()
+
+    def build_from_config(self, config: Any) -> None:
+        """Build the layer as it was built, then the masks."""
+        if config and not self.layer.built:
+            self.layer.build_from_config(config)
+        if self.layer.built and not self.built:
+            self.build()
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments of the constructor."""
+        return {**super().get_config(), "straight_through": self.straight_through}
+
+
+def _with_signature(function: Callable[..., Any], model: Callable[..., Any]) -> Callable[..., Any]:
+    """`function`, which shows the signature of `model`."""
+
+    @functools.wraps(model)
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        return function(*args, **kwargs)
+
+    return forward

@@ -1,0 +1,115 @@
+"""Charts, drawn without a screen and without touching pyplot."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+__all__ = ["plot_history", "plot_sparsity"]
+
+INK = "#333333"
+FAINT = "#d9d9d9"
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+"""Okabe and Ito's, which colour-blind readers tell apart."""
+
+Path = str | os.PathLike[str]
+
+
+def plot_sparsity(sparsities: Mapping[str, float], path: Path, *, mean: float | None = None) -> None:
+    """Write a bar chart of sparsities by name, one bar a tensor in the order given, from the top.
+
+    Args:
+        sparsities: fractions in [0, 1].
+        path: the file; its ending gives the format.
+        mean: the sparsity of all together, drawn as a line.
+    """
+    figure, axes = _figure(height=1.2 + 0.32 * len(sparsities))
+    places = np.arange(len(sparsities))
+    values = [100 * value for value in sparsities.values()]
+    axes.barh(places, values, height=0.7, color=COLOURS[0])
+    axes.set_yticks(places, list(sparsities))
+    axes.set_ylim(len(sparsities) - 0.4, -0.6)
+    for place, value in zip(places, values, strict=True):
+        axes.annotate(
+            f"{value:.1f} %",
+            (value, place),
+            (4, 0),
+            textcoords="offset points",
+            va="center",
+            color=INK,
+            backgroundcolor="white",
+        )
+    if mean is not None:
+        axes.axvline(100 * mean, color=COLOURS[1], linewidth=1.5, linestyle="--", zorder=0)
+        axes.set_title(f"Sparsity by tensor (together: {mean:.1%})", loc="left", color=INK)
+    axes.set_xlim(0, 112)
+    axes.set_xticks(range(0, 101, 20))
+    axes.set_xlabel("zeros, %")
+    axes.grid(axis="x", color=FAINT, linewidth=0.8)
+    figure.savefig(path)
+
+
+def plot_history(
+    steps: Sequence[float], series: Mapping[str, Sequence[float | None]], path: Path, *, title: str | None = None
+) -> None:
+    """Write curves over training steps: sparsity and accuracy, say, all fractions in [0, 1].
+
+    Args:
+        steps: the steps, `[n]`.
+        series: values by name, `[n]` each; None or NaN where there is none (accuracy known at ends of epochs only).
+        path: the file; its ending gives the format.
+        title: a line above the chart.
+
+    Raises:
+        ImportError: matplotlib is not installed; the message has the command.
+        ValueError: a series is not as long as the steps.
+
+    Example:
+        >>> import tempfile
+        >>> folder = tempfile.mkdtemp()
+        >>> plot_history([0, 10, 20], {"sparsity": [0, 0.5, 0.9], "accuracy": [0.6, None, 0.9]}, folder + "/run.png")
+        >>> os.listdir(folder)
+        ['run.png']
+    """
+    for name, values in series.items():
+        if len(values) != len(steps):
+            raise ValueError(
+                f"plot_history: each series has one value a step. Received: {len(values)} values of {name!r} for "
+                f"{len(steps)} steps."
+            )
+    figure, axes = _figure(height=3.6)
+    for number, (name, values) in enumerate(series.items()):
+        ys = 100 * np.array(values, dtype=float)
+        known = ~np.isnan(ys)
+        marker = "o" if known.sum() <= 40 else None
+        colour = COLOURS[number % len(COLOURS)]
+        axes.plot(np.asarray(steps)[known], ys[known], color=colour, marker=marker, markersize=4, label=name)
+    axes.set_ylim(0, 102)
+    axes.set_xlabel("step")
+    axes.set_ylabel("%")
+    axes.grid(color=FAINT, linewidth=0.8)
+    axes.legend(frameon=False, labelcolor=INK, loc="best")
+    if title:
+        axes.set_title(title, loc="left", color=INK)
+    figure.savefig(path)
+
+
+def _figure(height: float) -> tuple[Any, Any]:
+    """A figure of its own, without pyplot, so that no window, backend or setting of the user's is touched."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError('Plots need matplotlib. Install it: pip install "keras-prune[viz]"') from error
+    figure = Figure(figsize=(8, height), dpi=120, layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.set_axisbelow(True)
+    axes.tick_params(colors=INK, length=0)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    axes.spines["bottom"].set_color(FAINT)
+    return figure, axes

@@ -1,0 +1,289 @@
+"""Masks off: a plain Keras model with exact zeros."""
+
+from __future__ import annotations
+
+import contextlib
+import types
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+import numpy as np
+import numpy.typing as npt
+from keras import layers as kl
+from keras.src.models.functional import Functional, functional_like_constructor
+
+from keras_prune.layers import VARIANTS, MaskedLayer, Prunable
+from keras_prune.masks import MaskConstraint, mask_of, read
+
+__all__ = ["effective_mask", "strip"]
+
+MaskArray = npt.NDArray[np.bool_]
+
+
+def strip(model: keras.Model, *, into: keras.Model | None = None) -> keras.Model:
+    """Return a plain Keras model of the same outputs, whose pruned weights are exactly 0.0.
+
+    Nothing of the library is left in it: wrapper layers become the layers that they wrap, variants the Keras layers
+    that they vary, and masks are gone. A constraint of the user's own stays. The model given is left as it was, and
+    the two share no weight. A model that was never pruned comes back as an equal copy.
+
+    A compiled model comes back compiled with the same settings and a fresh optimizer: the state of the old one
+    (momentum, step count) belongs to the pruned training. Where the settings cannot be written down, there is a warning
+    and the result is not compiled.
+
+    Args:
+        model: a built model: Sequential, functional or subclassed, with other models inside.
+        into: a plain model of the same layers, made by you, that takes the weights. For subclassed models that cannot
+            be made again from a configuration, or that make wrapper layers in their own code.
+
+    Returns:
+        The plain model: a new one, or `into`.
+
+    Raises:
+        TypeError: the model is not a Keras model.
+        ValueError: the model is not built, or cannot be made again without wrapper layers; the message says why and
+            what helps. There is no half-stripped result.
+
+    Example:
+        >>> from keras_prune.layers import PrunableDense
+        >>> model = keras.Sequential([keras.Input((4,)), PrunableDense(2)])
+        >>> plain = strip(model)
+        >>> type(plain.layers[0]).__name__, len(plain.weights)
+        ('Dense', 2)
+    """
+    if not isinstance(model, keras.Model):
+        raise TypeError(f"strip takes a keras.Model. Received: {model!r} of type {type(model).__name__}")
+    if not model.built:
+        raise ValueError(
+            f"strip: {type(model).__name__} {model.name!r} is not built, so there is nothing to copy. "
+            "Build it first: call it on a batch, or call model.build(input_shape)."
+        )
+    plain = _Copier(model).copy(model) if into is None else into
+    _check_plain(model, plain)
+    _copy_weights(model, plain)
+    if into is None:
+        _compile_like(model, plain)
+    return plain
+
+
+def effective_mask(model: keras.Layer) -> dict[int, MaskArray]:
+    """Return the mask of each masked variable by the variable's id, whether it is bound as a constraint or in a layer.
+
+    Raises:
+        ValueError: one kernel stands under two layers whose masks differ, so it is not one tensor with zeros.
+    """
+    found: dict[int, MaskArray] = {}
+    for layer in model._flatten_layers():
+        for kernel, mask in getattr(layer, "mask_pairs", ()):
+            values = read(mask)
+            if not np.array_equal(found.setdefault(id(kernel), values), values):
+                raise ValueError(
+                    f"{kernel.path} stands under two layers whose masks differ, so it has no one set of zeros. "
+                    "Wrap the layer once and use the wrapper in both places."
+                )
+    for variable in model.weights:
+        mask = mask_of(variable)
+        if mask is not None:
+            found[id(variable)] = mask & found.get(id(variable), np.True_)
+    return found
+
+
+class _Copier:
+    """Copies layers without masks; what is shared in the model is shared in the copy.
+
+    Functional and Sequential models are copied layer by layer. Any other layer is made again from its configuration, in
+    which the library's layers are replaced by plain ones, at any depth.
+    """
+
+    def __init__(self, model: keras.Model) -> None:
+        self.model = model
+        self.copies: dict[int, Any] = {}
+
+    def copy(self, layer: Any, name: str | None = None) -> Any:
+        """The plain copy of a layer, model or operation: the same object each time."""
+        if id(layer) not in self.copies:
+            self.copies[id(layer)] = self._make(layer, name)
+        return self.copies[id(layer)]
+
+    def _make(self, layer: Any, name: str | None) -> Any:
+        if isinstance(layer, Prunable):
+            return self.copy(layer.layer, name)
+        if type(layer) is keras.Sequential:
+            return self._sequential(layer)
+        if _is_plain_functional(layer):
+            return self._functional(layer)
+        return self._from_config(layer, name)
+
+    def _functional(self, model: Any) -> Any:
+        names = _plain_names(model.operations)
+        inputs = keras.tree.map_structure(_fresh_input, model._inputs_struct)
+        outputs = model._run_through_graph(inputs, operation_fn=lambda op: self.copy(op, names.get(id(op))))
+        copy = type(model)(inputs=inputs, outputs=outputs, name=model.name)
+        if not model.trainable:
+            copy.trainable = False
+        return copy
+
+    def _sequential(self, model: Any) -> Any:
+        names = _plain_names(model.layers)
+        layers = [self.copy(layer, names[id(layer)]) for layer in model.layers]
+        first = model._layers[0] if model._layers else None
+        if isinstance(first, kl.InputLayer):
+            layers.insert(0, kl.InputLayer.from_config(first.get_config()))
+        copy = keras.Sequential(layers, name=model.name, trainable=model.trainable)
+        if not copy.built:
+            copy.build_from_config(model.get_build_config())
+        return copy
+
+    def _from_config(self, layer: Any, name: str | None) -> Any:
+        cls: Any = VARIANTS.get(type(layer), type(layer))
+        with self._reasons(layer), _known_objects(layer):
+            config = _plain_config(layer.get_config())
+            if cls is not type(layer):
+                del config["straight_through"]
+            if name is not None:
+                config["name"] = name
+            if isinstance(layer, kl.Lambda):
+                copy = cls.from_config(config, safe_mode=False)
+                copy.function = layer.function  # written down and read back, it has lost its global names
+            else:
+                copy = cls.from_config(config)
+            if isinstance(layer, keras.Layer) and layer.built and not copy.built:
+                copy.build_from_config(layer.get_build_config())
+        return copy
+
+    @contextlib.contextmanager
+    def _reasons(self, layer: Any) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            raise ValueError(
+                f"strip: {type(layer).__name__} {layer.name!r} cannot be made again from its configuration "
+                f"({' '.join(str(error).split()).rstrip('.')}). "
+                "Give its class get_config() and from_config(), or make a plain model of the same layers yourself and "
+                "call strip(model, into=plain_model)."
+            ) from error
+
+
+def _is_plain_functional(layer: Any) -> bool:
+    """Whether a model is its graph: functional, with Keras's own configuration (its `train_step` may be anybody's)."""
+    return (
+        isinstance(layer, Functional)
+        and not isinstance(layer, keras.Sequential)
+        and type(layer).get_config is Functional.get_config
+        and functional_like_constructor(type(layer))
+    )
+
+
+def _fresh_input(tensor: Any) -> Any:
+    """A new input like the one that `tensor` comes from."""
+    operation = tensor._keras_history.operation
+    if isinstance(operation, kl.InputLayer):
+        return kl.InputLayer.from_config(operation.get_config()).output
+    return keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype, sparse=tensor.sparse, name=tensor.name)
+
+
+def _plain_names(operations: Any) -> dict[int, str | None]:
+    """Names by layer: a wrapped layer keeps its own, unless another one in the model has it; then the wrapper's."""
+    taken = [op.layer.name if isinstance(op, Prunable) else op.name for op in operations]
+    unique = {name for name in taken if taken.count(name) == 1}
+    return {
+        id(op): op.name if isinstance(op, Prunable) and name not in unique else None
+        for op, name in zip(operations, taken, strict=True)
+    }
+
+
+def _plain_config(config: Any) -> Any:
+    """A configuration in which the library's layers are the plain ones, at any depth."""
+    if isinstance(config, list | tuple):
+        return type(config)(_plain_config(item) for item in config)
+    if not isinstance(config, dict):
+        return config
+    registered = config.get("registered_name")
+    if registered == keras.saving.get_registered_name(Prunable):
+        place = {key: config[key] for key in ("name", "inbound_nodes") if key in config}
+        return {**place, **_plain_config(config["config"]["layer"]), **place}
+    for variant, plain in VARIANTS.items():
+        if registered == keras.saving.get_registered_name(variant):
+            inner = {key: value for key, value in config["config"].items() if key != "straight_through"}
+            names = {"module": "keras.layers", "class_name": plain.__name__, "registered_name": None}
+            return {**config, **names, "config": _plain_config(inner)}
+    return {key: _plain_config(value) for key, value in config.items()}
+
+
+@contextlib.contextmanager
+def _known_objects(layer: Any) -> Iterator[None]:
+    """The scope in which the classes and functions in use in a layer are found by name, without being registered."""
+    inside = list(layer._flatten_layers()) if isinstance(layer, keras.Layer) else [layer]
+    objects: dict[str, Any] = {type(one).__name__: type(one) for one in inside if not _is_keras(type(one))}
+    for one in inside:
+        functions = [value for value in vars(one).values() if isinstance(value, types.FunctionType)]
+        objects.update({function.__name__: function for function in functions if not _is_keras(function)})
+    with keras.saving.CustomObjectScope(objects):
+        yield
+
+
+def _is_keras(value: Any) -> bool:
+    return str(value.__module__).split(".")[0] in ("keras", "keras_prune")
+
+
+def _check_plain(model: keras.Model, plain: keras.Model) -> None:
+    """Refuse a copy that is not built, holds something of the library, or has other weights than the model."""
+    if not isinstance(plain, keras.Model) or plain is model:
+        raise ValueError(f"strip: into must be another keras.Model than the one to strip. Received: {plain!r}")
+    left = [layer._subject for layer in plain._flatten_layers() if isinstance(layer, MaskedLayer)]
+    if left:
+        raise ValueError(
+            f"strip: {type(model).__name__} {model.name!r} makes {left} in its own code, where they cannot be "
+            "replaced. Make a plain model with the same layers, without masks, and call strip(model, into=plain_model)."
+        )
+    masks = {id(mask) for _, mask in _pairs(model)}
+    wanted = [_signature(variable) for variable in model.weights if id(variable) not in masks]
+    found = [_signature(variable) for variable in plain.weights]
+    if wanted != found:
+        odd = next((a, b) for a, b in zip([*wanted, None], [*found, None], strict=False) if a != b)
+        raise ValueError(
+            f"strip: the plain model has {len(found)} weights and {type(model).__name__} {model.name!r} has "
+            f"{len(wanted)} without its masks; the first that differ are {odd[1]} and {odd[0]}. "
+            "A subclassed model has to be built by build() or by a call on an input of a known shape: build one "
+            "yourself and call strip(model, into=plain_model)."
+        )
+
+
+def _signature(variable: keras.Variable) -> tuple[str, tuple[int, ...]]:
+    return variable.name, tuple(variable.shape)
+
+
+def _pairs(model: keras.Model) -> Iterator[tuple[keras.Variable, keras.Variable]]:
+    for layer in model._flatten_layers():
+        yield from getattr(layer, "mask_pairs", ())
+
+
+def _copy_weights(model: keras.Model, plain: keras.Model) -> None:
+    """Copy the weights in order, pruned ones as +0.0, and the constraints that were set on variables by hand."""
+    masks = effective_mask(model)
+    variables = {id(mask) for _, mask in _pairs(model)}
+    sources = [variable for variable in model.weights if id(variable) not in variables]
+    for source, target in zip(sources, plain.weights, strict=True):
+        value, mask = read(source), masks.get(id(source))
+        target.assign(value if mask is None else np.where(mask, value, np.zeros((), value.dtype)))
+        constraint = source.constraint
+        while isinstance(constraint, MaskConstraint):
+            constraint = constraint.inner
+        if target.constraint is None:
+            target.constraint = constraint
+
+
+def _compile_like(model: keras.Model, plain: keras.Model) -> None:
+    if not model.compiled:
+        return
+    try:
+        with _known_objects(model):
+            plain.compile_from_config(model.get_compile_config())
+    except Exception as error:
+        warnings.warn(
+            f"strip: the result is not compiled, since the settings of {model.name!r} cannot be written down "
+            f"({error}). Call compile(...) on it if you mean to train or evaluate it.",
+            stacklevel=3,
+        )
