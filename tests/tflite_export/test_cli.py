@@ -1,0 +1,99 @@
+import json
+import sys
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from tflite_export.cli import app, main
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """A function that runs the command as the console script does: exit code, output, errors."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["tflite-export", *map(str, arguments)])
+        with pytest.raises(SystemExit) as caught:
+            main()
+        captured = capsys.readouterr()
+        return caught.value.code or 0, captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture
+def saved(tmp_path, dense_net, inputs):
+    dense_net.save(tmp_path / "model.keras")
+    np.save(tmp_path / "x.npy", inputs(dense_net)[0])
+    return tmp_path / "model.keras"
+
+
+def test_export_verify_and_bench(saved, tmp_path, run):
+    out, data = tmp_path / "model.tflite", tmp_path / "x.npy"
+    code, text, _ = run("export", saved, out, "--data", data)
+    assert code == 0
+    assert "1x4 blocks" in text
+    code, text, _ = run("verify", out, saved, "--data", data, "--json")
+    assert code == 0
+    assert json.loads(text)["samples"] == 5
+    code, text, _ = run("bench", out, out, "--rounds", 2, "--json")
+    assert code == 0
+    assert [timing["max_difference"] for timing in json.loads(text)["files"]] == [0.0, 0.0]
+
+
+def test_inputs_by_name_come_from_a_npz(saved, tmp_path, run, dense_net, inputs):
+    np.savez(tmp_path / "x.npz", **{dense_net.inputs[0].name: inputs(dense_net)[0]})
+    assert run("export", saved, tmp_path / "model.tflite", "--data", tmp_path / "x.npz", "--batch-size", 2)[0] == 0
+
+
+def test_an_error_is_one_line_and_code_1(saved, tmp_path, run):
+    code, out, err = run("export", saved, tmp_path / "none" / "model.tflite")
+    assert (code, out) == (1, "")
+    assert err.startswith("error: path '")
+    assert "its folder must exist" in err
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("cut.keras", b"PK\x03\x04", "must load in safe mode"),
+        ("none.keras", None, "must load in safe mode"),
+        ("model.h5", b"", "must be a .keras file"),
+    ],
+)
+def test_a_model_that_does_not_load_is_code_1(tmp_path, run, name, content, message):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    code, _, err = run("export", tmp_path / name, tmp_path / "model.tflite")
+    assert code == 1
+    assert message in err
+
+
+def test_code_in_a_model_is_not_run(tmp_path, run):
+    import keras
+
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Lambda(lambda x: x * 2)])
+    model.save(tmp_path / "model.keras")
+    code, _, err = run("export", tmp_path / "model.keras", tmp_path / "model.tflite")
+    assert code == 1
+    assert "must load in safe mode" in err
+
+
+def test_pickled_data_is_refused(saved, tmp_path, run):
+    np.save(tmp_path / "x.npy", np.array([{"a": 1}]), allow_pickle=True)
+    code, _, err = run("verify", tmp_path / "model.tflite", saved, "--data", tmp_path / "x.npy")
+    assert code == 1
+    assert "must be a .npy or .npz of numbers" in err
+
+
+@pytest.mark.parametrize("arguments", [["export"], ["bench", "a", "--threads", "0"], ["paint"], ["bench", "--loud"]])
+def test_wrong_arguments_are_code_2(arguments):
+    assert CliRunner().invoke(app, arguments).exit_code == 2
+
+
+def test_help_names_the_commands():
+    result = CliRunner().invoke(app, ["--help"])
+    assert result.exit_code == 0
+    for command in ("export", "verify", "bench"):
+        assert command in result.output

@@ -1,0 +1,213 @@
+"""The inputs that a file is verified on: given ones, or drawn ones with a warning."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import keras
+import numpy as np
+from numpy.typing import NDArray
+
+from tflite_export.errors import ExportError
+from tflite_export.signature import InputSpec, Signature
+
+SAMPLES = 32
+"""Samples that a file is verified on, at most."""
+DRAWN = 4
+"""Samples drawn where no data are given."""
+SEED = 20240229
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """Samples, one array [samples, ...] for each input of the signature.
+
+    Args:
+        arrays: In the signature's order.
+        drawn: They are random, not real.
+    """
+
+    arrays: tuple[NDArray[Any], ...]
+    drawn: bool
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        return len(self.arrays[0])
+
+
+def collect_inputs(model: keras.Model, signature: Signature, data: Any = None, samples: int = SAMPLES) -> Inputs:
+    """Return the first ``samples`` samples of ``data``, or drawn ones where it is None.
+
+    Args:
+        model: Read for the ranges of its embeddings, where inputs are drawn.
+        signature: Of the model.
+        data: An array; a list, tuple or dictionary of arrays for several inputs; or a ``tf.data.Dataset``,
+            ``keras.utils.PyDataset`` or other iterable of batches, each ``x`` or ``(x, y)``.
+        samples: At most so many.
+
+    Raises:
+        ExportError: The data do not fit the signature, or hold NaN.
+
+    Warns:
+        UserWarning: Inputs are drawn: a standard normal for floats; for integers the range of the model's
+            embeddings, else 0 and 1.
+    """
+    if data is None:
+        return _draw(model, signature, samples)
+    leaves = _leaves_of_arrays(data, signature)
+    if leaves is None:
+        leaves = _leaves_of_batches(data, signature, samples)
+    arrays = tuple(_fit(leaf[:samples], spec) for leaf, spec in zip(leaves, signature.inputs, strict=True))
+    counts = {len(array) for array in arrays}
+    if len(counts) != 1 or counts == {0}:
+        raise ExportError(
+            "data",
+            "every input needs the same number of samples, at least one",
+            sorted(counts),
+            "Check the first dimension of each array.",
+        )
+    return Inputs(arrays, drawn=False)
+
+
+def _leaves_of_arrays(data: Any, signature: Signature) -> list[NDArray[Any]] | None:
+    """Return the arrays of data that are arrays, one for each input, or None for a data set of batches."""
+    names = [spec.name for spec in signature.inputs]
+    if isinstance(data, Mapping):
+        keys = sorted(signature.structure) if isinstance(signature.structure, dict) else names
+        missing = [key for key in keys if key not in data]
+        if missing:
+            raise ExportError(
+                "data", f"a dictionary must hold the inputs {keys}", sorted(map(str, data)), f"Add {missing}."
+            )
+        return [np.asarray(data[key]) for key in keys]
+    if hasattr(data, "shape") and hasattr(data, "dtype"):
+        leaves = [np.asarray(data)]
+    elif isinstance(data, (list, tuple)):
+        leaves = [np.asarray(leaf) for leaf in data]
+    else:
+        return None
+    if len(leaves) != len(names):
+        raise ExportError(
+            "data",
+            f"the model takes {len(names)} inputs: {names}",
+            f"{len(leaves)} arrays",
+            "Give one array for each input.",
+        )
+    return leaves
+
+
+def _leaves_of_batches(data: Any, signature: Signature, samples: int) -> list[NDArray[Any]]:
+    batches: Iterable[Any]
+    if isinstance(data, keras.utils.PyDataset):
+        # Indexed, not iterated: some PyDatasets start worker processes or never end.
+        batches = (data[i] for i in range(data.num_batches or samples))
+    elif isinstance(data, Iterable):
+        batches = data
+    else:
+        raise ExportError(
+            "data",
+            "arrays or an iterable of batches are needed",
+            type(data).__name__,
+            "Pass an array, or a tf.data.Dataset.",
+        )
+    taken: list[list[NDArray[Any]]] = []
+    for batch in islice(batches, samples):
+        x = (
+            batch[0]
+            if isinstance(batch, (tuple, list)) and len(batch) in (2, 3) and len(signature.inputs) != len(batch)
+            else batch
+        )
+        if (
+            isinstance(batch, tuple)
+            and len(batch) == len(signature.inputs)
+            and isinstance(batch[0], (tuple, list, Mapping))
+        ):
+            x = batch[0]
+        leaves = _leaves_of_arrays(x, signature)
+        if leaves is None:
+            raise ExportError(
+                "data", "a batch must hold arrays", type(x).__name__, "Let the data set yield x or (x, y)."
+            )
+        taken.append(leaves)
+        if sum(len(leaves[0]) for leaves in taken) >= samples:
+            break
+    if not taken:
+        raise ExportError(
+            "data",
+            "at least one batch is needed",
+            "an empty data set",
+            "Check the data set, or pass an array.",
+        )
+    return [np.concatenate(parts) for parts in zip(*taken, strict=True)]
+
+
+def _fit(array: NDArray[Any], spec: InputSpec) -> NDArray[Any]:
+    """Return an array in the type of an input, its shape and values checked."""
+    subject = f"data for input '{spec.name}'"
+    wanted = ("samples", *("any" if size is None else size for size in spec.shape))
+    fits = array.ndim == len(wanted) and all(
+        size is None or size == have for size, have in zip(spec.shape, array.shape[1:], strict=True)
+    )
+    if not fits:
+        raise ExportError(subject, f"must have the shape {wanted}", array.shape, "Was the batch dimension left out?")
+    if array.dtype.kind == "f" and np.isnan(array).any():
+        raise ExportError(subject, "must hold no NaN", f"{int(np.isnan(array).sum())} NaN", "Clean the data.")
+    if array.dtype.kind not in "fiub" or (array.dtype.kind == "f" and np.dtype(spec.dtype).kind in "iub"):
+        raise ExportError(
+            subject,
+            f"must convert to {spec.dtype} without loss",
+            array.dtype.name,
+            f"Cast it to {spec.dtype}.",
+        )
+    return np.ascontiguousarray(array, dtype=spec.dtype)
+
+
+def _draw(model: keras.Model, signature: Signature, samples: int) -> Inputs:
+    """Draw a few samples for each input, with a warning."""
+    warnings.warn(
+        "no data given: the file is verified on inputs drawn from a standard normal (integers: from the "
+        "embeddings' range, else 0 and 1). Pass data=... to verify it on real ones.",
+        UserWarning,
+        stacklevel=4,
+    )
+    rng = np.random.default_rng(SEED)
+    arrays = []
+    for position, spec in enumerate(signature.inputs):
+        if any(size is None for size in spec.shape):
+            raise ExportError(
+                f"input '{spec.name}'",
+                "its shape must be known for inputs to be drawn",
+                spec.shape,
+                "Pass data=... .",
+            )
+        shape = (min(DRAWN, samples), *(size for size in spec.shape if size is not None))
+        limit = _embedding_limit(model, position, spec)
+        if limit is not None:
+            arrays.append(rng.integers(0, limit, shape).astype(spec.dtype))
+        elif spec.dtype.startswith(("float", "bfloat")):
+            arrays.append(rng.standard_normal(shape).astype(spec.dtype))
+        else:
+            raise ExportError(f"input '{spec.name}'", "only numbers can be drawn", spec.dtype, "Pass data=... .")
+    return Inputs(tuple(arrays), drawn=True)
+
+
+def _embedding_limit(model: keras.Model, position: int, spec: InputSpec) -> int | None:
+    """Return what an input must stay below: the smallest table it may index, 2 without, None for floats."""
+    tables = [layer for layer in model._flatten_layers() if isinstance(layer, keras.layers.Embedding)]
+    if spec.dtype.startswith(("int", "uint", "bool")):
+        return min((layer.input_dim for layer in tables), default=2)
+    # A float input may feed an Embedding too, which casts it: Input((8,)) is float32 by default.
+    inputs = getattr(model, "inputs", None)
+    if not inputs:
+        return None
+    fed = [
+        layer.input_dim
+        for layer in tables
+        for node in layer._inbound_nodes
+        if any(tensor is inputs[position] for tensor in node.input_tensors)
+    ]
+    return min(fed, default=None)

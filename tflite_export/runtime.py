@@ -1,0 +1,165 @@
+"""Run and time .tflite files in the LiteRT runtime of this machine."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ai_edge_litert.interpreter import Interpreter, OpResolverType
+from numpy.typing import NDArray
+
+from tflite_export.errors import ExportError
+from tflite_export.flatbuffer import read
+
+LARGEST_BATCH = 32
+"""Samples that a file with a free batch is given at once."""
+
+
+class Session:
+    """A file loaded into an interpreter.
+
+    Args:
+        content: The file's bytes; checked by :func:`tflite_export.flatbuffer.read` first, since the runtime
+            follows offsets unchecked.
+        subject: What to call it in errors.
+        threads: Threads of the runtime.
+        delegate: Use the XNNPACK delegate, as the runtime does by default.
+
+    Raises:
+        FlatbufferError: The file is damaged.
+        ExportError: The runtime cannot load or allocate it.
+    """
+
+    def __init__(self, content: bytes, subject: str = "the file", *, threads: int = 1, delegate: bool = True) -> None:
+        self.subject = f"{subject} ({threads} thread{'s' * (threads != 1)}, XNNPACK {'on' if delegate else 'off'})"
+        read(content, subject)
+        resolver = OpResolverType.AUTO if delegate else OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+        try:
+            self._interpreter = Interpreter(
+                model_content=content, num_threads=threads, experimental_op_resolver_type=resolver
+            )
+            self._allocate()
+            self.inputs, self.outputs = self._details()
+        except (ValueError, RuntimeError) as error:
+            raise self._error("the runtime must load it", error) from error
+        self._shapes = {name: tuple(int(size) for size in detail["shape"]) for name, detail in self.inputs.items()}
+
+    def _details(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return the details of inputs and outputs by name: the signature's names where the file has one."""
+        signatures = self._interpreter.get_signature_list()
+        if signatures:
+            key = "serving_default" if "serving_default" in signatures else next(iter(signatures))
+            runner = self._interpreter.get_signature_runner(key)
+            return dict(runner.get_input_details()), dict(runner.get_output_details())
+        return (
+            {detail["name"]: detail for detail in self._interpreter.get_input_details()},
+            {detail["name"]: detail for detail in self._interpreter.get_output_details()},
+        )
+
+    def _allocate(self) -> None:
+        self._interpreter.allocate_tensors()
+
+    def _error(self, rule: str, error: Exception) -> ExportError:
+        return ExportError(
+            self.subject,
+            rule,
+            f"{type(error).__name__}: {error}",
+            "Export the model again, or with batch_size=1.",
+        )
+
+    @property
+    def batch_size(self) -> int | None:
+        """The batch that the file is fixed to, or None for a free one."""
+        sizes = [int(detail["shape_signature"][0]) for detail in self.inputs.values() if len(detail["shape_signature"])]
+        fixed = [size for size in sizes if size >= 0]
+        return fixed[0] if fixed else None
+
+    def run(self, feeds: Sequence[NDArray[Any]], names: Sequence[str], outputs: Sequence[str]) -> list[NDArray[Any]]:
+        """Return the outputs for samples of any number, in batches that the file takes.
+
+        A batch fixed to n that the last samples do not fill is filled with the last of them, and cut
+        afterwards.
+
+        Args:
+            feeds: An array [samples, ...] for each name.
+            names: Names of the inputs.
+            outputs: Names of the outputs wanted.
+
+        Raises:
+            ExportError: A name is unknown, or the runtime fails.
+        """
+        batch = self.batch_size or min(LARGEST_BATCH, len(feeds[0]))
+        parts = []
+        for start in range(0, len(feeds[0]), batch):
+            chunk = [feed[start : start + batch] for feed in feeds]
+            count = len(chunk[0])
+            if self.batch_size and count < batch:
+                chunk = [np.concatenate([part, np.repeat(part[-1:], batch - count, axis=0)]) for part in chunk]
+            self.feed(chunk, names)
+            self.invoke()
+            parts.append([output[:count] for output in self.fetch(outputs)])
+        return [np.concatenate(column) for column in zip(*parts, strict=True)]
+
+    def feed(self, batch: Sequence[NDArray[Any]], names: Sequence[str]) -> None:
+        """Set the inputs, resized to the batch."""
+        self._require(names, self.inputs)
+        try:
+            resized = False
+            for array, name in zip(batch, names, strict=True):
+                if self._shapes[name] != array.shape:
+                    self._interpreter.resize_tensor_input(self.inputs[name]["index"], array.shape, strict=False)
+                    self._shapes[name] = array.shape
+                    resized = True
+            if resized:
+                self._allocate()
+            # State of a recurrent operator must not leak from one input into the next.
+            self._interpreter.reset_all_variables()
+            for array, name in zip(batch, names, strict=True):
+                self._interpreter.set_tensor(
+                    self.inputs[name]["index"], array.astype(self.inputs[name]["dtype"], copy=False)
+                )
+        except (ValueError, RuntimeError) as error:
+            raise self._error("the runtime must take the inputs", error) from error
+
+    def invoke(self) -> None:
+        """Run the file once, on the inputs that were set."""
+        try:
+            self._interpreter.invoke()
+        except (ValueError, RuntimeError) as error:
+            raise self._error("the runtime must run it", error) from error
+
+    def fetch(self, outputs: Sequence[str]) -> list[NDArray[Any]]:
+        """Return copies of outputs by name."""
+        self._require(outputs, self.outputs)
+        return [self._interpreter.get_tensor(self.outputs[name]["index"]) for name in outputs]
+
+    def tensor_shapes(self) -> dict[int, tuple[int, ...]]:
+        """Return the shape of each tensor of the first subgraph, as of the last run."""
+        return {
+            detail["index"]: tuple(int(size) for size in detail["shape"])
+            for detail in self._interpreter.get_tensor_details()
+        }
+
+    def _require(self, names: Sequence[str], known: dict[str, Any]) -> None:
+        missing = [name for name in names if name not in known]
+        if missing:
+            raise ExportError(
+                self.subject, f"knows the names {sorted(known)}", missing, "Is it the file of another model?"
+            )
+
+
+def load(path: str | os.PathLike[str]) -> bytes:
+    """Return the bytes of a file.
+
+    Raises:
+        ExportError: It cannot be read.
+    """
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise ExportError(
+            f"'{os.fspath(path)}'", "must be a readable file", error.strerror, "Check the path."
+        ) from error

@@ -1,0 +1,121 @@
+"""What a Keras model takes and gives: names, shapes and types, in the order that its file will have."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+
+from tflite_export.errors import ExportError
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """One input: its name, its shape without the batch (None where free), its type."""
+
+    name: str
+    shape: tuple[int | None, ...]
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Signature:
+    """The inputs of a model, flat, and the structure that its ``call`` wants them in.
+
+    Args:
+        inputs: In the order of ``keras.tree.flatten``.
+        structure: One leaf for each input.
+    """
+
+    inputs: tuple[InputSpec, ...]
+    structure: Any
+
+    def pack(self, tensors: Sequence[Any]) -> Any:
+        """Return flat tensors in the structure that the model's ``call`` wants."""
+        return keras.tree.pack_sequence_as(self.structure, list(tensors))
+
+
+def signature_of(model: keras.Model, data: Any = None) -> Signature:
+    """Return the signature of a built model.
+
+    A functional or sequential model knows it; a subclassed one is read from the shapes it was built with, and
+    its types from ``data`` where given (arrays in the structure of its input), else float32.
+
+    Raises:
+        ExportError: The model is not built.
+    """
+    if not model.built:
+        raise ExportError(
+            f"model '{model.name}'",
+            "must be built before it is exported",
+            "an unbuilt model",
+            "Call it once on a batch.",
+        )
+    inputs = getattr(model, "inputs", None)
+    if inputs:
+        structure = inputs[0] if isinstance(model, keras.Sequential) else model.input
+        leaves = keras.tree.flatten(structure)
+        specs = [
+            InputSpec(_name(leaf.name, i), tuple(leaf.shape[1:]), keras.backend.standardize_dtype(leaf.dtype))
+            for i, leaf in enumerate(leaves)
+        ]
+        return Signature(_distinct(specs), keras.tree.map_structure(lambda leaf: leaf.name, structure))
+    shapes = _built_shapes(model)
+    if isinstance(shapes, dict):
+        keys = sorted(shapes)
+        return _subclassed([(key, shapes[key]) for key in keys], {key: key for key in keys}, data)
+    if shapes and isinstance(shapes[0], (list, tuple)):
+        names = [f"input_{i}" for i in range(len(shapes))]
+        return _subclassed(list(zip(names, shapes, strict=True)), names, data)
+    return _subclassed([("input", shapes)], "input", data)
+
+
+def _subclassed(inputs: Sequence[tuple[str, Any]], structure: Any, data: Any) -> Signature:
+    """Return the signature of inputs built with certain shapes; their types are those of the data, else float32."""
+    leaves = keras.tree.flatten(data)
+    typed = len(leaves) == len(inputs) and all(hasattr(leaf, "dtype") for leaf in leaves)
+    types = [keras.backend.standardize_dtype(leaf.dtype) for leaf in leaves] if typed else ["float32"] * len(inputs)
+    # Doubles are what NumPy makes of any list of numbers; Keras casts them to float32.
+    types = ["float32" if dtype == "float64" else dtype for dtype in types]
+    specs = [InputSpec(name, tuple(shape[1:]), dtype) for (name, shape), dtype in zip(inputs, types, strict=True)]
+    return Signature(tuple(specs), structure)
+
+
+def output_names(outputs: Any) -> tuple[str, ...]:
+    """Return a name for each leaf of a model's outputs: a dictionary's keys, else ``output_0``, ``output_1``.
+
+    Example:
+        >>> output_names({"box": 0, "label": 1}), output_names([0, 1])
+        (('box', 'label'), ('output_0', 'output_1'))
+    """
+    if isinstance(outputs, dict) and all(not isinstance(value, (dict, list, tuple)) for value in outputs.values()):
+        return tuple(str(key) for key in sorted(outputs))
+    return tuple(f"output_{i}" for i in range(len(keras.tree.flatten(outputs))))
+
+
+def _built_shapes(model: keras.Model) -> Any:
+    config = model.get_build_config() or {}
+    shapes = config.get("input_shape", config.get("shapes_dict"))
+    if shapes is None:
+        raise ExportError(
+            f"model '{model.name}'",
+            "the shapes it was built with must be known",
+            config,
+            "Call it once on a batch, or make it a functional model.",
+        )
+    return shapes
+
+
+def _name(name: str, position: int) -> str:
+    """Return a name that TensorFlow takes for an argument."""
+    cleaned = "".join(c if c.isalnum() or c == "_" else "_" for c in name)
+    return cleaned if cleaned and cleaned[0].isalpha() else f"input_{position}"
+
+
+def _distinct(specs: Sequence[InputSpec]) -> tuple[InputSpec, ...]:
+    names = [spec.name for spec in specs]
+    if len(set(names)) == len(names):
+        return tuple(specs)
+    return tuple(InputSpec(f"{spec.name}_{i}", spec.shape, spec.dtype) for i, spec in enumerate(specs))
