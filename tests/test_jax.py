@@ -1,0 +1,68 @@
+"""The JAX backend, in a process of its own: masks are state of the step there, or they would be constants in it."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("jax")
+
+PROGRAM = """
+import json
+import keras, numpy as np
+import keras_prune as kp
+
+assert keras.backend.backend() == "jax"
+rng = np.random.default_rng(0)
+x = rng.standard_normal((96, 8)).astype("float32")
+y = (x @ rng.standard_normal((8, 3))).astype("float32")
+ramp = kp.schedules.Linear(0.0, 0.75, begin_step=1, end_step=10, frequency=3)
+cases = {
+    "magnitude": kp.Pruning(ramp),
+    "taylor": kp.GradientPruning(ramp),
+    "rigl": kp.DynamicPruning(ramp, "rigl"),
+    "surgery": kp.DynamicPruning(ramp, "surgery"),
+    "parts": kp.Pruning(ramp, parts=[kp.L1(1e-2, proximal=True, ramp=ramp), kp.ClipGradients(gamma=0.1)]),
+    "activation": kp.Pruning(ramp, kp.criteria.Activation(data=x)),
+    "data": kp.Pruning(ramp, kp.criteria.Taylor(data=(x, y))),
+}
+
+class Watch(keras.callbacks.Callback):
+    def on_train_batch_end(self, batch, logs=None):
+        self.model.jax_state_sync()
+        zeros = sum(int((np.asarray(layer.kernel.value) == 0).sum()) for layer in self.model.layers)
+        seen.append((zeros, round(logs["sparsity"] * 176)))
+
+outcome = {}
+for name, callback in cases.items():
+    keras.utils.set_random_seed(0)
+    seen = []
+    model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(16, activation="relu"), keras.layers.Dense(3)])
+    model.compile(keras.optimizers.Adam(0.01), "mse")
+    model.fit(x, y, batch_size=12, epochs=2, verbose=0, callbacks=[callback, Watch()])
+    after = sum(int((w == 0).sum()) for w in model.get_weights()[::2])
+    model.fit(x, y, batch_size=12, epochs=1, verbose=0)
+    later = sum(int((w == 0).sum()) for w in model.get_weights()[::2])
+    plain = kp.strip(model)
+    outcome[name] = {"seen": seen, "after": after, "later": later,
+                     "strip": float(np.abs(plain.predict(x, verbose=0) - model.predict(x, verbose=0)).max())}
+print(json.dumps(outcome))
+"""
+
+
+def test_the_contract_holds_on_jax():
+    root = str(pathlib.Path(__file__).parent.parent)
+    environment = {**os.environ, "KERAS_BACKEND": "jax", "PYTHONPATH": root}
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM], capture_output=True, text=True, env=environment, cwd=root, check=False
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    for name, result in json.loads(done.stdout.strip().splitlines()[-1]).items():
+        # The step itself keeps what is pruned at zero, from one update to the next.
+        assert all(zeros >= told for zeros, told in result["seen"]), name
+        assert len({told for _, told in result["seen"]}) >= 4, f"{name}: the masks changed during training"
+        assert result["after"] == result["later"] == 132 or (name == "parts" and result["later"] >= 132), name
+        assert result["strip"] == 0.0, name
