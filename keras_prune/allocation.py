@@ -72,8 +72,8 @@ class Share(float):
 class Allocation(Strategy):
     """A target for each tensor, which together remove the global target's share of all weights.
 
-    Every tensor keeps at least the share `floor` of its units and at least one unit, so none is emptied; what a floor holds
-    back, the others give. A global target that no split can reach is refused.
+    Every tensor keeps at least the share `floor` of its units and at least one unit, so none is emptied; what a floor
+    holds back, the others give. A global target that no split can reach is refused.
 
     Example:
         >>> tensors = [Scored("a", (1, 4), np.array([1.0, 2.0, 3.0, 4.0]), 1),
@@ -127,8 +127,9 @@ def _check_reachable(tensors: Sequence[Scored], caps: Sequence[int], target: flo
 def _fit_shares(tensors: Sequence[Scored], wanted: Sequence[float], caps: Sequence[int], target: float) -> list[float]:
     """Scale wanted densities by one factor, within the caps, until the whole has the target's number of zeros.
 
-    Densities 1 - s_i are multiplied by one factor and clipped to [cap, 1]; the factor is found by bisection, since the number
-    of zeros falls as it grows. The last few units, lost to rounding, are given by the tensors in turn, largest first.
+    Densities 1 - s_i are multiplied by one factor and clipped to [cap, 1]; the factor is found by bisection, since
+    the number of zeros falls as it grows. The last few units, lost to rounding, are given by the tensors in turn,
+    largest first.
     """
     sizes = [t.size for t in tensors]
     goal = target * sum(sizes)
@@ -242,7 +243,7 @@ class Uniform(Allocation):
 @_register
 @dataclasses.dataclass(frozen=True)
 class Global(Allocation):
-    r"""One bar for all: the units with the lowest scores in the whole model go, $s_l = |\{u \in l: score(u) \le \theta\}| / |l|$.
+    r"""One bar for all, $s_l = |\{u \in l: score(u) \le \theta\}| / |l|$: the lowest of the whole model go.
 
     Args:
         floor: the share of its units that every tensor keeps.
@@ -264,8 +265,8 @@ class Global(Allocation):
 class LAMP(Allocation):
     r"""A global bar on scores that know their layer: $u^2 / \sum_{v \ge u} v^2$ over the same tensor.
 
-    Within a tensor the order is that of the scores; between tensors it minimises a bound on the model's distortion. Costs a sort
-    of each tensor.
+    Within a tensor the order is that of the scores; between tensors it minimises a bound on the model's distortion.
+    Costs a sort of each tensor.
 
     Args:
         floor: the share of its units that every tensor keeps.
@@ -329,10 +330,10 @@ class ERK(Allocation):
 @_register
 @dataclasses.dataclass(frozen=True)
 class Sensitivity(Allocation):
-    r"""Each layer gives what it can at the same measured loss: the largest $\tau$-free split, $\Delta L_l(s_l) = \tau$ for all l.
+    r"""Each layer gives what it can at the same measured rise of the loss, $\Delta L_l(s_l) = \tau$ for all l.
 
-    Each tensor alone is pruned to each of `points`, and the loss on `data` is taken; between points the curve is a straight
-    line. One tolerance $\tau$ for all tensors is then found that meets the global target.
+    Each tensor alone is pruned to each of `points`, and the loss on `data` is taken; between points the curve is a
+    straight line. One tolerance $\tau$ for all tensors is then found that meets the global target.
 
     Args:
         data: what the loss is measured on: `(x, y)`, or batches of it. Cost: one evaluation a tensor and point, once.
@@ -350,7 +351,7 @@ class Sensitivity(Allocation):
 
     def __post_init__(self) -> None:
         check_fraction("Sensitivity: floor", self.floor)
-        if not self.points or list(self.points) != sorted(set(self.points)) or not 0 < self.points[0]:
+        if not self.points or list(self.points) != sorted(set(self.points)) or self.points[0] <= 0:
             raise ValueError(f"Sensitivity: points must increase from above 0. Received: points={self.points}")
         for point in self.points:
             check_fraction("Sensitivity: each of points", point)
@@ -390,10 +391,10 @@ class Sensitivity(Allocation):
 @_register
 @dataclasses.dataclass(frozen=True)
 class Explicit(Allocation):
-    r"""Targets given by name: a tensor whose path equals a key, or matches it as a regular expression, ends at that target.
+    r"""Targets by name: a tensor whose path equals a key, or matches it as a regular expression, ends there.
 
-    While the schedule rises, a named tensor rises in step, $s_l(t) = s_l \cdot s(t) / s_f$; tensors that no key names take the
-    schedule's own target. The first key that fits counts.
+    While the schedule rises, a named tensor rises in step, $s_l(t) = s_l \cdot s(t) / s_f$; tensors that no key names
+    take the schedule's own target. The first key that fits counts.
 
     Args:
         targets: path or regular expression -> sparsity, a fraction in [0, 1).

@@ -32,6 +32,18 @@ class PruningCallback(keras.callbacks.Callback):
         schedule: when, and how much.
         scope: which tensors.
         parts: what else acts in the step.
+
+    Example:
+        >>> import keras
+        >>> import keras_prune as kp
+        >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4)])
+        >>> model.compile("sgd", "mse")
+        >>> pruning = kp.Pruning(kp.schedules.OneShot(0.5))
+        >>> pruning.attach(model)
+        >>> pruning.on_step(0)  # before the first step of your loop; then pruning.on_step() after each
+        >>> pruning.detach()
+        >>> pruning.sparsity
+        0.5
     """
 
     def __init__(self, recipe: Recipe, schedule: Schedule, scope: Scope | None, parts: Sequence[Part]) -> None:
@@ -124,8 +136,8 @@ class PruningCallback(keras.callbacks.Callback):
         if self.schedule.last_step > total:
             warnings.warn(
                 f"{type(self).__name__}: the schedule ends at step {self.schedule.last_step}, and training "
-                f"at step {total} ({epochs} epochs of {steps} steps): the final target {self.schedule.final:g} will not be "
-                f"reached. Set end_step to {total} or less, or train longer.",
+                f"at step {total} ({epochs} epochs of {steps} steps): the final target {self.schedule.final:g} will "
+                f"not be reached. Set end_step to {total} or less, or train longer.",
                 stacklevel=2,
             )
 
@@ -151,6 +163,23 @@ class PruningCallback(keras.callbacks.Callback):
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Leave exact zeros behind, held by the masks."""
         self.detach()
+        history = getattr(self.model, "history", None)
+        if isinstance(history, keras.callbacks.History):
+            # Keras runs its History last: by then every other callback has written what it writes.
+            history.on_train_end = self._after_all
+
+    def _after_all(self, logs: dict[str, Any] | None = None) -> None:
+        """Hold the zeros against callbacks that end after this one, as one that restores the best weights does."""
+        del self.model.history.on_train_end
+        written = self._running().settle()
+        if written:
+            warnings.warn(
+                f"{type(self).__name__}: a callback wrote to {written} pruned weights at the end of training (does "
+                "one restore the best weights of an epoch that was less sparse?). They are zero again, so the model is "
+                "not the one that was best. Let that callback look at epochs after the schedule's end only, "
+                "EarlyStopping(start_from_epoch=...), or list it before this one and evaluate again.",
+                stacklevel=2,
+            )
 
 
 def check_data(name: str, criterion: criteria.Criterion, *, training: bool = True) -> None:
@@ -284,6 +313,16 @@ class GradientPruning(PruningCallback):
         allocation: as for `Pruning`.
         scope: as for `Pruning`.
         parts: as for `Pruning`.
+
+    Example:
+        >>> import keras, numpy as np
+        >>> import keras_prune as kp
+        >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4)])
+        >>> model.compile("sgd", "mse")
+        >>> pruning = kp.GradientPruning(kp.schedules.OneShot(0.75, step=5))
+        >>> _ = model.fit(np.ones((80, 8)), np.ones((80, 4)), batch_size=10, verbose=0, callbacks=[pruning])
+        >>> pruning.sparsity
+        0.75
     """
 
     def __init__(
@@ -325,6 +364,17 @@ class DynamicPruning(PruningCallback):
         allocation: as for `Pruning`; "erk" and "uniform" keep each tensor's share constant, as SET and RigL have it.
         scope: as for `Pruning`.
         parts: as for `Pruning`.
+
+    Example:
+        >>> import keras, numpy as np
+        >>> import keras_prune as kp
+        >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4)])
+        >>> model.compile("sgd", "mse")
+        >>> steady = kp.schedules.ConstantSparsity(0.5, begin_step=1, end_step=8, frequency=2)
+        >>> pruning = kp.DynamicPruning(steady, growth="rigl")
+        >>> _ = model.fit(np.ones((80, 8)), np.ones((80, 4)), batch_size=10, verbose=0, callbacks=[pruning])
+        >>> pruning.sparsity
+        0.5
     """
 
     def __init__(

@@ -14,8 +14,16 @@ import numpy.typing as npt
 from keras import ops
 
 from keras_prune.scope import Target
+from keras_prune.selection import in_pieces
 
 __all__ = ["Mask", "MaskConstraint", "mask_of", "read", "release"]
+
+
+FEW = 64
+"""Up to one weight in so many is set to zero singly."""
+
+SLAB = 1 << 20
+"""Weights that are set to zero at a time, where they are many."""
 
 
 class MaskConstraint(keras.constraints.Constraint):
@@ -46,8 +54,79 @@ def select(mask: Any, weight: Any) -> Any:
 
 
 def read(variable: keras.Variable) -> npt.NDArray[Any]:
-    """Return a variable's value as an array that may share its memory: read it, never write it."""
+    """Return a variable's value as an array that may share its memory: read it, never write it.
+
+    Let go of it soon: while it lives, TensorFlow copies the variable before it writes to it.
+    """
+    resource = _resource(variable)
+    if resource is not None:
+        # Keras would copy.
+        return np.asarray(resource.value())
     return np.asarray(ops.convert_to_numpy(variable.value))
+
+
+def assign(variable: keras.Variable, values: npt.NDArray[Any]) -> None:
+    """Set a variable of the same type and shape."""
+    resource = _resource(variable)
+    if resource is not None:
+        resource.assign(values, read_value=False)
+    else:
+        variable.assign(values)
+
+
+def put_zeros(variable: keras.Variable, mask: npt.NDArray[np.bool_]) -> None:
+    """Put weights at +0.0 where the mask is off; on TensorFlow in the variable's own memory, without a copy of it.
+
+    Args:
+        variable: a kernel.
+        mask: True where kept, of the kernel's shape.
+    """
+    resource = _resource(variable)
+    if resource is None:
+        variable.assign(select(mask, variable.value))
+        return
+    import tensorflow as tf
+
+    # What is pruned already is zero already: in the middle of a training few weights change; the rest is left alone.
+    places = _to_be_zero(read(variable).reshape(-1), mask.reshape(-1), mask.size // FEW)
+    if places is not None:
+        indices = np.stack(np.unravel_index(places, mask.shape), axis=-1)
+        zeros = np.zeros(places.size, resource.dtype.as_numpy_dtype)
+        tf.raw_ops.ResourceScatterNdUpdate(ref=resource.handle, indices=indices, updates=zeros)
+        return
+    rows = max(1, SLAB * mask.shape[0] // mask.size)
+    for start in range(0, mask.shape[0], rows):
+        slab = resource[start : start + rows]
+        zeros = tf.zeros_like(slab)
+        resource[start : start + rows].assign(tf.where(mask[start : start + rows], slab, zeros))
+
+
+def _to_be_zero(weight: npt.NDArray[Any], mask: npt.NDArray[np.bool_], limit: int) -> npt.NDArray[np.intp] | None:
+    """The places of weights that are not zero and that the mask prunes, if there are no more than `limit`."""
+    found, too_many = 0, False
+
+    def find(_: int, part: slice) -> npt.NDArray[np.intp]:
+        # Threads may lose a count among them, which costs a little memory; the flag is only ever raised.
+        nonlocal found, too_many
+        if too_many:
+            return np.empty(0, dtype=np.intp)
+        wrong = (weight[part] != 0) > mask[part]
+        found += int(np.count_nonzero(wrong))
+        if found > limit:
+            too_many = True
+        return np.flatnonzero(wrong) + part.start
+
+    places = np.concatenate(in_pieces([mask.size], find))
+    return None if too_many or places.size > limit else places
+
+
+def _resource(variable: keras.Variable) -> Any:
+    """Return the TensorFlow variable, if there is one and it is whole on one device; None otherwise."""
+    if keras.backend.backend() != "tensorflow":
+        return None
+    value = variable.value
+    # A distributed variable has a value on each device.
+    return None if hasattr(value, "values") or not hasattr(value, "handle") else value
 
 
 class Mask:
@@ -87,11 +166,12 @@ class Mask:
 
         Where a wrapper lets masked weights go on learning (straight through), the weights stay as they are.
         """
-        self.variable.assign(values)
+        assign(self.variable, values)
         if self.target.mask is not None:
             self.target.mask.assign(values)
         self.zeros = int(values.size - np.count_nonzero(values))
-        self.apply()
+        if not self.target.straight_through:
+            put_zeros(self.target.variable, values)
 
     def apply(self) -> None:
         """Put the weights that the mask prunes at +0.0."""

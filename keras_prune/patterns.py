@@ -1,8 +1,8 @@
 """Where zeros may fall: scores + target -> mask, in units of a weight, a block, a group of m, or a channel.
 
-Patterns see every kernel in one layout, `[..., in, out]`, the layout of Keras's Dense and Conv kernels: last axis outputs,
-the one before it inputs, any others space. (`keras_prune.scope` brings transposed, depthwise and einsum kernels into it.)
-TFLite stores the transpose, `[out, ..., in]`: its 1x4 block along the inputs is `Block(4, 1)` here.
+Patterns see every kernel in one layout, `[..., in, out]`, the layout of Keras's Dense and Conv kernels: last axis
+outputs, the one before it inputs, any others space. (`keras_prune.scope` brings transposed, depthwise and einsum
+kernels into it.) TFLite stores the transpose, `[out, ..., in]`: its 1x4 block along the inputs is `Block(4, 1)` here.
 """
 
 from __future__ import annotations
@@ -32,9 +32,10 @@ _register = register_keras_serializable(package="keras_prune")
 class Pattern(Strategy):
     """A partition of a kernel into units that are pruned whole.
 
-    A pattern says how large its units are (`weights_per_unit`), what each is worth (`reduce`), and which weights an off unit
-    takes with it (`expand`). `mask` puts them together: exactly `round(target * units)` units are off, where `units` is the
-    number of weights divided by the weights that an off unit takes; of equal units the one with the lower index goes first.
+    A pattern says how large its units are (`weights_per_unit`), what each is worth (`reduce`), and which weights an
+    off unit takes with it (`expand`). `mask` puts them together: exactly `round(target * units)` units are off, where
+    `units` is the number of weights divided by the weights that an off unit takes; of equal units the one with the
+    lower index goes first.
 
     Example:
         >>> scores = np.array([[3.0, 1.0], [2.0, 4.0]])
@@ -148,8 +149,8 @@ class Block(Pattern):
         cols: size along the outputs.
         pooling: what a block is worth, the "mean" or the "max" of its scores.
 
-    `Block(4, 1)` is what TFLite's sparse FULLY_CONNECTED kernel runs (1x4 in its own layout `[out, in]`), `Block(16, 1)` its
-    int8 kernel.
+    `Block(4, 1)` is what TFLite's sparse FULLY_CONNECTED kernel runs (1x4 in its own layout `[out, in]`), `Block(16,
+    1)` its int8 kernel.
 
     Example:
         >>> Block(2, 1).mask(np.array([[1.0, 5.0], [1.0, 5.0]]), 0.5)
@@ -198,8 +199,8 @@ class Block(Pattern):
 class NofM(Pattern):
     """At most `n` weights of each `m` neighbours along the inputs are kept; at full sparsity it is $1 - n/m$.
 
-    The kernel is flattened to `[product of all axes but the last, out]`, and each column is cut into groups of `m`. An off
-    unit is a group that keeps only its `n` largest; below full sparsity the groups that lose least go first.
+    The kernel is flattened to `[product of all axes but the last, out]`, and each column is cut into groups of `m`.
+    An off unit is a group that keeps only its `n` largest; below full sparsity the groups that lose least go first.
 
     Args:
         n: weights kept, from 1 to m - 1.

@@ -154,7 +154,9 @@ def _scores(tensor: Tensor, recipe: Recipe) -> npt.NDArray[np.floating]:
                 f"{tensor.path!r} holds NaN or infinite weights, which have no rank. "
                 "Training has diverged: lower the learning rate, clip gradients, or go back to a checkpoint."
             )
-        raise ValueError(f"{kind} gives scores for {tensor.path!r} that are NaN or infinite; received data may hold some.")
+        raise ValueError(
+            f"{kind} gives scores for {tensor.path!r} that are NaN or infinite; received data may hold some."
+        )
     scores = tensor.layout.to_canonical(raw)
     check_shape(recipe.pattern, tensor.path, scores.shape)
     return scores
@@ -223,7 +225,11 @@ def _shrink(
     """The mask with `count` units off, or as many as are off already; `bound` may be the highest score to go."""
     if tensor.mask is None:
         return pattern.expand(all_but_smallest(unit, count, bound), scores)
-    gone = sum(in_pieces([unit.size], lambda _, part: int(np.count_nonzero(unit[part] == -np.inf))))
+    if unit.size == tensor.mask.size:
+        # Each weight is a unit: what is off is among the smallest.
+        gone = tensor.mask.size - int(np.count_nonzero(tensor.mask))
+        return pattern.expand(all_but_smallest(unit, max(count, gone), bound), scores)
+    gone = int(np.count_nonzero(np.isneginf(unit)))
     kept = pattern.expand(all_but_smallest(unit, max(count, gone), bound), scores)
     # A unit that was part off under another pattern does not come back in the rest of it.
     return np.logical_and(kept, tensor.layout.to_canonical(tensor.mask), out=kept if kept.flags.writeable else None)
@@ -231,7 +237,9 @@ def _shrink(
 
 def _units_on(pattern: Pattern, tensor: Tensor, shape: tuple[int, ...]) -> MaskArray:
     if not pattern.fixed_units:
-        raise ValueError(f"{pattern} has no fixed units, so nothing can grow back in it. Take Unstructured, Block or Filter.")
+        raise ValueError(
+            f"{pattern} has no fixed units, so nothing can grow back in it. Take Unstructured, Block or Filter."
+        )
     if tensor.mask is None:
         return np.ones(round(pattern.units(shape)), dtype=bool)
     return pattern.reduce(tensor.layout.to_canonical(tensor.mask).astype(np.float32)) > 0

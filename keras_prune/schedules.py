@@ -427,7 +427,7 @@ class Threshold(Schedule):
 
     $\theta$ is fixed, or ramps linearly from `value` to `final_value` between the two steps; with `relative_to="std"`
     it is a factor of each tensor's own standard deviation, $\theta = value \cdot \sigma(w)$, taken when the masks
-    change.
+    change, over the weights that are on: every further update goes further, until `end_step`.
 
     Args:
         value: $\theta$, 0 or more.

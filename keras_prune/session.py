@@ -1,6 +1,7 @@
 """One pruned training: brings the pure strategies, the model's variables and the step together.
 
-A session is what every callback drives, and what a custom training loop drives by hand: attach, on_step after each step, finish.
+A session is what every callback drives, and what a custom training loop drives by hand: attach, on_step after each
+step, finish.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from keras_prune.schedules import Schedule
 from keras_prune.scope import Scope, Skipped, Target
 from keras_prune.sensitivity import Curve, measure_curves, with_curves
 from keras_prune.state import TrainingState, innermost, strategy_scope
-from keras_prune.step import ActivePart, GradientSums, HiddenWeights, Part, merge
+from keras_prune.step import ActivePart, HiddenWeights, Part, merge
+from keras_prune.sums import TrainingSums
 
 __all__ = ["Session"]
 
@@ -65,6 +67,7 @@ class Session:
         self.owner = owner if owner is not None else self
         survey = scope.survey(model)
         self.targets: tuple[Target, ...] = survey.targets
+        self._size = sum(int(np.prod(target.variable.shape)) for target in self.targets)
         self.skipped: tuple[Skipped, ...] = survey.skipped
         self._optimizer = innermost(_optimizer_of(model))
         with strategy_scope(model):
@@ -91,10 +94,8 @@ class Session:
         ]
         self._installed: list[Any] = []
         self._hidden: dict[int, tuple[keras.Variable, keras.Variable]] = {}
-        self._sums: list[dict[str, keras.Variable]] = [{} for _ in self.targets]
-        self._count: keras.Variable | None = None
         self._levels: list[tuple[Part, keras.Variable]] = []
-        self._attach_sums()
+        self._sums = self._attach_sums()
         if grows_hidden:
             self._attach_hidden()
         self._attach_parts()
@@ -112,16 +113,13 @@ class Session:
                 self._state.restored.add(name)
         return Mask(target, variable, hold=not (grows_hidden or target.straight_through))
 
-    def _attach_sums(self) -> None:
+    def _attach_sums(self) -> TrainingSums | None:
         kinds = self._kinds_from_training()
         if not kinds:
-            return
-        for target, key, sums in zip(self.targets, self._keys, self._sums, strict=True):
-            for kind in sorted(kinds):
-                sums[kind] = self._state.variable(f"{kind}:{key}", target.variable.shape, "float32", 0.0)
-        self._count = self._state.variable(f"steps:{self._keys[0]}", (), "float32", 0.0)
-        table = {id(target.variable): sums for target, sums in zip(self.targets, self._sums, strict=True)}
-        self._install(GradientSums(table, self._count))
+            return None
+        sums = TrainingSums(self._state, self.targets, kinds)
+        self._install(sums.part)
+        return sums
 
     def _kinds_from_training(self) -> frozenset[str]:
         own = frozenset() if _has_data(self.recipe.criterion) else self.recipe.criterion.needs
@@ -154,8 +152,7 @@ class Session:
     @property
     def sparsity(self) -> float:
         """The share of the targets' weights that are off, a fraction in [0, 1)."""
-        size = sum(int(np.prod(target.variable.shape)) for target in self.targets)
-        return sum(mask.zeros for mask in self._masks) / size
+        return sum(mask.zeros for mask in self._masks) / self._size
 
     @property
     def step(self) -> int:
@@ -169,7 +166,7 @@ class Session:
         return self.step + calls // every
 
     def start(self) -> None:
-        """Begin, once weights are loaded: take up the masks of an earlier run, and make the first update if it is due."""
+        """Begin, once weights are loaded: take up the masks of an earlier run; make the first update if it is due."""
         self.started = True
         self._step = self.step
         self._resume()
@@ -209,6 +206,17 @@ class Session:
             mask.apply()
         self.abandon()
 
+    def settle(self) -> int:
+        """Put pruned weights that something wrote to after `finish` back at zero; return how many there were."""
+        written = 0
+        for mask in self._masks:
+            if not mask.target.straight_through:
+                written += int(np.count_nonzero(read(mask.target.variable)[~mask.read()]))
+        if written:
+            for mask in self._masks:
+                mask.apply()
+        return written
+
     def abandon(self) -> None:
         """Take the session's parts out of the step, whatever state it is in."""
         for part in self._installed:
@@ -224,7 +232,7 @@ class Session:
 
     def _is_done(self) -> bool:
         """Whether an earlier run made the update of this very step; only one that has memory may not be made twice."""
-        has_memory = self._count is not None or self.recipe.growth is not None
+        has_memory = self._sums is not None or self.recipe.growth is not None
         last = self._state.arrays.get(f"updated:{self._keys[0]}")
         return has_memory and last is not None and int(last) == self._step
 
@@ -258,20 +266,20 @@ class Session:
         if begun and not self._resumed and self._step >= self.schedule.last_step and self.schedule.final > 0:
             warnings.warn(
                 f"{_name(self.owner)}: its schedule ends at step {self.schedule.last_step}, and the optimizer has done "
-                f"{self._step} steps already, so nothing will be pruned. Steps are the optimizer's iterations: compile the "
-                f"model again to count from 0, or begin the schedule at {self._step}.",
+                f"{self._step} steps already, so nothing will be pruned. Steps are the optimizer's iterations: compile "
+                f"the model again to count from 0, or begin the schedule at {self._step}.",
                 stacklevel=2,
             )
 
     def _warn_of_lost_state(self, begun: bool) -> None:
-        wanted = [f"{kind}:{key}" for key, sums in zip(self._keys, self._sums, strict=True) for kind in sums]
-        wanted += [f"hidden:{key}" for key in self._keys if self._hidden]
+        wanted = [f"hidden:{key}" for key in self._keys if self._hidden]
+        wanted += self._sums.keys if self._sums is not None else []
         lost = [key for key in wanted if key not in self._state.restored]
         if begun and self._resumed and lost:
             warnings.warn(
-                f"{_name(self.owner)} goes on with a training whose masks were found, but not its sums of gradients or hidden "
-                "weights, which start from zero. To bring them along, load the file with keras_prune.load_model, or use "
-                "BackupAndRestore in the same fit.",
+                f"{_name(self.owner)} goes on with a training whose masks were found, but not its sums of gradients or "
+                "hidden weights, which start from zero. To bring them along, load the file with "
+                "keras_prune.load_model, or use BackupAndRestore in the same fit.",
                 stacklevel=2,
             )
 
@@ -308,10 +316,13 @@ class Session:
             masks = masks_at_sparsity(
                 tensors, self.recipe, target, final=self.schedule.final, progress=min(1.0, progress), seed=self._step
             )
+        # They look into the variables' memory, and while they do, TensorFlow copies a variable before it writes to it.
+        del tensors
         for mask, values in zip(self._masks, masks, strict=True):
             self._commit(mask, values)
         self._rewind()
-        self._reset_sums()
+        if self._sums is not None:
+            self._sums.reset()
         self._state.arrays[f"updated:{self._keys[0]}"] = np.array(self._step)
 
     def _explicit_targets(self) -> bool:
@@ -330,17 +341,13 @@ class Session:
     def _gather(self) -> list[dict[str, Any]]:
         """The statistics that criterion and growth declared, from training and from data."""
         gathered: list[dict[str, Any]] = [{} for _ in self.targets]
-        if self._count is not None:
-            steps = float(ops.convert_to_numpy(self._count))
-            if steps == 0:
+        if self._sums is not None:
+            if self._sums.steps == 0:
                 raise ValueError(
-                    f"{_name(self.owner)} has seen no gradients at step {self._step}, and {_name(self.recipe.criterion)} takes them "
-                    "from training. Begin the schedule at step 1 or later, or give the criterion data=(x, y)."
+                    f"{_name(self.owner)} has seen no gradients at step {self._step}, and takes them from training. "
+                    "Begin the schedule at step 1 or later, or give the criterion data=(x, y)."
                 )
-            for values, sums in zip(gathered, self._sums, strict=True):
-                for kind, total in sums.items():
-                    array = read(total)
-                    values[kind] = array if kind == "movement" else array / np.float32(steps)
+            gathered = self._sums.read()
         rest = self.recipe.needs - self._kinds_from_training()
         if rest:
             data = getattr(self.recipe.criterion, "data", None)
@@ -378,15 +385,6 @@ class Session:
         for mask in self._masks:
             mask.apply()
 
-    def _reset_sums(self) -> None:
-        if self._count is None:
-            return
-        for sums in self._sums:
-            for kind, total in sums.items():
-                if kind != "movement":
-                    total.assign(ops.zeros_like(total.value))
-        self._count.assign(0.0)
-
 
 def read_merged(mask: Mask, hidden: keras.Variable) -> Any:
     """Return a weight with the hidden values of what is pruned."""
@@ -397,8 +395,9 @@ def _optimizer_of(model: keras.Model) -> Any:
     optimizer = getattr(model, "optimizer", None)
     if optimizer is None:
         raise ValueError(
-            f"{type(model).__name__} {model.name!r} is not compiled, so there is no optimizer whose steps could be counted. "
-            "Call model.compile(optimizer, loss) first; to prune without training, use keras_prune.prune(model)."
+            f"{type(model).__name__} {model.name!r} is not compiled, so there is no optimizer whose "
+            "steps could be counted. Call model.compile(optimizer, loss) first; to prune without training, use "
+            "keras_prune.prune(model)."
         )
     return optimizer
 

@@ -246,6 +246,15 @@ def load_model(filepath: Any, **kwargs: Any) -> keras.Model:
 
     Raises:
         ValueError: the file is not a whole `.keras` file.
+
+    Example:
+        >>> import tempfile
+        >>> import keras_prune as kp
+        >>> model = kp.prune(keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)]), 0.5)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     model.save(f"{folder}/model.keras")
+        ...     kp.report(load_model(f"{folder}/model.keras")).sparsity
+        0.5
     """
     model = _load_whole(filepath, **kwargs)
     _load_state_of_file(model, filepath)

@@ -1,4 +1,4 @@
-"""What acts inside the compiled step: sums of gradients, weights that learn while pruned, clipping, L1.
+"""What acts inside the compiled step: weights that learn while pruned, clipping, the L1 objective.
 
 All of it is traced with the optimizer's step, on every backend; nothing here runs on the host while training.
 """
@@ -18,63 +18,14 @@ from keras_prune.masks import select
 from keras_prune.schedules import Schedule
 from keras_prune.strategy import Strategy
 
-__all__ = ["L1", "ClipGradients", "GradientSums", "HiddenWeights", "Part"]
+__all__ = ["L1", "ActivePart", "ClipGradients", "HiddenWeights", "Part", "dense", "merge"]
 
 _register = register_keras_serializable(package="keras_prune")
 
 
-def _dense(gradient: Any) -> Any:
-    """An Embedding's gradient comes as slices; sums need all rows."""
+def dense(gradient: Any) -> Any:
+    """Return a gradient with all its rows: an Embedding's comes as slices."""
     return ops.convert_to_tensor(gradient)
-
-
-def _over_replicas(gradient: Any) -> Any:
-    """The gradient of the whole batch: under `tf.distribute` a step sees that of its replica's share."""
-    if keras.backend.backend() != "tensorflow":
-        return gradient
-    import tensorflow as tf
-
-    context = tf.distribute.get_replica_context()
-    if context is None or context.num_replicas_in_sync == 1:
-        return gradient
-    return context.all_reduce(tf.distribute.ReduceOp.SUM, gradient)
-
-
-class GradientSums:
-    """Adds up statistics of the gradients, step by step.
-
-    Args:
-        sums: for each weight (by id) the kinds of statistic and the variables that they are added to. Kinds are
-            "gradient" (g), "abs_gradient" (|g|), "squared_gradient" (g²), "movement" (-w g, with the weight before
-            the step).
-        count: a scalar that counts the steps.
-    """
-
-    def __init__(self, sums: Mapping[int, Mapping[str, keras.Variable]], count: keras.Variable) -> None:
-        self.sums = sums
-        self.count = count
-
-    def before(self, gradients: list[Any], variables: list[keras.Variable]) -> list[Any]:
-        """Add this step's gradients."""
-        for gradient, variable in zip(gradients, variables, strict=True):
-            if gradient is None:
-                continue
-            for kind, total in self.sums.get(id(variable), {}).items():
-                g = ops.cast(_over_replicas(_dense(gradient)), total.dtype)
-                total.assign(total + _statistic(kind, g, variable))
-        self.count.assign(self.count + 1.0)
-        return gradients
-
-    def after(self, variables: list[keras.Variable]) -> None:
-        """Nothing: sums are taken before the weights move."""
-
-
-def _statistic(kind: str, g: Any, variable: keras.Variable) -> Any:
-    if kind == "movement":
-        return -ops.cast(ops.convert_to_tensor(variable), g.dtype) * g
-    return {"gradient": lambda: g, "abs_gradient": lambda: ops.abs(g), "squared_gradient": lambda: ops.square(g)}[
-        kind
-    ]()
 
 
 class HiddenWeights:
@@ -120,6 +71,16 @@ class Part(Strategy):
 
     `before` may change the gradient of a weight, `after` the weight itself, once the optimizer has moved it. Both are
     traced.
+
+    Example:
+        >>> class Shrink(Part):
+        ...     def before(self, gradient, weight, level):
+        ...         return gradient
+        ...
+        ...     def after(self, weight, learning_rate, level):
+        ...         return 0.5 * ops.convert_to_tensor(weight)
+        >>> Shrink().after([2.0, 4.0], 0.1, 1.0).numpy()
+        array([1., 2.], dtype=float32)
     """
 
     kind: ClassVar[str] = "part"
@@ -168,7 +129,7 @@ class ClipGradients(Part):
         return True
 
     def before(self, gradient: Any, weight: Any, level: Any) -> Any:
-        gradient = _dense(gradient)
+        gradient = dense(gradient)
         return ops.clip(gradient, -self.gamma, self.gamma)
 
 
@@ -209,7 +170,7 @@ class L1(Part):
     def before(self, gradient: Any, weight: Any, level: Any) -> Any:
         if self.proximal:
             return gradient
-        gradient, weight = _dense(gradient), ops.convert_to_tensor(weight)
+        gradient, weight = dense(gradient), ops.convert_to_tensor(weight)
         return gradient + ops.cast(self.strength * level, gradient.dtype) * ops.cast(ops.sign(weight), gradient.dtype)
 
     def after(self, weight: Any, learning_rate: Any, level: Any) -> Any | None:

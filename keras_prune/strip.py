@@ -130,7 +130,7 @@ class _Copier:
         layers = [self.copy(layer, names[id(layer)]) for layer in model.layers]
         first = model._layers[0] if model._layers else None
         if isinstance(first, kl.InputLayer):
-            layers.insert(0, kl.InputLayer.from_config(first.get_config()))
+            layers.insert(0, _copy_of_input(first))
         copy = keras.Sequential(layers, name=model.name, trainable=model.trainable)
         if not copy.built:
             copy.build_from_config(model.get_build_config())
@@ -180,8 +180,15 @@ def _fresh_input(tensor: Any) -> Any:
     """A new input like the one that `tensor` comes from."""
     operation = tensor._keras_history.operation
     if isinstance(operation, kl.InputLayer):
-        return kl.InputLayer.from_config(operation.get_config()).output
+        return _copy_of_input(operation).output
     return keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype, sparse=tensor.sparse, name=tensor.name)
+
+
+def _copy_of_input(layer: Any) -> Any:
+    """An input layer whose tensor has the name that files and exports know it by: not the layer's, if it had none."""
+    copy = kl.InputLayer.from_config(layer.get_config())
+    copy.output.name = layer.output.name
+    return copy
 
 
 def _plain_names(operations: Any) -> dict[int, str | None]:

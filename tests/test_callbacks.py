@@ -473,3 +473,12 @@ def test_a_schedule_that_is_over_before_training_warns():
     fit(model, epochs=3)
     with pytest.warns(UserWarning, match=r"ends at step 12, and the optimizer has done 24 steps"):
         fit(model, kp.Pruning(RAMP))
+
+
+def test_weights_restored_at_the_end_are_pruned_again():
+    model = make_model()
+    best_first = keras.callbacks.EarlyStopping(monitor="loss", mode="max", patience=9, restore_best_weights=True)
+    with pytest.warns(UserWarning, match=r"wrote to \d+ pruned weights.*start_from_epoch"):
+        fit(model, kp.Pruning(RAMP), best_first, epochs=4)
+    assert pruned(model) == 132
+    assert "on_train_end" not in vars(model.history)

@@ -379,3 +379,13 @@ def test_a_stripped_file_needs_no_library(tmp_path):
         "np.testing.assert_allclose(model(data['x']), data['y'], atol=1e-6)\n"
     )
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, timeout=300)
+
+
+@pytest.mark.parametrize("functional", [False, True])
+def test_inputs_keep_the_names_that_exports_know_them_by(functional):
+    if functional:
+        tensor = keras.Input((4,))
+        model = keras.Model(tensor, keras.layers.Dense(2)(tensor))
+    else:
+        model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+    assert [t.name for t in strip(model).inputs] == [t.name for t in model.inputs]

@@ -115,8 +115,8 @@ def benchmark(
     ratios, not a ratio of medians.
 
     Args:
-        paths: The files; the first is what the others are compared with. Names of inputs and outputs must be
-            equal.
+        paths: The files; the first is what the others are compared with. Where there are several inputs or
+            outputs, their names must be equal.
         runtime: "litert": the LiteRT runtime of this machine.
         threads: Threads of the runtime.
         batch: Samples in a run; a file fixed to another batch is refused.
@@ -150,10 +150,10 @@ def benchmark(
         Session(content, name, threads=threads, delegate=delegate)
         for content, name in zip(contents, names, strict=True)
     ]
-    inputs, outputs = _common_names(sessions)
-    feeds = _feeds(sessions[0], inputs, batch, data)
+    inputs, outputs = _matching_names(sessions, "inputs"), _matching_names(sessions, "outputs")
+    feeds = _feeds(sessions[0], inputs[0], batch, data)
     results = []
-    for session in sessions:
+    for session, own_inputs, own_outputs in zip(sessions, inputs, outputs, strict=True):
         if session.batch_size not in (None, len(feeds[0])):
             raise ExportError(
                 session.subject,
@@ -161,10 +161,10 @@ def benchmark(
                 session.batch_size,
                 "Pass the batch that it is fixed to.",
             )
-        session.feed(feeds, inputs)
+        session.feed(feeds, own_inputs)
         for _ in range(max(warm_up, 1)):
             session.invoke()
-        results.append(session.fetch(outputs))
+        results.append(session.fetch(own_outputs))
     times = np.empty((rounds, len(sessions)))
     for round_number in range(rounds):
         for column, session in enumerate(sessions):
@@ -186,21 +186,21 @@ def benchmark(
     return BenchmarkReport(timings, runtime, threads, len(feeds[0]), rounds)
 
 
-def _common_names(sessions: list[Session]) -> tuple[list[str], list[str]]:
-    first = sessions[0]
-    for session in sessions[1:]:
-        for ours, theirs, what in (
-            (first.inputs, session.inputs, "inputs"),
-            (first.outputs, session.outputs, "outputs"),
-        ):
-            if set(ours) != set(theirs):
-                raise ExportError(
-                    session.subject,
-                    f"must have the {what} of the first file, {sorted(ours)}",
-                    sorted(theirs),
-                    "Compare files of one model.",
-                )
-    return sorted(first.inputs), sorted(first.outputs)
+def _matching_names(sessions: list[Session], what: str) -> list[list[str]]:
+    """Return for each file the names of its inputs or outputs, in one order; a single one may have any name."""
+    first = sorted(getattr(sessions[0], what))
+    matching = []
+    for session in sessions:
+        names = sorted(getattr(session, what))
+        if names != first and not len(names) == len(first) == 1:
+            raise ExportError(
+                session.subject,
+                f"must have the {what} of the first file, {first}",
+                names,
+                "Compare files of one model.",
+            )
+        matching.append(names)
+    return matching
 
 
 def _feeds(session: Session, names: list[str], batch: int, data: Any) -> list[NDArray[Any]]:

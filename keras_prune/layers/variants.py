@@ -128,7 +128,7 @@ class PrunableLSTM(Variant, keras.layers.LSTM):
 
 @_variant
 class PrunableGRU(Variant, keras.layers.GRU):
-    """`keras.layers.GRU` with masked kernels, for the input and for the state, and the argument `straight_through`."""
+    """`keras.layers.GRU` with masked kernels, for input and state, and `straight_through` (see `Prunable`)."""
 
 
 @_variant

@@ -1,0 +1,111 @@
+"""Statistics that training gives away: sums of the optimizer's own gradients, taken inside the compiled step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_prune.masks import read
+from keras_prune.scope import Target
+from keras_prune.state import TrainingState
+from keras_prune.step import dense
+
+__all__ = ["GradientSums", "TrainingSums"]
+
+
+def _over_replicas(gradient: Any) -> Any:
+    """The gradient of the whole batch: under `tf.distribute` a step sees that of its replica's share."""
+    if keras.backend.backend() != "tensorflow":
+        return gradient
+    import tensorflow as tf
+
+    context = tf.distribute.get_replica_context()
+    if context is None or context.num_replicas_in_sync == 1:
+        return gradient
+    return context.all_reduce(tf.distribute.ReduceOp.SUM, gradient)
+
+
+class GradientSums:
+    """Adds up statistics of the gradients, step by step.
+
+    Args:
+        sums: for each weight (by id) the kinds of statistic and the variables that they are added to. Kinds are
+            "gradient" (g), "abs_gradient" (|g|), "squared_gradient" (g²), "movement" (-w g, with the weight before
+            the step).
+        count: a scalar that counts the steps.
+    """
+
+    def __init__(self, sums: Mapping[int, Mapping[str, keras.Variable]], count: keras.Variable) -> None:
+        self.sums = sums
+        self.count = count
+
+    def before(self, gradients: list[Any], variables: list[keras.Variable]) -> list[Any]:
+        """Add this step's gradients."""
+        for gradient, variable in zip(gradients, variables, strict=True):
+            if gradient is None:
+                continue
+            for kind, total in self.sums.get(id(variable), {}).items():
+                g = ops.cast(_over_replicas(dense(gradient)), total.dtype)
+                total.assign(total + _statistic(kind, g, variable))
+        self.count.assign(self.count + 1.0)
+        return gradients
+
+    def after(self, variables: list[keras.Variable]) -> None:
+        """Nothing: sums are taken before the weights move."""
+
+
+def _statistic(kind: str, g: Any, variable: keras.Variable) -> Any:
+    if kind == "movement":
+        return -ops.cast(ops.convert_to_tensor(variable), g.dtype) * g
+    return {"gradient": lambda: g, "abs_gradient": lambda: ops.abs(g), "squared_gradient": lambda: ops.square(g)}[
+        kind
+    ]()
+
+
+class TrainingSums:
+    """The sums of all targets: made, read and reset on the host; `part` adds to them in the step.
+
+    Args:
+        state: holds the variables.
+        targets: at least one.
+        kinds: "gradient", "abs_gradient", "squared_gradient", "movement".
+    """
+
+    def __init__(self, state: TrainingState, targets: Sequence[Target], kinds: frozenset[str]) -> None:
+        self.keys: list[str] = []
+        self._sums: list[dict[str, keras.Variable]] = []
+        for target in targets:
+            sums = {}
+            for kind in sorted(kinds):
+                key = f"{kind}:{target.index}"
+                sums[kind] = state.variable(key, target.variable.shape, "float32", 0.0)
+                self.keys.append(key)
+            self._sums.append(sums)
+        self._count = state.variable(f"steps:{targets[0].index}", (), "float32", 0.0)
+        table = {id(target.variable): sums for target, sums in zip(targets, self._sums, strict=True)}
+        self.part = GradientSums(table, self._count)
+
+    @property
+    def steps(self) -> int:
+        """Steps since the last reset."""
+        return int(ops.convert_to_numpy(self._count.value))
+
+    def read(self) -> list[dict[str, Any]]:
+        """Return for each target the means since the last reset; the movement is a sum over all steps."""
+        steps = np.float32(self.steps)
+        return [
+            {kind: read(total) if kind == "movement" else read(total) / steps for kind, total in sums.items()}
+            for sums in self._sums
+        ]
+
+    def reset(self) -> None:
+        """Begin anew; the movement is the history of a weight, and goes on."""
+        for sums in self._sums:
+            for kind, total in sums.items():
+                if kind != "movement":
+                    total.assign(ops.zeros_like(total.value))
+        self._count.assign(0.0)
