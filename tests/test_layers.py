@@ -189,8 +189,8 @@ def test_a_layer_inside_keeps_its_own_precision():
     assert layer(ops.ones((1, 1), "float32")).numpy() == np.float32(1 + 2**-20)
 
 
-def test_mirrored_strategy():
-    with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
+def test_mirrored_strategy(mirrored):
+    with mirrored.scope():
         layer = Prunable(kl.Dense(2))
         model = keras.Sequential([keras.Input((4,)), layer])
         model.compile(keras.optimizers.SGD(0.1), "mse")

@@ -133,11 +133,8 @@ def test_embedding_gradients_are_dense_and_a_kernel_off_the_path_has_none():
     assert found["used/kernel"]["gradient"].any()
 
 
-def test_gradients_within_a_strategy_are_not_divided_by_its_replicas():
-    import tensorflow as tf
-
-    strategy = tf.distribute.MirroredStrategy([d.name for d in tf.config.list_logical_devices("CPU")])
-    with strategy.scope():
+def test_gradients_within_a_strategy_are_not_divided_by_its_replicas(mirrored):
+    with mirrored.scope():
         model, w = linear_model()
         [found] = collect(model, "gradient", (X, Y)).values()
     np.testing.assert_allclose(found["gradient"], linear_gradient(w, X, Y), rtol=1e-4, atol=1e-6)

@@ -47,7 +47,12 @@ def test_a_file_that_answers_otherwise_shows_it(files, tmp_path, dense_net, inpu
 def test_what_cannot_be_compared_is_refused(files, tmp_path, inputs):
     model = keras.Sequential([keras.Input((5, 8), name="other"), layers.GRU(4)])
     export(model, tmp_path / "other.tflite", data=inputs(model)[0])
-    with pytest.raises(ExportError, match=r"must have the inputs of the first file.* Received: \['other'\]"):
+    left, right = keras.Input((3,), name="left"), keras.Input((3,), name="right")
+    two = keras.Model([left, right], layers.Dense(2)(layers.Add()([left, right])))
+    export(two, tmp_path / "two.tflite", data=inputs(two))
+    with pytest.raises(ExportError, match=r"must have the inputs of the first file.* Received: \['left', 'right'\]"):
+        benchmark(files[0], tmp_path / "two.tflite")
+    with pytest.raises(ExportError, match=r"must take the inputs"):
         benchmark(files[0], tmp_path / "other.tflite")
     with pytest.raises(ExportError, match=r"must take a batch of 2\. Received: 1"):
         benchmark(tmp_path / "other.tflite", data=np.ones((2, 5, 8)))
