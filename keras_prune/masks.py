@@ -6,6 +6,7 @@ that selects by a mask keeps pruned weights at zero at no cost to the host and u
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -14,16 +15,11 @@ import numpy.typing as npt
 from keras import ops
 
 from keras_prune.scope import Target
-from keras_prune.selection import in_pieces
 
-__all__ = ["Mask", "MaskConstraint", "mask_of", "read", "release"]
+__all__ = ["Mask", "MaskConstraint", "Writer", "mask_of", "read", "release", "select"]
 
-
-FEW = 64
-"""Up to one weight in so many is set to zero singly."""
-
-SLAB = 1 << 20
-"""Weights that are set to zero at a time, where they are many."""
+TOGETHER = 1 << 20
+"""Up to so many weights in all, the masks of a session are written by one compiled function."""
 
 
 class MaskConstraint(keras.constraints.Constraint):
@@ -49,8 +45,13 @@ class MaskConstraint(keras.constraints.Constraint):
 
 def select(mask: Any, weight: Any) -> Any:
     """Return the weight where the mask is on and +0.0 elsewhere."""
-    value = ops.convert_to_tensor(weight)
-    return ops.where(ops.convert_to_tensor(mask), value, ops.zeros_like(value))
+    mask, value = ops.convert_to_tensor(mask), ops.convert_to_tensor(weight)
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        # The kernel for equal shapes; that of `where` is made for broadcasting, and a third slower.
+        return tf.raw_ops.Select(condition=mask, x=value, y=tf.zeros_like(value))
+    return ops.where(mask, value, ops.zeros_like(value))
 
 
 def read(variable: keras.Variable) -> npt.NDArray[Any]:
@@ -75,49 +76,19 @@ def assign(variable: keras.Variable, values: npt.NDArray[Any]) -> None:
 
 
 def put_zeros(variable: keras.Variable, mask: npt.NDArray[np.bool_]) -> None:
-    """Put weights at +0.0 where the mask is off; on TensorFlow in the variable's own memory, without a copy of it.
+    """Put weights at +0.0 where the mask is off.
 
     Args:
         variable: a kernel.
         mask: True where kept, of the kernel's shape.
     """
+    # TensorFlow's scatters and assignments to slices would save a copy here and cost one in every later step: from then
+    # on, the variable is copied whenever it is read.
     resource = _resource(variable)
-    if resource is None:
+    if resource is not None:
+        resource.assign(select(mask, resource.value()), read_value=False)
+    else:
         variable.assign(select(mask, variable.value))
-        return
-    import tensorflow as tf
-
-    # What is pruned already is zero already: in the middle of a training few weights change; the rest is left alone.
-    places = _to_be_zero(read(variable).reshape(-1), mask.reshape(-1), mask.size // FEW)
-    if places is not None:
-        indices = np.stack(np.unravel_index(places, mask.shape), axis=-1)
-        zeros = np.zeros(places.size, resource.dtype.as_numpy_dtype)
-        tf.raw_ops.ResourceScatterNdUpdate(ref=resource.handle, indices=indices, updates=zeros)
-        return
-    rows = max(1, SLAB * mask.shape[0] // mask.size)
-    for start in range(0, mask.shape[0], rows):
-        slab = resource[start : start + rows]
-        zeros = tf.zeros_like(slab)
-        resource[start : start + rows].assign(tf.where(mask[start : start + rows], slab, zeros))
-
-
-def _to_be_zero(weight: npt.NDArray[Any], mask: npt.NDArray[np.bool_], limit: int) -> npt.NDArray[np.intp] | None:
-    """The places of weights that are not zero and that the mask prunes, if there are no more than `limit`."""
-    found, too_many = 0, False
-
-    def find(_: int, part: slice) -> npt.NDArray[np.intp]:
-        # Threads may lose a count among them, which costs a little memory; the flag is only ever raised.
-        nonlocal found, too_many
-        if too_many:
-            return np.empty(0, dtype=np.intp)
-        wrong = (weight[part] != 0) > mask[part]
-        found += int(np.count_nonzero(wrong))
-        if found > limit:
-            too_many = True
-        return np.flatnonzero(wrong) + part.start
-
-    places = np.concatenate(in_pieces([mask.size], find))
-    return None if too_many or places.size > limit else places
 
 
 def _resource(variable: keras.Variable) -> Any:
@@ -177,6 +148,47 @@ class Mask:
         """Put the weights that the mask prunes at +0.0."""
         if not self.target.straight_through:
             self.target.variable.assign(select(self.variable, self.target.variable.value))
+
+
+class Writer:
+    """Puts new masks in force, all of a session's at once.
+
+    Where the tensors are small, calls into TensorFlow cost more than the work: then one compiled function does it all.
+
+    Args:
+        masks: always written together, in this order.
+    """
+
+    def __init__(self, masks: Sequence[Mask]) -> None:
+        self.masks = tuple(masks)
+        size = sum(int(np.prod(mask.target.variable.shape)) for mask in self.masks)
+        plain = all(_resource(mask.variable) is not None for mask in self.masks)
+        self._together = self._compile() if plain and size <= TOGETHER else None
+
+    def __call__(self, values: Sequence[npt.NDArray[np.bool_]]) -> None:
+        """Set every mask, and put pruned weights at +0.0."""
+        if self._together is None:
+            for mask, value in zip(self.masks, values, strict=True):
+                mask.write(value)
+            return
+        self._together(list(values))
+        for mask, value in zip(self.masks, values, strict=True):
+            mask.zeros = int(value.size - np.count_nonzero(value))
+
+    def _compile(self) -> Any:
+        import tensorflow as tf
+
+        shapes = [tf.TensorSpec(tuple(mask.variable.shape), tf.bool) for mask in self.masks]
+
+        def write(values: list[Any]) -> None:
+            for mask, value in zip(self.masks, values, strict=True):
+                mask.variable.assign(value)
+                if mask.target.mask is not None:
+                    mask.target.mask.assign(value)
+                if not mask.target.straight_through:
+                    mask.target.variable.assign(select(value, mask.target.variable.value))
+
+        return tf.function(write, input_signature=[shapes])
 
 
 def mask_of(variable: keras.Variable) -> npt.NDArray[np.bool_] | None:

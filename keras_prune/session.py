@@ -16,7 +16,7 @@ from keras import ops
 
 from keras_prune import statistics
 from keras_prune.criteria import FROM_TRAINING
-from keras_prune.masks import Mask, mask_of, read, select
+from keras_prune.masks import Mask, Writer, mask_of, read, select
 from keras_prune.pruner import Recipe, Tensor, masks_at_sparsity, masks_at_threshold
 from keras_prune.schedules import Schedule
 from keras_prune.scope import Scope, Skipped, Target
@@ -92,6 +92,7 @@ class Session:
         self._masks = [
             self._make_mask(target, key, grows_hidden) for target, key in zip(self.targets, self._keys, strict=True)
         ]
+        self._write = Writer(self._masks)
         self._installed: list[Any] = []
         self._hidden: dict[int, tuple[keras.Variable, keras.Variable]] = {}
         self._levels: list[tuple[Part, keras.Variable]] = []
@@ -158,7 +159,8 @@ class Session:
     def step(self) -> int:
         """Optimizer steps done."""
         self._sync()
-        return int(ops.convert_to_numpy(self._optimizer.iterations))
+        # What `optimizer.iterations` gives, without making a tensor of it at every look.
+        return int(read(self._optimizer._iterations)) // (self._optimizer.gradient_accumulation_steps or 1)
 
     def step_limit(self, calls: int) -> int:
         """Return the step at which training ends after so many calls of the optimizer from now."""
@@ -318,8 +320,11 @@ class Session:
             )
         # They look into the variables' memory, and while they do, TensorFlow copies a variable before it writes to it.
         del tensors
-        for mask, values in zip(self._masks, masks, strict=True):
-            self._commit(mask, values)
+        if self._hidden:
+            for mask, values in zip(self._masks, masks, strict=True):
+                self._commit_hidden(mask, values)
+        else:
+            self._write(masks)
         self._rewind()
         if self._sums is not None:
             self._sums.reset()
@@ -363,12 +368,9 @@ class Session:
                 self._state.arrays[name] = np.array(curve, dtype=np.float64)
         return [tuple((float(s), float(loss)) for s, loss in self._state.arrays[name]) for name in names]
 
-    def _commit(self, mask: Mask, values: Any) -> None:
-        """Put a new mask in force; hidden weights keep what the pruned ones have learnt."""
+    def _commit_hidden(self, mask: Mask, values: Any) -> None:
+        """Put a new mask in force; the hidden weights keep what the pruned ones have learnt."""
         variable = mask.target.variable
-        if id(variable) not in self._hidden:
-            mask.write(values)
-            return
         hidden = self._hidden[id(variable)][1]
         hidden.assign(merge(mask.variable, variable.value, hidden.value))
         mask.variable.assign(values)
