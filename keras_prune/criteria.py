@@ -63,6 +63,8 @@ class Criterion(Strategy):
     needs: ClassVar[frozenset[str]] = frozenset()
     rounds: ClassVar[int] = 1
     """In how many rounds a one-shot pruning reaches its target, the scores taken anew in each."""
+    zero_at_zero: ClassVar[bool] = False
+    """Whether a weight of 0 has a score of 0, and no weight a lower one; updates are then a pass faster."""
 
     @abstractmethod
     def __call__(self, weight: Array, statistics: Statistics) -> Array:
@@ -91,6 +93,8 @@ class Magnitude(Criterion):
         >>> Magnitude()(np.array([1.0, -2.0]), {})
         array([1., 2.])
     """
+
+    zero_at_zero: ClassVar[bool] = True
 
     def __call__(self, weight: Array, statistics: Statistics) -> Array:
         return np.abs(weight)
@@ -154,6 +158,8 @@ class Taylor(Criterion):
         array([1. , 0.5])
     """
 
+    zero_at_zero: ClassVar[bool] = True
+
     needs: ClassVar[frozenset[str]] = frozenset({"abs_gradient"})
 
     data: Any = data_field()
@@ -197,6 +203,8 @@ class Fisher(Criterion):
         array([0.5])
     """
 
+    zero_at_zero: ClassVar[bool] = True
+
     needs: ClassVar[frozenset[str]] = frozenset({"squared_gradient"})
 
     data: Any = data_field()
@@ -219,6 +227,8 @@ class Activation(Criterion):
         >>> Activation()(np.array([[1.0], [-1.0]]), {"input_norm": np.array([[3.0], [4.0]])})[:, 0]
         array([3., 4.])
     """
+
+    zero_at_zero: ClassVar[bool] = True
 
     needs: ClassVar[frozenset[str]] = frozenset({"input_norm"})
 
@@ -265,6 +275,8 @@ class SNIP(Criterion):
         >>> SNIP()(np.array([2.0, -1.0]), {"gradient": np.array([-0.5, 0.0])})
         array([1., 0.])
     """
+
+    zero_at_zero: ClassVar[bool] = True
 
     needs: ClassVar[frozenset[str]] = frozenset({"gradient"})
 
@@ -313,6 +325,8 @@ class SynFlow(Criterion):
         >>> SynFlow()(np.array([-2.0]), {"synflow": np.array([3.0])})
         array([6.])
     """
+
+    zero_at_zero: ClassVar[bool] = True
 
     needs: ClassVar[frozenset[str]] = frozenset({"synflow"})
     rounds: ClassVar[int] = 100
