@@ -63,8 +63,6 @@ class Criterion(Strategy):
     needs: ClassVar[frozenset[str]] = frozenset()
     rounds: ClassVar[int] = 1
     """In how many rounds a one-shot pruning reaches its target, the scores taken anew in each."""
-    zero_at_zero: ClassVar[bool] = False
-    """Whether a weight of 0 has a score of 0, and no weight a lower one; updates are then a pass faster."""
 
     @abstractmethod
     def __call__(self, weight: Array, statistics: Statistics) -> Array:
@@ -93,8 +91,6 @@ class Magnitude(Criterion):
         >>> Magnitude()(np.array([1.0, -2.0]), {})
         array([1., 2.])
     """
-
-    zero_at_zero: ClassVar[bool] = True
 
     def __call__(self, weight: Array, statistics: Statistics) -> Array:
         return np.abs(weight)
@@ -158,8 +154,6 @@ class Taylor(Criterion):
         array([1. , 0.5])
     """
 
-    zero_at_zero: ClassVar[bool] = True
-
     needs: ClassVar[frozenset[str]] = frozenset({"abs_gradient"})
 
     data: Any = data_field()
@@ -203,8 +197,6 @@ class Fisher(Criterion):
         array([0.5])
     """
 
-    zero_at_zero: ClassVar[bool] = True
-
     needs: ClassVar[frozenset[str]] = frozenset({"squared_gradient"})
 
     data: Any = data_field()
@@ -227,8 +219,6 @@ class Activation(Criterion):
         >>> Activation()(np.array([[1.0], [-1.0]]), {"input_norm": np.array([[3.0], [4.0]])})[:, 0]
         array([3., 4.])
     """
-
-    zero_at_zero: ClassVar[bool] = True
 
     needs: ClassVar[frozenset[str]] = frozenset({"input_norm"})
 
@@ -275,8 +265,6 @@ class SNIP(Criterion):
         >>> SNIP()(np.array([2.0, -1.0]), {"gradient": np.array([-0.5, 0.0])})
         array([1., 0.])
     """
-
-    zero_at_zero: ClassVar[bool] = True
 
     needs: ClassVar[frozenset[str]] = frozenset({"gradient"})
 
@@ -325,8 +313,6 @@ class SynFlow(Criterion):
         >>> SynFlow()(np.array([-2.0]), {"synflow": np.array([3.0])})
         array([6.])
     """
-
-    zero_at_zero: ClassVar[bool] = True
 
     needs: ClassVar[frozenset[str]] = frozenset({"synflow"})
     rounds: ClassVar[int] = 100

@@ -47,8 +47,6 @@ class Pattern(Strategy):
     kind: ClassVar[str] = "pattern"
     fixed_units: ClassVar[bool] = True
     """Whether a unit is always the same weights, so that units can also grow back."""
-    single_weights: ClassVar[bool] = False
-    """Whether each unit is one weight."""
 
     @abstractmethod
     def check(self, shape: Shape) -> None:
@@ -113,8 +111,6 @@ class Unstructured(Pattern):
         >>> Unstructured().mask(np.array([[1.0, -2.0, 3.0, 4.0]]), 0.25)
         array([[ True, False,  True,  True]])
     """
-
-    single_weights: ClassVar[bool] = True
 
     def check(self, shape: Shape) -> None:
         """Every shape will do."""

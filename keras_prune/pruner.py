@@ -84,32 +84,8 @@ def masks_at_sparsity(
         ValueError: a weight is not finite, a pattern does not divide a shape, or a tensor would lose every unit; with
         its path.
     """
-    later = any(tensor.mask is not None for tensor in tensors)
-    if later and recipe.growth is None and recipe.criterion.zero_at_zero and recipe.pattern.single_weights:
-        # Pruned weights are zero, and so have the lowest score there is. Only if others share it, and the target does
-        # not take them all, can one of them seem worth keeping: then they have to be told apart.
-        masks = _find_masks(tensors, recipe, target, final, progress, seed, hide=False)
-        if not any(_comes_back(tensor, mask) for tensor, mask in zip(tensors, masks, strict=True)):
-            return masks
-    return _find_masks(tensors, recipe, target, final, progress, seed, hide=recipe.growth is None)
-
-
-def _comes_back(tensor: Tensor, mask: MaskArray) -> bool:
-    return tensor.mask is not None and bool((mask > tensor.mask).any())
-
-
-def _find_masks(
-    tensors: Sequence[Tensor],
-    recipe: Recipe,
-    target: float,
-    final: float | None,
-    progress: float,
-    seed: int,
-    *,
-    hide: bool,
-) -> list[MaskArray]:
     pattern, growth = recipe.pattern, recipe.growth
-    scores = [_scores(tensor, recipe, hide) for tensor in tensors]
+    scores = [_scores(tensor, recipe) for tensor in tensors]
     units = [pattern.reduce(score) for score in scores]
     scored = [
         Scored(t.path, s.shape, u, pattern.weights_per_unit(s.shape), pattern.limit(s.shape), t.curve)
@@ -148,7 +124,7 @@ def masks_at_threshold(
     """
     masks = []
     for tensor in tensors:
-        score = _scores(tensor, recipe, hide=True)
+        score = _scores(tensor, recipe)
         unit = recipe.pattern.reduce(score)
         bound = threshold
         if relative_to == "std":
@@ -162,12 +138,12 @@ def masks_at_threshold(
     return masks
 
 
-def _scores(tensor: Tensor, recipe: Recipe, hide: bool) -> npt.NDArray[np.floating]:
-    """Scores as `[..., in, out]`; with `hide`, what is off already comes last whatever its score."""
+def _scores(tensor: Tensor, recipe: Recipe) -> npt.NDArray[np.floating]:
+    """Scores as `[..., in, out]`; without growth, what is off already comes last whatever its score."""
     raw = recipe.criterion(tensor.weight, tensor.statistics)
     if raw.dtype not in (np.float32, np.float64):
         raw = raw.astype(np.float32)
-    hides = hide and tensor.mask is not None
+    hides = recipe.growth is None and tensor.mask is not None
     given = raw is tensor.weight or any(raw is array for array in tensor.statistics.values())
     if hides and (given or not raw.flags.owndata):
         raw = raw.copy()
@@ -249,8 +225,8 @@ def _shrink(
     """The mask with `count` units off, or as many as are off already; `bound` may be the highest score to go."""
     if tensor.mask is None:
         return pattern.expand(all_but_smallest(unit, count, bound), scores)
-    if pattern.single_weights:
-        # Each weight is a unit, and what is off is among the smallest.
+    if unit.size == tensor.mask.size:
+        # Each weight is a unit: what is off is among the smallest.
         gone = tensor.mask.size - int(np.count_nonzero(tensor.mask))
         return pattern.expand(all_but_smallest(unit, max(count, gone), bound), scores)
     gone = int(np.count_nonzero(np.isneginf(unit)))

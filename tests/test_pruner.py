@@ -221,29 +221,3 @@ def test_a_users_own_strategies_need_no_registration():
     recipe = Recipe(Smallest(), patterns.Unstructured(), allocation.Uniform())
     mask = masks_at_sparsity([Tensor("t", weight, None, Layout.plain(2), {})], recipe, 0.5)[0]
     assert mask.astype(int).tolist() == [[1, 1], [0, 0]]
-
-
-@pytest.mark.parametrize("target", [0.3, 0.5, 0.55, 0.8])
-@pytest.mark.parametrize("rule", [allocation.Global(floor=0.0), allocation.Uniform()], ids=["global", "uniform"])
-def test_kept_weights_that_are_zero_do_not_bring_pruned_ones_back(rule, target):
-    """Zeros that no mask holds tie with those that one does: what is pruned stays, and the count is exact."""
-    rng = np.random.default_rng(5)
-    tensors = []
-    for i in range(2):
-        weight = rng.standard_normal((10, 10)).astype(np.float32)
-        mask = rng.random((10, 10)) > 0.3
-        weight[~mask] = 0.0
-        weight[rng.random((10, 10)) < 0.3] = 0.0
-        tensors.append(Tensor(str(i), weight, mask, Layout.plain(2), {}))
-    recipe = Recipe(criteria.Magnitude(), patterns.Unstructured(), rule)
-    masks = masks_at_sparsity(tensors, recipe, target)
-    off = sum(int((~t.mask).sum()) for t in tensors)
-    assert all((new <= t.mask).all() for new, t in zip(masks, tensors, strict=True))
-    if rule == allocation.Global(floor=0.0):
-        assert sum(int((~mask).sum()) for mask in masks) == max(round(target * 200), off)
-    for mask, tensor in zip(masks, tensors, strict=True):
-        scores = np.where(tensor.mask, np.abs(tensor.weight), -1.0)
-        gone = int((~mask).sum())
-        expected = np.ones(100, dtype=bool)
-        expected[np.argsort(scores.ravel(), kind="stable")[:gone]] = False
-        np.testing.assert_array_equal(mask.ravel(), expected)
