@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import re
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -13,59 +12,12 @@ import numpy as np
 import numpy.typing as npt
 from keras.saving import register_keras_serializable
 
-from keras_prune.selection import lowest
+from keras_prune.shares import Scored, Share, caps_of, fit_shares, lowest_together, reachable_caps
 from keras_prune.strategy import Strategy, check_fraction
 
 __all__ = ["ERK", "LAMP", "Allocation", "Explicit", "Global", "Scored", "Sensitivity", "Share", "Uniform"]
 
 _register = register_keras_serializable(package="keras_prune")
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Scored:
-    """A tensor as an allocation sees it.
-
-    Attributes:
-        path: the variable's path, unique in the model.
-        shape: the kernel's shape, `[..., in, out]`.
-        scores: one score a unit of the pattern, `[units]`; larger is kept.
-        weights_per_unit: weights that an off unit sets to zero.
-        limit: the highest sparsity that the pattern gives, a fraction.
-        curve: for `Sensitivity`, pairs of (sparsity, loss increase), increasing.
-    """
-
-    path: str
-    shape: tuple[int, ...]
-    scores: npt.NDArray[np.floating]
-    weights_per_unit: int
-    limit: float = 1.0
-    curve: tuple[tuple[float, float], ...] = ()
-
-    @property
-    def size(self) -> int:
-        """Number of weights."""
-        return math.prod(self.shape)
-
-    @property
-    def units(self) -> float:
-        """Number of weights, in units."""
-        return self.size / self.weights_per_unit
-
-
-class Share(float):
-    """A target that was cut at a score: the tensor's units at or below `bound` are the ones to go, ties aside.
-
-    A plain number does as well; a bound saves whoever makes the mask from looking for it again.
-    """
-
-    __slots__ = ("bound",)
-    bound: float
-
-    def __new__(cls, value: float, bound: float) -> Share:
-        """Return the number `value` with a bound."""
-        share = super().__new__(cls, value)
-        share.bound = bound
-        return share
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +36,8 @@ class Allocation(Strategy):
 
     kind: ClassVar[str] = "allocation"
     needs_curves: ClassVar[bool] = False
+    adds_up: ClassVar[bool] = True
+    """Whether the shares together come to the target; if so, a target that is reached leaves nothing to do."""
 
     @abstractmethod
     def __call__(self, tensors: Sequence[Scored], target: float, final: float | None = None) -> list[float]:
@@ -98,124 +52,6 @@ class Allocation(Strategy):
             ValueError: the floors leave no way to reach the target.
         """
         raise NotImplementedError(f"{type(self).__name__} must define __call__(tensors, target, final)")
-
-
-def _caps(tensors: Sequence[Scored], floor: float) -> list[int]:
-    """The most units that each tensor may have off."""
-    caps = []
-    for tensor in tensors:
-        available = round(tensor.limit * tensor.units)
-        kept = math.ceil(floor * tensor.units)
-        if tensor.limit >= 1.0:
-            kept = max(kept, 1)
-        caps.append(min(available, math.floor(tensor.units) - kept))
-    return caps
-
-
-def _check_reachable(tensors: Sequence[Scored], caps: Sequence[int], target: float) -> None:
-    total = sum(t.size for t in tensors)
-    most = sum(cap * t.weights_per_unit for cap, t in zip(caps, tensors, strict=True)) / total
-    if target > most + 0.5 * max(t.weights_per_unit for t in tensors) / total:
-        tightest = min(zip(caps, tensors, strict=True), key=lambda pair: pair[0] / pair[1].units)[1]
-        raise ValueError(
-            f"The {len(tensors)} tensors can give at most a sparsity of {most:.6g} without emptying one or passing "
-            f"the pattern's limit (tightest: {tightest.path!r}). Received: target={target:g}. "
-            "Lower the target or the floor, or take another pattern."
-        )
-
-
-def _fit_shares(tensors: Sequence[Scored], wanted: Sequence[float], caps: Sequence[int], target: float) -> list[float]:
-    """Scale wanted densities by one factor, within the caps, until the whole has the target's number of zeros.
-
-    Densities 1 - s_i are multiplied by one factor and clipped to [cap, 1]; the factor is found by bisection, since
-    the number of zeros falls as it grows. The last few units, lost to rounding, are given by the tensors in turn,
-    largest first.
-    """
-    sizes = [t.size for t in tensors]
-    goal = target * sum(sizes)
-    most = [cap / t.units for cap, t in zip(caps, tensors, strict=True)]
-
-    def shares(factor: float) -> list[float]:
-        return [min(cap, max(0.0, 1.0 - (1.0 - s) * factor)) for s, cap in zip(wanted, most, strict=True)]
-
-    low, high = 0.0, 1.0
-    while sum(s * n for s, n in zip(shares(high), sizes, strict=True)) > goal and high < 1e12:
-        high *= 2.0
-    for _ in range(100):
-        middle = (low + high) / 2.0
-        zeros = sum(s * n for s, n in zip(shares(middle), sizes, strict=True))
-        low, high = (middle, high) if zeros > goal else (low, middle)
-    counts = [min(round(s * t.units), cap) for s, t, cap in zip(shares(high), tensors, caps, strict=True)]
-    _settle(tensors, counts, caps, goal)
-    return [count / t.units for count, t in zip(counts, tensors, strict=True)]
-
-
-def _settle(tensors: Sequence[Scored], counts: list[int], caps: Sequence[int], goal: float) -> None:
-    """Move single units until the number of zeros is within half a unit of the goal; changes `counts`."""
-    order = sorted(range(len(tensors)), key=lambda i: -tensors[i].size)
-    moved = True
-    while moved:
-        moved = False
-        missing = goal - sum(c * t.weights_per_unit for c, t in zip(counts, tensors, strict=True))
-        for i in order:
-            unit = tensors[i].weights_per_unit
-            step = 1 if missing > 0 else -1
-            if abs(missing) > unit / 2 and 0 <= counts[i] + step <= caps[i]:
-                counts[i] += step
-                missing -= step * unit
-                moved = True
-
-
-def _lowest_together(
-    tensors: Sequence[Scored], scores: Sequence[npt.NDArray[np.floating]], caps: Sequence[int], target: float
-) -> list[float]:
-    """How many units of each tensor are among the lowest of all; a tensor at its cap leaves the contest."""
-    counts = [0] * len(tensors)
-    bounds = [-math.inf] * len(tensors)
-    open_ = list(range(len(tensors)))
-    goal = target * sum(t.size for t in tensors)
-    while open_:
-        taken = sum(counts[i] * tensors[i].weights_per_unit for i in range(len(tensors)) if i not in open_)
-        bound, share = _contest([tensors[i] for i in open_], [scores[i] for i in open_], goal - taken)
-        over = [i for i, count in zip(open_, share, strict=True) if count > caps[i]]
-        for i, count in zip(open_, share, strict=True):
-            counts[i], bounds[i] = caps[i] if i in over else count, bound
-        if not over:
-            break
-        open_ = [i for i in open_ if i not in over]
-    return [Share(count / t.units, bound) for count, bound, t in zip(counts, bounds, tensors, strict=True)]
-
-
-def _contest(
-    tensors: Sequence[Scored], scores: Sequence[npt.NDArray[np.floating]], goal: float
-) -> tuple[float, list[int]]:
-    """Take the units with the lowest scores until `goal` weights are gone; ties go to the earlier tensor.
-
-    Returns:
-        The highest score taken, and how many of each tensor are.
-    """
-    units = {t.weights_per_unit for t in tensors}
-    if len(units) > 1:
-        return _contest_of_sizes(tensors, scores, goal)
-    wanted = min(round(goal / units.pop()), sum(s.size for s in scores))
-    if wanted <= 0:
-        return -math.inf, [0] * len(tensors)
-    return lowest(scores, wanted)
-
-
-def _contest_of_sizes(
-    tensors: Sequence[Scored], scores: Sequence[npt.NDArray[np.floating]], goal: float
-) -> tuple[float, list[int]]:
-    """The same where units differ in size (channels of different layers): there are few, so they are sorted."""
-    owner = np.concatenate([np.full(s.size, i) for i, s in enumerate(scores)])
-    sizes = np.array([t.weights_per_unit for t in tensors])[owner]
-    joined = np.concatenate(scores)
-    order = np.argsort(joined, kind="stable")
-    removed = np.cumsum(sizes[order])
-    # A unit goes as long as at least half of it is still wanted.
-    taken = order[removed - sizes[order] / 2 <= goal]
-    bound = float(joined[taken[-1]]) if taken.size else -math.inf
-    return bound, [int(n) for n in np.bincount(owner[taken], minlength=len(tensors))]
 
 
 @_register
@@ -233,11 +69,10 @@ class Uniform(Allocation):
         check_fraction("Uniform: floor", self.floor)
 
     def __call__(self, tensors: Sequence[Scored], target: float, final: float | None = None) -> list[float]:
-        caps = _caps(tensors, self.floor)
-        _check_reachable(tensors, caps, target)
+        caps = reachable_caps(tensors, self.floor, target)
         if all(round(target * t.units) <= cap for t, cap in zip(tensors, caps, strict=True)):
             return [target] * len(tensors)
-        return _fit_shares(tensors, [target] * len(tensors), caps, target)
+        return fit_shares(tensors, [target] * len(tensors), caps, target)
 
 
 @_register
@@ -255,9 +90,8 @@ class Global(Allocation):
         check_fraction("Global: floor", self.floor)
 
     def __call__(self, tensors: Sequence[Scored], target: float, final: float | None = None) -> list[float]:
-        caps = _caps(tensors, self.floor)
-        _check_reachable(tensors, caps, target)
-        return _lowest_together(tensors, [t.scores for t in tensors], caps, target)
+        caps = reachable_caps(tensors, self.floor, target)
+        return lowest_together(tensors, [t.scores for t in tensors], caps, target)
 
 
 @_register
@@ -280,10 +114,9 @@ class LAMP(Allocation):
         check_fraction("LAMP: floor", self.floor)
 
     def __call__(self, tensors: Sequence[Scored], target: float, final: float | None = None) -> list[float]:
-        caps = _caps(tensors, self.floor)
-        _check_reachable(tensors, caps, target)
+        caps = reachable_caps(tensors, self.floor, target)
         # The bar is one for LAMP's scores, so it says nothing about the criterion's.
-        return [float(s) for s in _lowest_together(tensors, [lamp_scores(t.scores) for t in tensors], caps, target)]
+        return [float(s) for s in lowest_together(tensors, [lamp_scores(t.scores) for t in tensors], caps, target)]
 
 
 def lamp_scores(scores: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
@@ -320,11 +153,10 @@ class ERK(Allocation):
         check_fraction("ERK: floor", self.floor)
 
     def __call__(self, tensors: Sequence[Scored], target: float, final: float | None = None) -> list[float]:
-        caps = _caps(tensors, self.floor)
-        _check_reachable(tensors, caps, target)
+        caps = reachable_caps(tensors, self.floor, target)
         density = [sum(t.shape) / t.size for t in tensors]
         top = max(density)
-        return _fit_shares(tensors, [1.0 - d / top for d in density], caps, target)
+        return fit_shares(tensors, [1.0 - d / top for d in density], caps, target)
 
 
 @_register
@@ -357,8 +189,7 @@ class Sensitivity(Allocation):
             check_fraction("Sensitivity: each of points", point)
 
     def __call__(self, tensors: Sequence[Scored], target: float, final: float | None = None) -> list[float]:
-        caps = _caps(tensors, self.floor)
-        _check_reachable(tensors, caps, target)
+        caps = reachable_caps(tensors, self.floor, target)
         missing = [t.path for t in tensors if not t.curve]
         if missing:
             raise ValueError(f"Sensitivity: no loss was measured for {missing}. Give data=(x, y) to measure it on.")
@@ -376,7 +207,7 @@ class Sensitivity(Allocation):
             middle = (low + high) / 2.0
             zeros = sum(s * t.size for s, t in zip(shares(middle), tensors, strict=True))
             low, high = (low, middle) if zeros >= target * sum(t.size for t in tensors) else (middle, high)
-        return _fit_shares(tensors, shares(high), caps, target)
+        return fit_shares(tensors, shares(high), caps, target)
 
     @staticmethod
     def _increasing(curve: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
@@ -405,6 +236,8 @@ class Explicit(Allocation):
         [0.375, 0.25]
     """
 
+    adds_up: ClassVar[bool] = False
+
     targets: Mapping[str, float]
 
     def __post_init__(self) -> None:
@@ -418,7 +251,7 @@ class Explicit(Allocation):
             raise ValueError(f"Explicit: no prunable tensor is named by {unused}. Prunable tensors: {paths}")
         progress = 1.0 if not final else target / final
         shares = []
-        for tensor, cap in zip(tensors, _caps(tensors, 0.0), strict=True):
+        for tensor, cap in zip(tensors, caps_of(tensors, 0.0), strict=True):
             own = next((value * progress for key, value in self.targets.items() if _names(key, tensor.path)), target)
             if round(own * tensor.units) > cap:
                 raise ValueError(

@@ -15,8 +15,10 @@ import numpy.typing as npt
 from keras import ops
 
 from keras_prune.scope import Target
+from keras_prune.state import TrainingState
+from keras_prune.variables import assign, read, resource_of
 
-__all__ = ["Mask", "MaskConstraint", "Writer", "mask_of", "read", "release", "select"]
+__all__ = ["Mask", "MaskConstraint", "Writer", "bind", "mask_of", "release", "select"]
 
 TOGETHER = 1 << 20
 """Up to so many weights in all, the masks of a session are written by one compiled function."""
@@ -54,27 +56,6 @@ def select(mask: Any, weight: Any) -> Any:
     return ops.where(mask, value, ops.zeros_like(value))
 
 
-def read(variable: keras.Variable) -> npt.NDArray[Any]:
-    """Return a variable's value as an array that may share its memory: read it, never write it.
-
-    Let go of it soon: while it lives, TensorFlow copies the variable before it writes to it.
-    """
-    resource = _resource(variable)
-    if resource is not None:
-        # Keras would copy.
-        return np.asarray(resource.value())
-    return np.asarray(ops.convert_to_numpy(variable.value))
-
-
-def assign(variable: keras.Variable, values: npt.NDArray[Any]) -> None:
-    """Set a variable of the same type and shape."""
-    resource = _resource(variable)
-    if resource is not None:
-        resource.assign(values, read_value=False)
-    else:
-        variable.assign(values)
-
-
 def put_zeros(variable: keras.Variable, mask: npt.NDArray[np.bool_]) -> None:
     """Put weights at +0.0 where the mask is off.
 
@@ -84,20 +65,11 @@ def put_zeros(variable: keras.Variable, mask: npt.NDArray[np.bool_]) -> None:
     """
     # TensorFlow's scatters and assignments to slices would save a copy here and cost one in every later step: from then
     # on, the variable is copied whenever it is read.
-    resource = _resource(variable)
+    resource = resource_of(variable)
     if resource is not None:
         resource.assign(select(mask, resource.value()), read_value=False)
     else:
         variable.assign(select(mask, variable.value))
-
-
-def _resource(variable: keras.Variable) -> Any:
-    """Return the TensorFlow variable, if there is one and it is whole on one device; None otherwise."""
-    if keras.backend.backend() != "tensorflow":
-        return None
-    value = variable.value
-    # A distributed variable has a value on each device.
-    return None if hasattr(value, "values") or not hasattr(value, "handle") else value
 
 
 class Mask:
@@ -118,7 +90,7 @@ class Mask:
     def __init__(self, target: Target, variable: keras.Variable, *, hold: bool = True) -> None:
         self.target = target
         self.variable = variable
-        self.zeros = int(np.count_nonzero(~read(variable)))
+        self.count(read(variable))
         self.hold(hold)
 
     def hold(self, on: bool = True) -> None:
@@ -132,15 +104,23 @@ class Mask:
         """Return the mask (True: kept), to be read only."""
         return read(self.variable)
 
-    def write(self, values: npt.NDArray[np.bool_]) -> None:
-        """Set the mask, here and in the wrapper layer if there is one, and put pruned weights at +0.0.
-
-        Where a wrapper lets masked weights go on learning (straight through), the weights stay as they are.
-        """
+    def put(self, values: npt.NDArray[np.bool_]) -> None:
+        """Set the mask, here and in the wrapper layer if there is one; the weights stay as they are."""
         assign(self.variable, values)
         if self.target.mask is not None:
             self.target.mask.assign(values)
+        self.count(values)
+
+    def count(self, values: npt.NDArray[np.bool_]) -> None:
+        """Take note of a mask that is in force already."""
         self.zeros = int(values.size - np.count_nonzero(values))
+
+    def write(self, values: npt.NDArray[np.bool_]) -> None:
+        """Set the mask, and put pruned weights at +0.0.
+
+        Where a wrapper lets masked weights go on learning (straight through), the weights stay as they are.
+        """
+        self.put(values)
         if not self.target.straight_through:
             put_zeros(self.target.variable, values)
 
@@ -162,7 +142,7 @@ class Writer:
     def __init__(self, masks: Sequence[Mask]) -> None:
         self.masks = tuple(masks)
         size = sum(int(np.prod(mask.target.variable.shape)) for mask in self.masks)
-        plain = all(_resource(mask.variable) is not None for mask in self.masks)
+        plain = all(resource_of(mask.variable) is not None for mask in self.masks)
         self._together = self._compile() if plain and size <= TOGETHER else None
 
     def __call__(self, values: Sequence[npt.NDArray[np.bool_]]) -> None:
@@ -173,7 +153,7 @@ class Writer:
             return
         self._together(list(values))
         for mask, value in zip(self.masks, values, strict=True):
-            mask.zeros = int(value.size - np.count_nonzero(value))
+            mask.count(value)
 
     def _compile(self) -> Any:
         import tensorflow as tf
@@ -189,6 +169,27 @@ class Writer:
                     mask.target.variable.assign(select(value, mask.target.variable.value))
 
         return tf.function(write, input_signature=[shapes])
+
+
+def bind(target: Target, state: TrainingState, *, hold: bool = True) -> Mask:
+    """Return the mask of a target: that of the loaded file, of the weight or its layer, or a new one with all on.
+
+    Args:
+        target: the tensor.
+        state: of the target's model; it makes the variable.
+        hold: as for `Mask`; a target whose weights learn straight through is never held.
+    """
+    earlier = mask_of(target.variable)
+    if earlier is None and target.mask is not None:
+        earlier = read(target.mask)
+    key = f"mask:{target.index}"
+    in_file = key in state.arrays
+    variable = state.variable(key, target.variable.shape, "bool", True)
+    if earlier is not None and not in_file:
+        variable.assign(np.array(earlier))
+        if not earlier.all():
+            state.restored.add(key)
+    return Mask(target, variable, hold=hold and not target.straight_through)
 
 
 def mask_of(variable: keras.Variable) -> npt.NDArray[np.bool_] | None:

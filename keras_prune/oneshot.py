@@ -8,13 +8,14 @@ import keras
 
 from keras_prune import statistics
 from keras_prune.callbacks import check_data
-from keras_prune.masks import Mask, mask_of, read
+from keras_prune.masks import Mask, bind
 from keras_prune.names import resolve_allocation, resolve_criterion, resolve_pattern
 from keras_prune.pruner import Recipe, Tensor, masks_at_sparsity
 from keras_prune.scope import Scope, Target
 from keras_prune.sensitivity import measure_curves, with_curves
 from keras_prune.state import TrainingState, strategy_scope
 from keras_prune.strategy import check_fraction
+from keras_prune.variables import read
 
 __all__ = ["prune"]
 
@@ -58,7 +59,9 @@ def prune(
     recipe = Recipe(resolve_criterion(criterion), resolve_pattern(pattern), resolve_allocation(allocation))
     check_data("prune", recipe.criterion, training=False)
     targets = (scope if scope is not None else Scope()).survey(model).targets
-    masks = _masks(model, targets)
+    with strategy_scope(model):
+        state = TrainingState.of(model)
+        masks = [bind(target, state) for target in targets]
     rounds = recipe.criterion.rounds
     for i in range(1, rounds + 1):
         target = sparsity if i == rounds else 1.0 - (1.0 - sparsity) ** (i / rounds)
@@ -67,22 +70,6 @@ def prune(
         for mask, value in zip(masks, values, strict=True):
             mask.write(value)
     return model
-
-
-def _masks(model: keras.Model, targets: tuple[Target, ...]) -> list[Mask]:
-    """A mask for each target: the one that it has, or a new one."""
-    masks = []
-    with strategy_scope(model):
-        state = TrainingState.of(model)
-        for target in targets:
-            earlier = mask_of(target.variable)
-            if earlier is None and target.mask is not None:
-                earlier = read(target.mask)
-            variable = state.variable(f"mask:{target.index}", target.variable.shape, "bool", True)
-            if earlier is not None:
-                variable.assign(earlier)
-            masks.append(Mask(target, variable, hold=not target.straight_through))
-    return masks
 
 
 def _tensors(model: keras.Model, targets: tuple[Target, ...], masks: list[Mask], recipe: Recipe) -> list[Tensor]:

@@ -16,9 +16,9 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from keras_prune.masks import read
 from keras_prune.scope import Scope, Skipped
 from keras_prune.strip import effective_mask
+from keras_prune.variables import read
 
 __all__ = ["Report", "Row", "Totals", "report"]
 

@@ -16,7 +16,7 @@ from keras import ops
 
 from keras_prune import statistics
 from keras_prune.criteria import FROM_TRAINING
-from keras_prune.masks import Mask, Writer, mask_of, read, select
+from keras_prune.masks import Mask, Writer, bind, select
 from keras_prune.pruner import Recipe, Tensor, masks_at_sparsity, masks_at_threshold
 from keras_prune.schedules import Schedule
 from keras_prune.scope import Scope, Skipped, Target
@@ -24,6 +24,7 @@ from keras_prune.sensitivity import Curve, measure_curves, with_curves
 from keras_prune.state import TrainingState, innermost, strategy_scope
 from keras_prune.step import ActivePart, HiddenWeights, Part, merge
 from keras_prune.sums import TrainingSums
+from keras_prune.variables import read
 
 __all__ = ["Session"]
 
@@ -89,9 +90,7 @@ class Session:
     def _attach(self) -> None:
         self._keys = [str(target.index) for target in self.targets]
         grows_hidden = bool(self.recipe.growth and self.recipe.growth.keeps_learning)
-        self._masks = [
-            self._make_mask(target, key, grows_hidden) for target, key in zip(self.targets, self._keys, strict=True)
-        ]
+        self._masks = [bind(target, self._state, hold=not grows_hidden) for target in self.targets]
         self._write = Writer(self._masks)
         self._installed: list[Any] = []
         self._hidden: dict[int, tuple[keras.Variable, keras.Variable]] = {}
@@ -100,19 +99,6 @@ class Session:
         if grows_hidden:
             self._attach_hidden()
         self._attach_parts()
-
-    def _make_mask(self, target: Target, key: str, grows_hidden: bool) -> Mask:
-        earlier = mask_of(target.variable)
-        if earlier is None and target.mask is not None:
-            earlier = read(target.mask)
-        name = f"mask:{key}"
-        fresh = name not in self._state.variables and name not in self._state.arrays
-        variable = self._state.variable(name, target.variable.shape, "bool", True)
-        if fresh and earlier is not None:
-            variable.assign(earlier)
-            if not earlier.all():
-                self._state.restored.add(name)
-        return Mask(target, variable, hold=not (grows_hidden or target.straight_through))
 
     def _attach_sums(self) -> TrainingSums | None:
         kinds = self._kinds_from_training()
@@ -255,15 +241,13 @@ class Session:
         restored = [f"mask:{key}" in self._state.restored for key in self._keys]
         self._resumed = any(restored)
         for mask, known in zip(self._masks, restored, strict=True):
+            values = mask.read()
             if not known and begun:
                 weight = read(mask.target.variable)
                 if not weight.all():
-                    mask.variable.assign(weight != 0)
+                    values = weight != 0
                     self._resumed = True
-            values = mask.read()
-            mask.zeros = int(values.size - np.count_nonzero(values))
-            if mask.target.mask is not None:
-                mask.target.mask.assign(values)
+            mask.put(np.array(values))
         self._warn_of_lost_state(begun)
         if begun and not self._resumed and self._step >= self.schedule.last_step and self.schedule.final > 0:
             warnings.warn(
@@ -304,7 +288,8 @@ class Session:
         grows = self.recipe.growth is not None
         by_threshold = self.schedule.gives == "threshold"
         # Without growth, a target that is reached leaves nothing to do.
-        if not grows and not by_threshold and target <= self.sparsity and not self._explicit_targets():
+        settled = self.recipe.allocation.adds_up and target <= self.sparsity
+        if not grows and not by_threshold and settled:
             return
         if target == 0.0 and not by_threshold:
             return
@@ -329,9 +314,6 @@ class Session:
         if self._sums is not None:
             self._sums.reset()
         self._state.arrays[f"updated:{self._keys[0]}"] = np.array(self._step)
-
-    def _explicit_targets(self) -> bool:
-        return hasattr(self.recipe.allocation, "targets")
 
     def _read_tensors(self) -> list[Tensor]:
         tensors = []
@@ -373,11 +355,8 @@ class Session:
         variable = mask.target.variable
         hidden = self._hidden[id(variable)][1]
         hidden.assign(merge(mask.variable, variable.value, hidden.value))
-        mask.variable.assign(values)
-        if mask.target.mask is not None:
-            mask.target.mask.assign(values)
+        mask.put(values)
         variable.assign(select(mask.variable, hidden.value))
-        mask.zeros = int(values.size - np.count_nonzero(values))
 
     def _rewind(self) -> None:
         if self.schedule.rewind_step is None:

@@ -24,6 +24,8 @@ import numpy.typing as npt
 # Keras saves whatever a model holds that is a KerasSaveable; the class has no public name.
 from keras.src.saving.keras_saveable import KerasSaveable
 
+from keras_prune.variables import read
+
 __all__ = ["StepPart", "TrainingState", "innermost", "load_model", "strategy_scope"]
 
 
@@ -55,8 +57,7 @@ def strategy_scope(model: keras.Model) -> Any:
 class TrainingState(KerasSaveable):
     """Variables, arrays and step parts that pruning adds to one model.
 
-    Args:
-        model: a built model; it holds the state as `model._pruning_state`, where Keras finds it when it saves.
+    The model holds it as `model._pruning_state`, where Keras finds it when it saves.
 
     Attributes:
         variables: state of the compiled step, by key.
@@ -64,7 +65,7 @@ class TrainingState(KerasSaveable):
         parts: what acts inside the step, in order.
     """
 
-    def __init__(self, model: keras.Model) -> None:
+    def __init__(self) -> None:
         self.variables: dict[str, keras.Variable] = {}
         self.arrays: dict[str, npt.NDArray[Any]] = {}
         self.parts: list[StepPart] = []
@@ -77,7 +78,7 @@ class TrainingState(KerasSaveable):
         """Return the state of a model, made on first use and following the model to a new optimizer."""
         state = getattr(model, "_pruning_state", None)
         if state is None:
-            state = cls(model)
+            state = cls()
             model._pruning_state = state
         state._bind(getattr(model, "optimizer", None))
         return state
@@ -94,7 +95,7 @@ class TrainingState(KerasSaveable):
         if optimizer is self._optimizer:
             return
         # A new compile: the old optimizer's variables hand their values over as they are asked for.
-        self.arrays.update({key: np.array(_numpy(variable)) for key, variable in self.variables.items()})
+        self.arrays.update({key: np.array(read(variable)) for key, variable in self.variables.items()})
         self.variables = {}
         self.parts = []
         self._owners = {}
@@ -186,7 +187,7 @@ class TrainingState(KerasSaveable):
     def save_own_variables(self, store: Any) -> None:
         """Write every variable and array; called by Keras."""
         for key, variable in self.variables.items():
-            store[key] = _numpy(variable)
+            store[key] = read(variable)
         for key, array in self.arrays.items():
             store[key] = array
 
@@ -210,7 +211,7 @@ class TrainingState(KerasSaveable):
 
         def save_own_variables(store: Any) -> None:
             for i, variable in enumerate(own()):
-                store[str(i)] = _numpy(variable)
+                store[str(i)] = read(variable)
 
         def load_own_variables(store: Any) -> None:
             variables = own()
@@ -227,10 +228,6 @@ class TrainingState(KerasSaveable):
 
         optimizer.save_own_variables = save_own_variables
         optimizer.load_own_variables = load_own_variables
-
-
-def _numpy(variable: keras.Variable) -> npt.NDArray[Any]:
-    return np.asarray(keras.ops.convert_to_numpy(variable.value))
 
 
 def load_model(filepath: Any, **kwargs: Any) -> keras.Model:

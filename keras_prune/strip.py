@@ -15,7 +15,8 @@ from keras import layers as kl
 from keras.src.models.functional import Functional, functional_like_constructor
 
 from keras_prune.layers import VARIANTS, MaskedLayer, Prunable
-from keras_prune.masks import MaskConstraint, mask_of, read
+from keras_prune.masks import MaskConstraint, mask_of
+from keras_prune.variables import read
 
 __all__ = ["effective_mask", "strip"]
 

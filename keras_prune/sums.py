@@ -9,10 +9,10 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_prune.masks import read
 from keras_prune.scope import Target
 from keras_prune.state import TrainingState
 from keras_prune.step import dense
+from keras_prune.variables import read
 
 __all__ = ["GradientSums", "TrainingSums"]
 

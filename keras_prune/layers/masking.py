@@ -15,8 +15,9 @@ import numpy as np
 import numpy.typing as npt
 from keras import ops
 
-from keras_prune.masks import read, select
+from keras_prune.masks import select
 from keras_prune.scope import Scope
+from keras_prune.variables import read
 
 __all__ = ["MaskedKernels", "MaskedLayer"]
 

@@ -1,0 +1,42 @@
+"""Reading and writing a variable's value without the copies that Keras makes on TensorFlow."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+import numpy.typing as npt
+from keras import ops
+
+__all__ = ["assign", "read", "resource_of"]
+
+
+def read(variable: keras.Variable) -> npt.NDArray[Any]:
+    """Return a variable's value as an array that may share its memory: read it, never write it.
+
+    Let go of it soon: while it lives, TensorFlow copies the variable before it writes to it.
+    """
+    resource = resource_of(variable)
+    if resource is not None:
+        # Keras would copy.
+        return np.asarray(resource.value())
+    return np.asarray(ops.convert_to_numpy(variable.value))
+
+
+def assign(variable: keras.Variable, values: npt.NDArray[Any]) -> None:
+    """Set a variable of the same type and shape."""
+    resource = resource_of(variable)
+    if resource is not None:
+        resource.assign(values, read_value=False)
+    else:
+        variable.assign(values)
+
+
+def resource_of(variable: keras.Variable) -> Any:
+    """Return the TensorFlow variable, if there is one and it is whole on one device; None otherwise."""
+    if keras.backend.backend() != "tensorflow":
+        return None
+    value = variable.value
+    # A distributed variable has a value on each device.
+    return None if hasattr(value, "values") or not hasattr(value, "handle") else value
