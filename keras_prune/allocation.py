@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -13,7 +12,7 @@ import numpy.typing as npt
 from keras.saving import register_keras_serializable
 
 from keras_prune.shares import Scored, Share, caps_of, fit_shares, lowest_together, reachable_caps
-from keras_prune.strategy import Strategy, check_fraction
+from keras_prune.strategy import Strategy, check_fraction, fits
 
 __all__ = ["ERK", "LAMP", "Allocation", "Explicit", "Global", "Scored", "Sensitivity", "Share", "Uniform"]
 
@@ -246,13 +245,13 @@ class Explicit(Allocation):
 
     def __call__(self, tensors: Sequence[Scored], target: float, final: float | None = None) -> list[float]:
         paths = [t.path for t in tensors]
-        unused = [key for key in self.targets if not any(_names(key, path) for path in paths)]
+        unused = [key for key in self.targets if not any(fits(key, path) for path in paths)]
         if unused:
             raise ValueError(f"Explicit: no prunable tensor is named by {unused}. Prunable tensors: {paths}")
         progress = 1.0 if not final else target / final
         shares = []
         for tensor, cap in zip(tensors, caps_of(tensors, 0.0), strict=True):
-            own = next((value * progress for key, value in self.targets.items() if _names(key, tensor.path)), target)
+            own = next((value * progress for key, value in self.targets.items() if fits(key, tensor.path)), target)
             if round(own * tensor.units) > cap:
                 raise ValueError(
                     f"Explicit: a target of {own:g} would empty {tensor.path!r} or pass its pattern's limit "
@@ -260,7 +259,3 @@ class Explicit(Allocation):
                 )
             shares.append(own)
         return shares
-
-
-def _names(key: str, path: str) -> bool:
-    return key == path or re.fullmatch(key, path) is not None

@@ -10,6 +10,7 @@ from typing import Any
 import keras
 
 from keras_prune import criteria
+from keras_prune.devices import Device, resolve_device
 from keras_prune.growth import Growth
 from keras_prune.names import resolve_allocation, resolve_criterion, resolve_growth, resolve_pattern
 from keras_prune.pruner import Recipe
@@ -32,6 +33,7 @@ class PruningCallback(keras.callbacks.Callback):
         schedule: when, and how much.
         scope: which tensors.
         parts: what else acts in the step.
+        target: a device that chooses the tensors and their patterns, or None.
 
     Example:
         >>> import keras
@@ -46,7 +48,14 @@ class PruningCallback(keras.callbacks.Callback):
         0.5
     """
 
-    def __init__(self, recipe: Recipe, schedule: Schedule, scope: Scope | None, parts: Sequence[Part]) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        schedule: Schedule,
+        scope: Scope | None,
+        parts: Sequence[Part],
+        target: str | Device | None = None,
+    ) -> None:
         super().__init__()
         name = type(self).__name__
         if not isinstance(schedule, Schedule):
@@ -62,6 +71,7 @@ class PruningCallback(keras.callbacks.Callback):
         self.schedule = schedule
         self.scope = scope if scope is not None else Scope()
         self.parts = tuple(parts)
+        self.target = None if target is None else resolve_device(target)
         self._session: Session | None = None
         self._last_batch = -1
 
@@ -101,7 +111,14 @@ class PruningCallback(keras.callbacks.Callback):
         if self._session is not None:
             self._session.abandon()
         self._session = Session(
-            model, self.recipe, self.schedule, scope=self.scope, parts=self.parts, owner=self, run=run
+            model,
+            self.recipe,
+            self.schedule,
+            scope=self.scope,
+            device=self.target,
+            parts=self.parts,
+            owner=self,
+            run=run,
         )
 
     def on_step(self, steps: int = 1) -> None:
@@ -204,11 +221,14 @@ class Pruning(PruningCallback):
         schedule: target by step, `keras_prune.schedules`.
         criterion: what a weight is worth: a name ("magnitude", "random", "gradient", "taylor", "movement", "fisher",
             "snip", "synflow") or an instance, `keras_prune.criteria`.
-        pattern: where zeros may fall: "unstructured", "filter", "channel", or an instance, `keras_prune.patterns`.
+        pattern: where zeros may fall: "unstructured", "filter", "channel", an instance, `keras_prune.patterns`, or a
+            mapping of paths (or regular expressions) to patterns.
         allocation: how much each tensor gives: "global", "uniform", "erk", "lamp", a mapping of paths (or regular
             expressions) to targets, or an instance, `keras_prune.allocation`.
         scope: which tensors, `keras_prune.Scope`; None for all kernels.
         parts: gradient clipping and objectives that act in the step, `keras_prune.ClipGradients`, `keras_prune.L1`.
+        target: the device that the model is for: "android", "ios", "arm64", "web", "x86" (`keras_prune.devices`). It
+            chooses the tensors in which its runtime skips zeros, and the pattern of each; None for all kernels.
 
     Raises:
         ValueError: the model is not built or not compiled, nothing is prunable, another callback prunes the same
@@ -234,9 +254,10 @@ class Pruning(PruningCallback):
         *,
         scope: Scope | None = None,
         parts: Sequence[Part] = (),
+        target: str | Device | None = None,
     ) -> None:
         recipe = Recipe(resolve_criterion(criterion), resolve_pattern(pattern), resolve_allocation(allocation))
-        super().__init__(recipe, schedule, scope, parts)
+        super().__init__(recipe, schedule, scope, parts, target)
 
     def __repr__(self) -> str:
         return f"Pruning({self.schedule}, {self.recipe.criterion}, {self.recipe.pattern}, {self.recipe.allocation})"
@@ -256,6 +277,7 @@ class ThresholdPruning(PruningCallback):
             steps.
         scope: as for `Pruning`.
         parts: as for `Pruning`.
+        target: as for `Pruning`.
 
     Source: Han et al. 2015, "Learning both weights and connections", section 3.
 
@@ -283,6 +305,7 @@ class ThresholdPruning(PruningCallback):
         frequency: int = 100,
         scope: Scope | None = None,
         parts: Sequence[Part] = (),
+        target: str | Device | None = None,
     ) -> None:
         if on not in self.MEASURES:
             raise ValueError(f"ThresholdPruning: on must be one of {self.MEASURES}. Received: on={on!r}")
@@ -296,7 +319,7 @@ class ThresholdPruning(PruningCallback):
         elif on == "activation":
             criterion = criteria.InputActivation(data=data)
         recipe = Recipe(criterion, resolve_pattern(pattern), resolve_allocation("uniform"))
-        super().__init__(recipe, threshold, scope, parts)
+        super().__init__(recipe, threshold, scope, parts, target)
 
     def __repr__(self) -> str:
         return f"ThresholdPruning({self.schedule}, on={self.on!r})"
@@ -313,6 +336,7 @@ class GradientPruning(PruningCallback):
         allocation: as for `Pruning`.
         scope: as for `Pruning`.
         parts: as for `Pruning`.
+        target: as for `Pruning`.
 
     Example:
         >>> import keras, numpy as np
@@ -334,6 +358,7 @@ class GradientPruning(PruningCallback):
         *,
         scope: Scope | None = None,
         parts: Sequence[Part] = (),
+        target: str | Device | None = None,
     ) -> None:
         chosen = resolve_criterion(criterion)
         if not chosen.needs & criteria.FROM_TRAINING:
@@ -343,7 +368,7 @@ class GradientPruning(PruningCallback):
                 "Use Pruning for it."
             )
         recipe = Recipe(chosen, resolve_pattern(pattern), resolve_allocation(allocation))
-        super().__init__(recipe, schedule, scope, parts)
+        super().__init__(recipe, schedule, scope, parts, target)
 
     def __repr__(self) -> str:
         return f"GradientPruning({self.schedule}, {self.recipe.criterion})"
@@ -364,6 +389,7 @@ class DynamicPruning(PruningCallback):
         allocation: as for `Pruning`; "erk" and "uniform" keep each tensor's share constant, as SET and RigL have it.
         scope: as for `Pruning`.
         parts: as for `Pruning`.
+        target: as for `Pruning`.
 
     Example:
         >>> import keras, numpy as np
@@ -387,6 +413,7 @@ class DynamicPruning(PruningCallback):
         *,
         scope: Scope | None = None,
         parts: Sequence[Part] = (),
+        target: str | Device | None = None,
     ) -> None:
         chosen = resolve_pattern(pattern)
         if schedule.gives == "threshold":
@@ -400,7 +427,7 @@ class DynamicPruning(PruningCallback):
                 "Take Block or Unstructured."
             )
         recipe = Recipe(resolve_criterion(criterion), chosen, resolve_allocation(allocation), resolve_growth(growth))
-        super().__init__(recipe, schedule, scope, parts)
+        super().__init__(recipe, schedule, scope, parts, target)
 
     def __repr__(self) -> str:
         return f"DynamicPruning({self.schedule}, {self.recipe.growth}, {self.recipe.criterion})"

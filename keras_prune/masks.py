@@ -6,6 +6,7 @@ that selects by a mask keeps pruned weights at zero at no cost to the host and u
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -151,24 +152,30 @@ class Writer:
             for mask, value in zip(self.masks, values, strict=True):
                 mask.write(value)
             return
-        self._together(list(values))
+        import tensorflow as tf
+
+        self._together(tf.constant(np.concatenate([value.reshape(-1) for value in values])))
         for mask, value in zip(self.masks, values, strict=True):
             mask.count(value)
 
     def _compile(self) -> Any:
         import tensorflow as tf
 
-        shapes = [tf.TensorSpec(tuple(mask.variable.shape), tf.bool) for mask in self.masks]
+        shapes = [tuple(mask.variable.shape) for mask in self.masks]
+        sizes = [math.prod(shape) for shape in shapes]
 
-        def write(values: list[Any]) -> None:
-            for mask, value in zip(self.masks, values, strict=True):
+        def write(packed: Any) -> None:
+            for mask, part, shape in zip(self.masks, tf.split(packed, sizes), shapes, strict=True):
+                value = tf.reshape(part, shape)
                 mask.variable.assign(value)
                 if mask.target.mask is not None:
                     mask.target.mask.assign(value)
                 if not mask.target.straight_through:
                     mask.target.variable.assign(select(value, mask.target.variable.value))
 
-        return tf.function(write, input_signature=[shapes])
+        # One argument, and no look for the function that fits it: on small models TensorFlow takes longer to check a
+        # call than to run it.
+        return tf.function(write).get_concrete_function(tf.TensorSpec((sum(sizes),), tf.bool))
 
 
 def bind(target: Target, state: TrainingState, *, hold: bool = True) -> Mask:

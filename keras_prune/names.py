@@ -43,8 +43,12 @@ def resolve_criterion(value: Any) -> criteria.Criterion:
     return resolve(value, criteria.Criterion, CRITERIA)  # type: ignore[type-abstract]
 
 
-def resolve_pattern(value: Any) -> patterns.Pattern:
-    """Return the pattern that a name or an instance stands for."""
+def resolve_pattern(value: Any) -> patterns.Pattern | patterns.ByPath:
+    """Return the pattern that a name or an instance stands for; a mapping of paths to patterns is `patterns.ByPath`."""
+    if isinstance(value, patterns.ByPath):
+        return value
+    if isinstance(value, Mapping) and "class_name" not in value:
+        return patterns.ByPath({path: resolve(one, patterns.Pattern, PATTERNS) for path, one in value.items()})  # type: ignore[type-abstract]
     return resolve(value, patterns.Pattern, PATTERNS)  # type: ignore[type-abstract]
 
 

@@ -8,6 +8,7 @@ import keras
 
 from keras_prune import statistics
 from keras_prune.callbacks import check_data
+from keras_prune.devices import Device, choose_tensors
 from keras_prune.masks import Mask, bind
 from keras_prune.names import resolve_allocation, resolve_criterion, resolve_pattern
 from keras_prune.pruner import Recipe, Tensor, masks_at_sparsity
@@ -28,6 +29,7 @@ def prune(
     allocation: Any = "global",
     *,
     scope: Scope | None = None,
+    target: str | Device | None = None,
 ) -> keras.Model:
     """Prune a model at once, in place, without training.
 
@@ -41,6 +43,7 @@ def prune(
         pattern: a name or an instance, as for `Pruning`.
         allocation: a name, a mapping or an instance, as for `Pruning`.
         scope: which tensors; None for all kernels.
+        target: the device that the model is for, as for `Pruning`.
 
     Returns:
         The same model.
@@ -58,15 +61,16 @@ def prune(
     check_fraction("prune: sparsity", sparsity)
     recipe = Recipe(resolve_criterion(criterion), resolve_pattern(pattern), resolve_allocation(allocation))
     check_data("prune", recipe.criterion, training=False)
-    targets = (scope if scope is not None else Scope()).survey(model).targets
+    survey, recipe = choose_tensors(model, scope, recipe, target, "prune")
+    targets = survey.targets
     with strategy_scope(model):
         state = TrainingState.of(model)
         masks = [bind(target, state) for target in targets]
     rounds = recipe.criterion.rounds
     for i in range(1, rounds + 1):
-        target = sparsity if i == rounds else 1.0 - (1.0 - sparsity) ** (i / rounds)
+        share = sparsity if i == rounds else 1.0 - (1.0 - sparsity) ** (i / rounds)
         tensors = _tensors(model, targets, masks, recipe)
-        values = masks_at_sparsity(tensors, recipe, target, final=sparsity)
+        values = masks_at_sparsity(tensors, recipe, share, final=sparsity)
         for mask, value in zip(masks, values, strict=True):
             mask.write(value)
     return model

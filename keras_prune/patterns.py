@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from abc import abstractmethod
+from collections.abc import Mapping
 from typing import ClassVar
 
 import numpy as np
@@ -17,9 +18,9 @@ import numpy.typing as npt
 from keras.saving import register_keras_serializable
 
 from keras_prune.selection import all_but_smallest
-from keras_prune.strategy import Strategy, check_fraction
+from keras_prune.strategy import Strategy, check_fraction, fits
 
-__all__ = ["Block", "Channel", "Filter", "NofM", "Pattern", "Unstructured"]
+__all__ = ["Block", "ByPath", "Channel", "Filter", "NofM", "Pattern", "Unstructured"]
 
 Array = npt.NDArray[np.floating]
 Mask = npt.NDArray[np.bool_]
@@ -47,6 +48,10 @@ class Pattern(Strategy):
     kind: ClassVar[str] = "pattern"
     fixed_units: ClassVar[bool] = True
     """Whether a unit is always the same weights, so that units can also grow back."""
+
+    def at(self, path: str) -> Pattern:
+        """Return the pattern of the tensor at this path: the same for all, but in `ByPath`."""
+        return self
 
     @abstractmethod
     def check(self, shape: Shape) -> None:
@@ -300,3 +305,40 @@ class Channel(Filter):
     """
 
     axis: ClassVar[int] = -2
+
+
+@_register
+@dataclasses.dataclass(frozen=True)
+class ByPath(Strategy):
+    """A pattern for each tensor, by its path; the first key that fits counts.
+
+    Args:
+        patterns: path or regular expression -> pattern.
+
+    Example:
+        >>> ByPath({".*conv.*": Unstructured(), ".*": Block(4, 1)}).at("model/conv_1/kernel")
+        Unstructured()
+    """
+
+    kind: ClassVar[str] = "pattern"
+
+    patterns: Mapping[str, Pattern]
+
+    @property
+    def fixed_units(self) -> bool:
+        """Whether the units of every pattern are always the same weights."""
+        return all(pattern.fixed_units for pattern in self.patterns.values())
+
+    def at(self, path: str) -> Pattern:
+        """Return the pattern of the tensor at this path.
+
+        Raises:
+            ValueError: no key fits.
+        """
+        for key, pattern in self.patterns.items():
+            if fits(key, path):
+                return pattern
+        raise ValueError(
+            f"ByPath: no key fits the tensor {path!r}. Received the keys {list(self.patterns)}. "
+            "Add one for it, or '.*' for all others at the end; or leave the tensor out by scope=Scope(exclude=...)."
+        )

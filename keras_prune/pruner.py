@@ -12,7 +12,7 @@ import numpy.typing as npt
 from keras_prune.allocation import Allocation, Scored
 from keras_prune.criteria import Criterion
 from keras_prune.growth import Growth
-from keras_prune.patterns import Pattern
+from keras_prune.patterns import ByPath, Pattern
 from keras_prune.scope import Layout
 from keras_prune.selection import all_but_smallest, in_pieces
 
@@ -49,7 +49,7 @@ class Recipe:
     """How masks are found: what counts, where zeros may fall, who gives how much, and what comes back."""
 
     criterion: Criterion
-    pattern: Pattern
+    pattern: Pattern | ByPath
     allocation: Allocation
     growth: Growth | None = None
 
@@ -84,16 +84,19 @@ def masks_at_sparsity(
         ValueError: a weight is not finite, a pattern does not divide a shape, or a tensor would lose every unit; with
         its path.
     """
-    pattern, growth = recipe.pattern, recipe.growth
+    growth = recipe.growth
+    patterns = [recipe.pattern.at(tensor.path) for tensor in tensors]
     scores = [_scores(tensor, recipe) for tensor in tensors]
-    units = [pattern.reduce(score) for score in scores]
+    units = [pattern.reduce(score) for pattern, score in zip(patterns, scores, strict=True)]
     scored = [
-        Scored(t.path, s.shape, u, pattern.weights_per_unit(s.shape), pattern.limit(s.shape), t.curve)
-        for t, s, u in zip(tensors, scores, units, strict=True)
+        Scored(t.path, s.shape, u, p.weights_per_unit(s.shape), p.limit(s.shape), t.curve)
+        for t, p, s, u in zip(tensors, patterns, scores, units, strict=True)
     ]
     shares = recipe.allocation(scored, target, final)
     masks = []
-    for tensor, score, unit, share, entry in zip(tensors, scores, units, shares, scored, strict=True):
+    for tensor, pattern, score, unit, share, entry in zip(
+        tensors, patterns, scores, units, shares, scored, strict=True
+    ):
         count = _count(pattern, tensor, share, score.shape)
         _refuse_collapse(tensor, count, entry)
         if growth is None:
@@ -124,16 +127,17 @@ def masks_at_threshold(
     """
     masks = []
     for tensor in tensors:
+        pattern = recipe.pattern.at(tensor.path)
         score = _scores(tensor, recipe)
-        unit = recipe.pattern.reduce(score)
+        unit = pattern.reduce(score)
         bound = threshold
         if relative_to == "std":
             on = tensor.weight if tensor.mask is None else tensor.weight[tensor.mask]
             bound = threshold * float(np.std(on))
         count = int(np.count_nonzero(unit <= unit.dtype.type(bound)))
-        entry = Scored(tensor.path, score.shape, unit, recipe.pattern.weights_per_unit(score.shape))
+        entry = Scored(tensor.path, score.shape, unit, pattern.weights_per_unit(score.shape))
         _refuse_collapse(tensor, count, entry, f"every score is at or below the threshold {bound:g}")
-        kept = _shrink(recipe.pattern, tensor, score, unit, count)
+        kept = _shrink(pattern, tensor, score, unit, count)
         masks.append(tensor.layout.from_canonical(kept, tensor.weight.shape))
     return masks
 
@@ -158,7 +162,7 @@ def _scores(tensor: Tensor, recipe: Recipe) -> npt.NDArray[np.floating]:
             f"{kind} gives scores for {tensor.path!r} that are NaN or infinite; received data may hold some."
         )
     scores = tensor.layout.to_canonical(raw)
-    check_shape(recipe.pattern, tensor.path, scores.shape)
+    check_shape(recipe.pattern.at(tensor.path), tensor.path, scores.shape)
     return scores
 
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from keras import layers as kl
 from keras.saving import register_keras_serializable
 
-from keras_prune.strategy import Strategy
+from keras_prune.strategy import Strategy, fits
 
 __all__ = ["Layout", "Scope", "Skipped", "Survey", "Target"]
 
@@ -311,7 +311,7 @@ class Scope(Strategy):
 
 
 def _matches(keys: tuple[str, ...], path: str) -> bool:
-    return any(key == path or re.fullmatch(key, path) for key in keys)
+    return any(fits(key, path) for key in keys)
 
 
 def _unique_paths(model: keras.Layer) -> dict[int, str]:

@@ -89,7 +89,9 @@ def lowest(chunks: Sequence[Chunk], k: int) -> tuple[float, list[int]]:
         return -np.inf, _hand_out(k, under)
     joined = np.concatenate(band)
     rank = k - 1 - sum(under)
-    bound = float(np.partition(joined, rank)[rank])
+    joined.partition(rank)
+    bound = float(joined[rank])
+    del joined
     counts = [n + int(np.count_nonzero(part < bound)) for n, part in zip(under, band, strict=True)]
     ties = [int(np.count_nonzero(part == bound)) for part in band]
     taken = _hand_out(k - sum(counts), ties)

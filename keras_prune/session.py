@@ -16,6 +16,7 @@ from keras import ops
 
 from keras_prune import statistics
 from keras_prune.criteria import FROM_TRAINING
+from keras_prune.devices import Device, choose_tensors
 from keras_prune.masks import Mask, Writer, bind, select
 from keras_prune.pruner import Recipe, Tensor, masks_at_sparsity, masks_at_threshold
 from keras_prune.schedules import Schedule
@@ -39,7 +40,8 @@ class Session:
         model: built and compiled.
         recipe: how masks are found.
         schedule: when, and how much.
-        scope: which tensors.
+        scope: which tensors; None for all kernels.
+        device: what the model is for, which chooses the tensors and their patterns; or None.
         parts: what else acts in the step.
         owner: who is named in messages and holds the tensors.
         run: which training this is; two owners of one tensor in one run are refused.
@@ -56,17 +58,17 @@ class Session:
         recipe: Recipe,
         schedule: Schedule,
         *,
-        scope: Scope,
+        scope: Scope | None = None,
+        device: str | Device | None = None,
         parts: Sequence[Part] = (),
         owner: Any = None,
         run: Any = None,
     ) -> None:
         self.model = model
-        self.recipe = recipe
         self.schedule = schedule
         self.parts = tuple(parts)
         self.owner = owner if owner is not None else self
-        survey = scope.survey(model)
+        survey, self.recipe = choose_tensors(model, scope, recipe, device, _name(self.owner))
         self.targets: tuple[Target, ...] = survey.targets
         self._size = sum(int(np.prod(target.variable.shape)) for target in self.targets)
         self.skipped: tuple[Skipped, ...] = survey.skipped

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 from collections.abc import Mapping
 from typing import Any, ClassVar, TypeVar
 
@@ -98,6 +99,11 @@ def resolve(value: Any, base: type[S], names: Mapping[str, type[S]]) -> S:
         f"A {base.kind} is one of the names {sorted(names)} or an instance of {base.__name__}. "
         f"Received: {value!r} of type {type(value).__name__}"
     )
+
+
+def fits(key: str, path: str) -> bool:
+    """Say whether a key names a tensor: it is its path, or a regular expression that matches the whole of it."""
+    return key == path or re.fullmatch(key, path) is not None
 
 
 def check_fraction(subject: str, value: float, *, below_one: bool = True) -> None:

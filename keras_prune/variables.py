@@ -19,8 +19,10 @@ def read(variable: keras.Variable) -> npt.NDArray[Any]:
     """
     resource = resource_of(variable)
     if resource is not None:
-        # Keras would copy.
-        return np.asarray(resource.value())
+        import tensorflow as tf
+
+        # Keras would copy; `resource.value()` takes three times as long to say the same.
+        return np.asarray(tf.raw_ops.ReadVariableOp(resource=resource.handle, dtype=resource.dtype))
     return np.asarray(ops.convert_to_numpy(variable.value))
 
 
