@@ -281,6 +281,10 @@ def _copy_weights(model: keras.Model, plain: keras.Model) -> None:
             constraint = constraint.inner
         if target.constraint is None:
             target.constraint = constraint
+    for layer in plain._flatten_layers():
+        if isinstance(layer, keras.layers.Normalization) and layer.built:
+            # It computes with constants that it makes from its weights.
+            layer.finalize_state()
 
 
 def _compile_like(model: keras.Model, plain: keras.Model) -> None:

@@ -389,3 +389,11 @@ def test_inputs_keep_the_names_that_exports_know_them_by(functional):
     else:
         model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
     assert [t.name for t in strip(model).inputs] == [t.name for t in model.inputs]
+
+
+def test_an_adapted_normalization_computes_with_the_copied_statistics():
+    x = np.random.default_rng(0).normal(5.0, 3.0, (64, 4)).astype("float32")
+    layer = keras.layers.Normalization()
+    layer.adapt(x)
+    model = keras.Sequential([keras.Input((4,)), layer, keras.layers.Dense(3)])
+    np.testing.assert_array_equal(strip(model)(x), model(x))
