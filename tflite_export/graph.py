@@ -1,0 +1,135 @@
+"""A Keras model as one flat graph of operations, in a copy that a rewrite may edit."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+from keras.src.models.functional import Functional
+
+from keras_prune import strip
+
+
+class Builder:
+    """Calls operations on symbolic tensors, and sees to it that no two of a model bear the same name."""
+
+    def __init__(self) -> None:
+        self._named: dict[str, Any] = {}
+
+    def call(self, operation: Any, *args: Any, **kwargs: Any) -> Any:
+        """Return what an operation answers; where its name is taken by another one, it gets a number."""
+        name, number = operation.name, 1
+        while self._named.setdefault(operation.name, operation) is not operation:
+            operation.name = f"{name}_{number}"
+            number += 1
+        return operation(*args, **kwargs)
+
+    def unfold(self, graph: Any, inputs: Sequence[Any]) -> Any:
+        """Return the outputs of a graph on new inputs, calling the operations of the models inside it one by one."""
+        return graph._run_through_graph(inputs, call_fn=self._unfolded)
+
+    def _unfolded(self, operation: Any, *args: Any, **kwargs: Any) -> Any:
+        inner = _graph_of(operation)
+        if inner is None or not _is_plain_call(inner, args, kwargs):
+            return self.call(operation, *args, **kwargs)
+        return self.unfold(inner, keras.tree.flatten(args[0]))
+
+
+def refusal_of(model: keras.Model) -> str | None:
+    """Return why a model cannot be rewritten, or None where its graph is known."""
+    if _graph_of(model) is not None:
+        return None
+    if isinstance(model, keras.Sequential):
+        return "its shapes are not known: begin it with keras.Input(shape)"
+    return "a subclassed model, whose graph is in the code of its call(): make it a functional model"
+
+
+def flat_copy(model: keras.Model) -> keras.Model:
+    """Return a functional copy that shares nothing with the model, the models inside it unfolded.
+
+    Names of inputs, paths of variables, and the structures of inputs and outputs stay.
+
+    Args:
+        model: Built, functional or sequential, so that ``refusal_of`` says None.
+
+    Example:
+        >>> inner = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+        >>> model = keras.Sequential([keras.Input((4,)), inner, keras.layers.Dense(3)])
+        >>> [type(layer).__name__ for layer in flat_copy(model).layers]
+        ['InputLayer', 'Dense', 'Dense']
+    """
+    graph = _graph_of(strip(model))
+    assert graph is not None  # the copy of a functional model is functional
+    return model_like(graph, keras.tree.flatten(Builder().unfold(graph, graph.inputs)), model.name)
+
+
+def model_like(graph: Any, outputs: Sequence[Any], name: str) -> keras.Model:
+    """Return the model from a graph's inputs to new outputs (flat), in the structure of its own outputs."""
+    return keras.Model(graph._inputs_struct, keras.tree.pack_sequence_as(graph._outputs_struct, outputs), name=name)
+
+
+def nodes_of(flat: keras.Model) -> list[Any]:
+    """Return the nodes of a flat model, each after those that it reads from; inputs are left out.
+
+    Of a node are read: ``operation``, ``arguments``, ``input_tensors``, ``outputs``.
+    """
+    depths = sorted(flat._nodes_by_depth, reverse=True)
+    return [node for depth in depths for node in flat._nodes_by_depth[depth] if not node.is_input]
+
+
+def joined(nodes: Sequence[Any], by: Callable[[Any], bool]) -> list[list[Any]]:
+    """Return nodes in groups: a node that reads another one's tensor is in its group, where ``by(tensor)`` holds."""
+    leaders = {id(node): id(node) for node in nodes}
+    producers = {id(tensor): id(node) for node in nodes for tensor in node.outputs}
+
+    def leader(key: int) -> int:
+        while leaders[key] != key:
+            leaders[key] = key = leaders[leaders[key]]
+        return key
+
+    for node in nodes:
+        for tensor in node.input_tensors:
+            if id(tensor) in producers and by(tensor):
+                leaders[leader(producers[id(tensor)])] = leader(id(node))
+    groups: defaultdict[int, list[Any]] = defaultdict(list)
+    for node in nodes:
+        groups[leader(id(node))].append(node)
+    return list(groups.values())
+
+
+def path_of(operation: Any) -> str:
+    """Return what a report calls a layer or an operation: its path where it has one of its own, else its name."""
+    path = getattr(operation, "path", None) or ""
+    return path if path.split("/")[-1] == operation.name else str(operation.name)
+
+
+def is_map(tensor: Any) -> bool:
+    """Return whether a tensor has the rank of an image batch, [batch, height, width, channels], and is no single."""
+    return len(tensor.shape) == 4 and not is_single(tensor)
+
+
+def is_single(tensor: Any) -> bool:
+    """Return whether a tensor is [batch, 1, 1, channels]."""
+    return len(tensor.shape) == 4 and tuple(tensor.shape[1:3]) == (1, 1)
+
+
+def _graph_of(operation: Any) -> Any:
+    """Return the graph that a model runs when called, or None for anything else."""
+    kind = type(operation)
+    if isinstance(operation, keras.Sequential):
+        return operation._functional if kind.call is keras.Sequential.call else None
+    return operation if isinstance(operation, Functional) and kind.call is Functional.call else None
+
+
+def _is_plain_call(graph: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Return whether a call only hands tensors to a graph, of the types and ranks that it was made with."""
+    extra = {key: value for key, value in kwargs.items() if value is not None}
+    if len(args) != 1 or extra not in ({}, {"training": False}):
+        return False
+    given, wanted = keras.tree.flatten(args[0]), graph.inputs
+    return len(given) == len(wanted) and all(
+        isinstance(one, keras.KerasTensor) and one.dtype == other.dtype and len(one.shape) == len(other.shape)
+        for one, other in zip(given, wanted, strict=True)
+    )

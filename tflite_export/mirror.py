@@ -1,0 +1,214 @@
+"""The rewrite that mirrors images, so that stride-2 layers pad the same on each side.
+
+XNNPACK's sparse inference (``src/subgraph.c``, ``xnn_check_nchw_compatibility``) takes a 3x3 stride-2 convolution of 3
+channels, and depthwise convolutions 3x3 and 5x5, only where they pad half their kernel on each side, and not as 'same'
+at stride 2. TensorFlow pads an even size by (0, 1): the first window begins at the first place. In the mirror the
+windows begin one place before the image, which is a padding of 1; one more place after it is never read.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+from keras import layers as kl
+from keras.src.ops.numpy import Flip
+
+from tflite_export.graph import Builder, flat_copy, is_map, joined, model_like, nodes_of, path_of, refusal_of
+from tflite_export.positions import forgets_places
+from tflite_export.rewrite import Change, Refusal, Rewritten
+from tflite_export.turning import (
+    NO_PADDING,
+    Edit,
+    Flips,
+    apply_edit,
+    changes_layer,
+    folds,
+    in_words,
+    is_pointwise,
+    is_sparse_depthwise,
+    is_stem,
+    plan_edit,
+    turns,
+)
+
+NAME = "mirror"
+ORIENTATIONS: tuple[Flips, ...] = ((False, False), (True, True), (True, False), (False, True))
+CURE = "Images of another size, a multiple of 32 say, may do."
+PLAIN = ORIENTATIONS[0]
+
+
+@dataclass(frozen=True)
+class MirrorPass:
+    """Pad stride-2 layers evenly, in a mirrored image where that is what it takes.
+
+    Taken is each region of a model, joined by maps, that XNNPACK could run sparse: one with a 3x3 stride-2
+    convolution of 3 channels and with 1x1 convolutions. Of its orientations the first is chosen in which each
+    depthwise convolution, and the first convolution, can pad half its kernel on each side. Every spatial kernel
+    in it is reversed, what comes into it is reversed, and what leaves it as a map is reversed back; means over
+    all places need nothing. A region that pads evenly is left as it is.
+
+    Example:
+        >>> model = keras.Sequential([
+        ...     keras.Input((8, 8, 3)),
+        ...     kl.Conv2D(8, 3, strides=2, padding="same"),
+        ...     kl.Conv2D(8, 1),
+        ...     kl.GlobalAveragePooling2D(),
+        ... ])
+        >>> for change in MirrorPass().apply(model).changes:
+        ...     print(change.place, "|", change.what)
+        conv2d... | kernel reversed in height and width; padding 'same' -> ((1, 1), (1, 1))
+        input_layer... | reversed in height and width
+    """
+
+    name: str = NAME
+
+    def apply(self, model: keras.Model) -> Rewritten:
+        reason = refusal_of(model)
+        if reason is not None:
+            return Rewritten(model, refusals=(Refusal(self.name, model.name, reason),))
+        flat = flat_copy(model)
+        nodes = nodes_of(flat)
+        producers = {id(tensor): node for node in nodes for tensor in node.outputs}
+        regions = joined([node for node in nodes if turns(node)], by=is_map)
+        planned = [(region, _plan_region(region, producers)) for region in regions]
+        refusals = [edits for _, edits in planned if isinstance(edits, Refusal)]
+        plan = _without_torn_layers(nodes, [edits for _, edits in planned if not isinstance(edits, Refusal)], refusals)
+        if not plan:
+            return Rewritten(model, refusals=tuple(refusals))
+        build = _Build(flat, nodes, producers, plan)
+        return Rewritten(build.run(), tuple(build.changes), tuple(refusals))
+
+
+def _plan_region(region: Sequence[Any], producers: Mapping[int, Any]) -> dict[int, Edit] | Refusal:
+    """Return the edit of each node of a region, by the node's id; none where it pads evenly or cannot run sparse."""
+    if not any(map(is_pointwise, region)):
+        return {}
+    refused: dict[Flips, tuple[Any, str]] = {}
+    for flips in ORIENTATIONS:
+        edits: dict[int, Edit] = {}
+        for node in region:
+            edit = plan_edit(node, _before(node, producers), flips)
+            if isinstance(edit, str):
+                refused[flips] = node, edit
+                break
+            edits[id(node)] = edit
+        else:
+            if all(edit == Edit(PLAIN) for edit in edits.values()):
+                return {}
+            if any(map(is_stem, region)):
+                return edits
+        if flips == PLAIN and not any(map(is_stem, region)):
+            node = next(node for node in region if is_sparse_depthwise(node))
+            return Refusal(
+                NAME,
+                path_of(node.operation),
+                "XNNPACK's sparse inference begins at a 3x3 stride-2 convolution of 3 channels, and none leads here",
+            )
+    (node, upright), (other, mirrored) = refused[PLAIN], refused[ORIENTATIONS[1]]
+    where = "" if other is node else f" '{path_of(other.operation)}',"
+    return Refusal(NAME, path_of(node.operation), f"{upright}; mirrored,{where} {mirrored}. {CURE}")
+
+
+def _without_torn_layers(
+    nodes: Sequence[Any], regions: Sequence[Mapping[int, Edit]], refusals: list[Refusal]
+) -> dict[int, Edit]:
+    """Return the edits of all regions but those that want a layer in two ways, as it is called in several places."""
+    kept = [region for region in regions if region]
+    while True:
+        plan = {key: edit for region in kept for key, edit in region.items()}
+        calls: defaultdict[int, list[Any]] = defaultdict(list)
+        for node in nodes:
+            calls[id(node.operation)].append(node)
+        torn = next((uses for uses in calls.values() if len({_change(node, plan) for node in uses}) > 1), None)
+        if torn is None:
+            return plan
+        kept = [region for region in kept if not any(id(node) in region for node in torn)]
+        refusals.append(
+            Refusal(NAME, path_of(torn[0].operation), "called in several places that need different paddings of it")
+        )
+
+
+def _change(node: Any, plan: Mapping[int, Edit]) -> Edit | None:
+    edit = plan.get(id(node))
+    return edit if edit is not None and changes_layer(node.operation, edit) else None
+
+
+def _before(node: Any, producers: Mapping[int, Any]) -> Any:
+    return producers.get(id(node.input_tensors[0]))
+
+
+class _Build:
+    """Builds the mirrored model; counts what was changed."""
+
+    def __init__(
+        self, flat: keras.Model, nodes: Sequence[Any], producers: Mapping[int, Any], plan: Mapping[int, Edit]
+    ) -> None:
+        self.flat, self.nodes, self.producers, self.plan = flat, nodes, producers, plan
+        self.builder = Builder()
+        self.changes: list[Change] = []
+        self.made: dict[tuple[int, Flips], Any] = {(id(tensor), PLAIN): tensor for tensor in flat.inputs}
+        self.orientation: dict[int, Flips] = {}
+
+    def run(self) -> keras.Model:
+        used = [node for node in self.nodes if not self._is_folded(node)]
+        for operation, edit in {id(n.operation): (n.operation, self.plan.get(id(n))) for n in used}.values():
+            done = apply_edit(operation, edit) if edit is not None else None
+            if done is not None:
+                self.changes.append(Change(NAME, path_of(operation), done))
+        for node in used:
+            edit = self.plan.get(id(node))
+            outputs = self._call(node, edit)
+            for old, new in zip(node.outputs, keras.tree.flatten(outputs), strict=True):
+                flips = edit.flips if edit is not None and is_map(old) else PLAIN
+                self.orientation[id(old)] = flips
+                self.made[id(old), flips] = new
+        return model_like(self.flat, [self._as(tensor, PLAIN) for tensor in self.flat.outputs], self.flat.name)
+
+    def _is_folded(self, node: Any) -> bool:
+        """Return whether a node only pads, and every reader of it does so in its place."""
+        if type(node.operation) is not kl.ZeroPadding2D:
+            return False
+        readers = [reader for reader in self.nodes if any(x is node.outputs[0] for x in reader.input_tensors)]
+        edits = [self.plan.get(id(reader)) for reader in readers if folds(reader, node)]
+        outside = len(edits) < len(readers) or any(x is node.outputs[0] for x in self.flat.outputs)
+        return bool(readers) and not outside and all(edit is not None and edit.padding is not None for edit in edits)
+
+    def _call(self, node: Any, edit: Edit | None) -> Any:
+        if edit is not None and edit.padding is not None:
+            before = _before(node, self.producers)
+            source = before.input_tensors[0] if folds(node, before) else node.input_tensors[0]
+            tensor = self._as(source, edit.flips)
+            if edit.padding != NO_PADDING:
+                padding = kl.ZeroPadding2D(edit.padding, name=f"{node.operation.name}_padding", dtype=tensor.dtype)
+                tensor = self.builder.call(padding, tensor)
+            return self.builder.call(node.operation, tensor)
+
+        def replace(value: Any) -> Any:
+            if not isinstance(value, keras.KerasTensor):
+                return value
+            if forgets_places(node):
+                return self._as(value, self.orientation.get(id(value), PLAIN))
+            return self._as(value, edit.flips if edit is not None else PLAIN)
+
+        args, kwargs = node.arguments.convert(replace)
+        return self.builder.call(node.operation, *args, **kwargs)
+
+    def _as(self, tensor: Any, flips: Flips) -> Any:
+        """Return the new tensor for an old one, a map reversed in some axes."""
+        have = self.orientation.get(id(tensor), PLAIN)
+        if not is_map(tensor):
+            return self.made[id(tensor), have]
+        if (id(tensor), flips) not in self.made:
+            turn = (have[0] != flips[0], have[1] != flips[1])
+            axes = tuple(1 + axis for axis in (0, 1) if turn[axis])
+            flip = Flip(axes, name=f"reversed_{tensor._keras_history.operation.name}")
+            self.made[id(tensor), flips] = self.builder.call(flip, self.made[id(tensor), have])
+            back = " back" if have != PLAIN else ""
+            self.changes.append(
+                Change(NAME, path_of(tensor._keras_history.operation), f"reversed{back} in {in_words(turn)}")
+            )
+        return self.made[id(tensor), flips]

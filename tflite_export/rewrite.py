@@ -1,0 +1,214 @@
+"""The stage that rewrites a Keras model into an equal one that the runtime serves better."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import keras
+import numpy as np
+from numpy.typing import NDArray
+
+from tflite_export import precision
+from tflite_export.errors import ExportError
+from tflite_export.inputs import DRAWN, collect_inputs
+from tflite_export.signature import Signature, signature_of
+
+TOLERANCE = 1e-5
+"""Largest difference that a rewrite may make, as a share of the output's scale: sums in another order, no more."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """One thing that a rewrite changed.
+
+    Args:
+        rewrite: Name of the pass.
+        place: Path of the layer, or name of the tensor.
+        what: From what to what.
+    """
+
+    rewrite: str
+    place: str
+    what: str
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Something that a rewrite was meant for and left as it was.
+
+    Args:
+        rewrite: Name of the pass.
+        place: Path of the layer, or name of the model.
+        reason: Why, and what would help.
+    """
+
+    rewrite: str
+    place: str
+    reason: str
+
+
+@dataclass(frozen=True, eq=False)
+class Rewritten:
+    """What a pass made of a model.
+
+    Args:
+        model: A new model, or the one given where nothing was changed.
+        changes: Empty where the model is the one given.
+        refusals: What was left as it was.
+    """
+
+    model: keras.Model
+    changes: tuple[Change, ...] = ()
+    refusals: tuple[Refusal, ...] = ()
+
+
+class Pass(Protocol):
+    """A rewrite of a model into an equal one.
+
+    Names and types of inputs, the structures of inputs and outputs, and the outputs themselves stay as they are.
+    """
+
+    @property
+    def name(self) -> str:
+        """What reports call it."""
+
+    def apply(self, model: keras.Model) -> Rewritten:
+        """Return the model rewritten.
+
+        Args:
+            model: Built and without masks; left as it is.
+        """
+
+
+def rewrite_model(
+    model: keras.Model,
+    passes: Iterable[Pass],
+    inputs: Sequence[NDArray[Any]] | None = None,
+    tolerance: float = TOLERANCE,
+) -> Rewritten:
+    """Run passes in order, and hold the model after each one that changed something against the one before.
+
+    error = max |after - before| / max |before|, for each output, in float32 as an export computes; where it is too
+    large, it is measured anew in float64.
+
+    Args:
+        model: Built and without masks; left as it is.
+        passes: Each takes what the one before made.
+        inputs: An array [samples, ...] for each input of the model, flat, to compare on. None draws some.
+        tolerance: Largest error allowed.
+
+    Raises:
+        ExportError: A pass changed what the model answers, which is a mistake of the pass.
+
+    Example:
+        >>> from tflite_export.heads import HeadsPass
+        >>> model = keras.Sequential([keras.Input((1, 1, 8)), keras.layers.Conv2D(4, 1), keras.layers.Flatten()])
+        >>> rewritten = rewrite_model(model, [HeadsPass()])
+        >>> [change.what for change in rewritten.changes]
+        ['1x1 convolution on a 1x1 map -> Dense', 'left out']
+    """
+    changes: list[Change] = []
+    refusals: list[Refusal] = []
+    for one in passes:
+        result = one.apply(model)
+        refusals += result.refusals
+        if result.changes:
+            _check_same(model, result.model, one.name, inputs, tolerance)
+            changes += result.changes
+            model = result.model
+    return Rewritten(model, tuple(changes), tuple(refusals))
+
+
+def _check_same(
+    before: keras.Model, after: keras.Model, name: str, inputs: Sequence[NDArray[Any]] | None, tolerance: float
+) -> None:
+    was, now = signature_of(before), signature_of(after)
+    if was.inputs != now.inputs:
+        raise _mistake(name, "must keep the model's inputs", now.inputs)
+    arrays = _drawn(before, was) if inputs is None else [np.asarray(array) for array in inputs]
+    errors = _differences((before, was), (after, now), arrays)
+    if not max(errors) <= tolerance:
+        # A deep model may blow rounding up to any size; in float64 it is too small to be mistaken for an error.
+        rule = f"must keep the outputs to {tolerance:g} of their scale"
+        try:
+            with _float64(before), _float64(after):
+                errors = _differences((before, was), (after, now), arrays)
+        except Exception as failure:  # a layer of the user's own may know float32 only, and raise anything
+            received = f"{max(errors):.3g} in float32, and in float64 {type(failure).__name__}"
+            raise _mistake(name, rule, received) from failure
+    for place, error in enumerate(errors):
+        if not error <= tolerance:
+            raise _mistake(name, f"must keep output {place} to {tolerance:g} of its scale", f"{error:.3g}")
+
+
+def _differences(
+    before: tuple[keras.Model, Signature], after: tuple[keras.Model, Signature], arrays: Sequence[NDArray[Any]]
+) -> list[float]:
+    with precision.float32(before[0]), precision.float32(after[0]):
+        wanted, got = _answers(*before, arrays), _answers(*after, arrays)
+    keras.tree.assert_same_structure(wanted, got)
+    return [difference(a, b) for a, b in zip(keras.tree.flatten(wanted), keras.tree.flatten(got), strict=True)]
+
+
+class _ComputesInFloat64(keras.DTypePolicy):
+    """Float64 on weights that stay float32: Keras has no such policy by name."""
+
+    @property
+    def variable_dtype(self) -> str:
+        return "float32"
+
+
+@contextmanager
+def _float64(model: keras.Model) -> Iterator[None]:
+    """Let the layers of a model compute in float64, and put their policies back."""
+    changed = [(layer, layer.dtype_policy) for layer in model._flatten_layers() if layer.compute_dtype == "float32"]
+    try:
+        for layer, _ in changed:
+            layer.dtype_policy = _ComputesInFloat64("float64")
+        yield
+    finally:
+        for layer, policy in changed:
+            layer.dtype_policy = policy
+
+
+def difference(before: NDArray[Any], after: NDArray[Any]) -> float:
+    """Return max |after - before| / max |before|; infinity where shapes, types or NaN differ.
+
+    Example:
+        >>> difference(np.array([1.0, -2.0]), np.array([1.0, -1.9]))
+        0.05
+    """
+    if before.shape != after.shape or before.dtype != after.dtype:
+        return float("inf")
+    if not np.issubdtype(before.dtype, np.inexact):
+        return 0.0 if np.array_equal(before, after) else float("inf")
+    finite = np.isfinite(before)
+    if not np.array_equal(before[~finite], after[~finite], equal_nan=True) or not np.isfinite(after[finite]).all():
+        return float("inf")
+    a, b = before[finite].astype(np.float64), after[finite].astype(np.float64)
+    scale, largest = np.abs(a).max(initial=0.0), np.abs(b - a).max(initial=0.0)
+    return float(largest / scale if scale > 0 else largest)
+
+
+def _answers(model: keras.Model, signature: Signature, arrays: Sequence[NDArray[Any]]) -> Any:
+    return keras.tree.map_structure(
+        keras.ops.convert_to_numpy,
+        model(signature.pack([keras.ops.convert_to_tensor(a) for a in arrays]), training=False),
+    )
+
+
+def _drawn(model: keras.Model, signature: Signature) -> list[NDArray[Any]]:
+    with warnings.catch_warnings():
+        # Its warning is about a file verified on drawn inputs; here two models are compared that must always agree.
+        warnings.simplefilter("ignore", UserWarning)
+        return list(collect_inputs(model, signature, None, DRAWN).arrays)
+
+
+def _mistake(name: str, rule: str, received: object) -> ExportError:
+    return ExportError(
+        f"rewrite '{name}'", rule, received, "Export without this rewrite, and report the model: it is our mistake."
+    )
