@@ -10,9 +10,10 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 from numpy.typing import NDArray
 
+from tflite_export.bounds import check_bounds
 from tflite_export.encoding import CsrLevel, DenseLevel, SparseArray
 from tflite_export.errors import FlatbufferError
-from tflite_export.integrity import check_budget, check_model
+from tflite_export.integrity import OPERATOR_NAMES, builtin_code, check_model
 
 IDENTIFIER = b"TFL3"
 LARGEST_FILE = 2**31 - 2**20
@@ -32,9 +33,6 @@ DTYPES: dict[int, np.dtype[Any]] = {
     schema.TensorType.INT32: np.dtype("<i4"),
     schema.TensorType.INT64: np.dtype("<i8"),
     schema.TensorType.BOOL: np.dtype("?"),
-}
-OPERATOR_NAMES: dict[int, str] = {
-    code: name for name, code in vars(schema.BuiltinOperator).items() if isinstance(code, int)
 }
 
 _DAMAGE = (
@@ -68,10 +66,10 @@ def read(content: bytes, subject: str = "the file") -> Any:
             "Is it another format, or cut short?",
         )
     try:
-        check_budget(schema.Model.GetRootAs(content, 0), len(content), subject)
+        check_bounds(content, subject)
         model = schema.ModelT.InitFromPackedBuf(content, 0)
         _bring_buffers_inside(model, content, subject)
-        check_model(model, subject, DTYPES)
+        check_model(model, subject)
     except FlatbufferError:
         raise
     except _DAMAGE as error:
@@ -139,15 +137,13 @@ def constant(model: Any, tensor: Any) -> NDArray[Any] | None:
 
 def operator_name(model: Any, operator: Any) -> str:
     """Return the name of an operator's kind: ``FULLY_CONNECTED``."""
-    code = model.operatorCodes[operator.opcodeIndex]
-    number = max(code.builtinCode, code.deprecatedBuiltinCode)
-    return OPERATOR_NAMES.get(number, f"operator {number}")
+    return OPERATOR_NAMES[builtin_code(model.operatorCodes[operator.opcodeIndex])]
 
 
 def operator_code(model: Any, builtin: int, version: int) -> int:
     """Return the index of an operator code in the file's table, added where it is missing."""
     for index, code in enumerate(model.operatorCodes):
-        if max(code.builtinCode, code.deprecatedBuiltinCode) == builtin and code.version == version:
+        if builtin_code(code) == builtin and code.version == version:
             return index
     # Readers older than schema 3a know only the deprecated field, a signed byte.
     model.operatorCodes.append(

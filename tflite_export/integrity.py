@@ -1,192 +1,225 @@
-"""What a sound .tflite satisfies: bounded work to read it, indices in range, constants of the stated size."""
+"""What a sound .tflite satisfies, so that it can be followed unchecked: indices, order, options, and no call cycles."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from math import prod
+from collections.abc import Iterable, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+from ai_edge_litert import schema_py_generated as schema
 
 from tflite_export.errors import FlatbufferError
+from tflite_export.storage import check_storage
 
 SCHEMA_VERSION = 3
-_GET_IT_AGAIN = "The file is damaged: get or export it again."
+GET_IT_AGAIN = "The file is damaged: get or export it again."
+
+SUBGRAPH_FIELDS = (
+    "condSubgraphIndex",
+    "bodySubgraphIndex",
+    "thenSubgraphIndex",
+    "elseSubgraphIndex",
+    "initSubgraphIndex",
+    "comparatorSubgraphIndex",
+    "updateComputationSubgraphIndex",
+    "decompositionSubgraphIndex",
+    "branchSubgraphIndices",
+    "subgraph",
+)
+"""Fields of options that name a subgraph which the operator runs."""
+
+OPTIONS = MappingProxyType(
+    {
+        "ADD": schema.AddOptionsT,
+        "AVERAGE_POOL_2D": schema.Pool2DOptionsT,
+        "CONCATENATION": schema.ConcatenationOptionsT,
+        "CONV_2D": schema.Conv2DOptionsT,
+        "DEPTHWISE_CONV_2D": schema.DepthwiseConv2DOptionsT,
+        "DEPTH_TO_SPACE": schema.DepthToSpaceOptionsT,
+        "FULLY_CONNECTED": schema.FullyConnectedOptionsT,
+        "IF": schema.IfOptionsT,
+        "MAX_POOL_2D": schema.Pool2DOptionsT,
+        "MEAN": schema.ReducerOptionsT,
+        "MUL": schema.MulOptionsT,
+        "RESHAPE": schema.ReshapeOptionsT,
+        "RESIZE_BILINEAR": schema.ResizeBilinearOptionsT,
+        "SUM": schema.ReducerOptionsT,
+        "TRANSPOSE_CONV": schema.TransposeConvOptionsT,
+        "WHILE": schema.WhileOptionsT,
+    }
+)
+"""Options of the operators whose options are read here or in the planning."""
+
+OPERATOR_NAMES = MappingProxyType(
+    {code: name for name, code in vars(schema.BuiltinOperator).items() if isinstance(code, int)}
+)
 
 
-def check_budget(model: Any, size: int, subject: str) -> None:
-    """Refuse a file whose tables, followed one by one, are more than its bytes could hold.
+LEAVES_OUT = MappingProxyType(
+    {
+        **dict.fromkeys(("CUSTOM", "STABLEHLO_COMPOSITE"), (0, 1)),
+        **dict.fromkeys(
+            (
+                "BIDIRECTIONAL_SEQUENCE_LSTM",
+                "BIDIRECTIONAL_SEQUENCE_RNN",
+                "LSTM",
+                "UNIDIRECTIONAL_SEQUENCE_LSTM",
+            ),
+            (1,),
+        ),
+    }
+)
+"""Which of its first two inputs an operator may leave out (index -1); the others may neither: the kernels read them."""
 
-    A table takes at least 4 bytes of its own and a name its length; offsets that overlap could otherwise make
-    a small file expand without bound.
+
+def builtin_code(code: Any) -> int:
+    """Return the number of a builtin operator, from the new field of its code or the old one."""
+    return int(max(code.builtinCode, code.deprecatedBuiltinCode))
+
+
+def check_model(model: Any, subject: str) -> None:
+    """Check what the runtime, and the stages of an export, follow unchecked.
 
     Args:
-        model: The lazy ``Model`` accessor.
-        size: Bytes of the file.
+        model: The ``ModelT``.
         subject: What to call it in errors.
-
-    Raises:
-        FlatbufferError: The budget is exceeded.
-    """
-    left = 2 * size
-
-    def spend(count: int) -> None:
-        nonlocal left
-        left -= count
-        if left < 0:
-            raise FlatbufferError(
-                subject, f"its tables must fit its {size} bytes", "more entries than that", _GET_IT_AGAIN
-            )
-
-    spend(
-        4 * (model.OperatorCodesLength() + model.BuffersLength() + model.MetadataLength() + model.SignatureDefsLength())
-    )
-    spend(4 * (model.ExternalBuffersLength() + model.ExternalBufferGroupsLength()))
-    for i in range(model.SignatureDefsLength()):
-        signature = model.SignatureDefs(i)
-        spend(4 * (signature.InputsLength() + signature.OutputsLength()))
-    for i in range(model.SubgraphsLength()):
-        subgraph = model.Subgraphs(i)
-        spend(4 * (1 + subgraph.TensorsLength() + subgraph.OperatorsLength()))
-        for j in range(subgraph.TensorsLength()):
-            tensor = subgraph.Tensors(j)
-            spend(len(tensor.Name() or b"") + 4 * tensor.VariantTensorsLength())
-            sparsity = tensor.Sparsity()
-            spend(4 * sparsity.DimMetadataLength() if sparsity is not None else 0)
-
-
-def check_model(model: Any, subject: str, dtypes: Mapping[int, np.dtype[Any]]) -> None:
-    """Check the indices and sizes of a ``ModelT`` that the runtime follows unchecked.
 
     Raises:
         FlatbufferError: With the first thing that is wrong.
     """
-
-    def require(holds: bool, rule: str, received: object) -> None:
-        if not holds:
-            raise FlatbufferError(subject, rule, received, _GET_IT_AGAIN)
-
-    def require_range(indices: Iterable[int] | None, count: int, what: str, lowest: int = 0) -> None:
-        found = np.asarray([] if indices is None else indices, dtype=np.int64)
-        bad = found[(found < lowest) | (found >= count)]
-        require(bad.size == 0, f"{what} must be below {count}", bad[:3].tolist())
-
-    require(model.version == SCHEMA_VERSION, f"the schema version must be {SCHEMA_VERSION}", model.version)
-    require(bool(model.subgraphs), "a model holds at least one subgraph", model.subgraphs)
-    require(bool(model.buffers), "a model holds at least the empty buffer", model.buffers)
+    check = _Check(subject)
+    check.require(model.version == SCHEMA_VERSION, f"the schema version must be {SCHEMA_VERSION}", model.version)
+    check.require(bool(model.subgraphs), "a model holds at least one subgraph", model.subgraphs)
+    check.require(bool(model.buffers), "a model holds at least the empty buffer", model.buffers)
+    check.require(not model.externalBuffers, "weights must lie inside the file", "external buffers")
+    for code in model.operatorCodes or []:
+        known = builtin_code(code) in OPERATOR_NAMES
+        check.require(known, "an operator must be one of the schema's", builtin_code(code))
+    calls: list[set[int]] = []
     for number, subgraph in enumerate(model.subgraphs):
-        tensors = subgraph.tensors or []
-        require_range(subgraph.inputs, len(tensors), f"inputs of subgraph {number}")
-        require_range(subgraph.outputs, len(tensors), f"outputs of subgraph {number}")
-        for tensor in tensors:
-            require_range([tensor.buffer], len(model.buffers), f"the buffer of tensor {_text(tensor.name)}")
-            _check_constant(model, tensor, dtypes, require)
-        for operator in subgraph.operators or []:
-            require_range([operator.opcodeIndex], len(model.operatorCodes or []), "operator codes")
-            require_range(operator.inputs, len(tensors), "inputs of an operator", lowest=-1)
-            require_range(operator.outputs, len(tensors), "outputs of an operator")
-            for field in ("condSubgraphIndex", "bodySubgraphIndex", "thenSubgraphIndex", "elseSubgraphIndex"):
-                called = getattr(operator.builtinOptions, field, None)
-                require_range([] if called is None else [called], len(model.subgraphs), field)
-    for signature in model.signatureDefs or []:
-        require_range([signature.subgraphIndex], len(model.subgraphs), "subgraphs of signatures")
-        count = len(model.subgraphs[signature.subgraphIndex].tensors or [])
-        require_range(
-            [t.tensorIndex for t in (signature.inputs or []) + (signature.outputs or [])],
-            count,
-            "tensors of a signature",
-        )
+        count = len(subgraph.tensors or [])
+        check.indices(subgraph.inputs, count, f"inputs of subgraph {number}")
+        check.indices(subgraph.outputs, count, f"outputs of subgraph {number}")
+        for tensor in subgraph.tensors or []:
+            check.indices([tensor.buffer], len(model.buffers), f"the buffer of tensor {text(tensor.name)}")
+            check_storage(tensor, model.buffers[tensor.buffer].data, subject)
+        calls.append(_check_operators(model, number, subgraph, check))
+    _check_calls(calls, check)
+    _check_signatures(model, check)
 
 
-def _check_constant(model: Any, tensor: Any, dtypes: Mapping[int, np.dtype[Any]], require: Any) -> None:
-    """Check that a constant has as many bytes as its shape, or its sparsity, says."""
-    data = model.buffers[tensor.buffer].data
-    shape = [] if tensor.shape is None else [int(size) for size in tensor.shape]
-    require(
-        all(size >= 0 for size in shape) or data is None,
-        f"sizes of tensor {_text(tensor.name)} must not be negative",
-        shape,
-    )
-    dtype = dtypes.get(tensor.type)
-    if data is None or len(data) == 0 or dtype is None:
-        return
-    if tensor.sparsity is None:
-        expected = prod(shape) * dtype.itemsize
-        require(
-            len(data) == expected,
-            f"constant {_text(tensor.name)} of shape {shape} must have {expected} bytes",
-            len(data),
-        )
-        return
-    stored = _stored_values(tensor, shape, require)
-    require(
-        len(data) == stored * dtype.itemsize,
-        f"sparse constant {_text(tensor.name)} must have {stored * dtype.itemsize} bytes",
-        len(data),
-    )
-
-
-def _stored_values(tensor: Any, shape: list[int], require: Any) -> int:
-    """Return how many values a sparse tensor's levels address, each level checked."""
-    name, sparsity = _text(tensor.name), tensor.sparsity
-    order = [] if sparsity.traversalOrder is None else list(sparsity.traversalOrder)
-    block_map = [] if sparsity.blockMap is None else list(sparsity.blockMap)
-    levels = sparsity.dimMetadata or []
-    require(
-        sorted(order) == list(range(len(levels))),
-        f"traversal order of {name} must permute its {len(levels)} levels",
-        order,
-    )
-    require(
-        len(levels) == len(shape) + len(block_map),
-        f"levels of {name} must be its dimensions and its blocks",
-        len(levels),
-    )
-    require(
-        all(0 <= dim < len(shape) for dim in block_map),
-        f"blocks of {name} must divide its dimensions",
-        block_map,
-    )
-    sizes = shape + [shape[dim] for dim in block_map]
-    for position, level in enumerate(levels):
-        if order[position] >= len(shape) and level.denseSize > 0:
-            sizes[block_map[order[position] - len(shape)]] //= level.denseSize
-    entries = 1
-    for position, level in enumerate(levels):
-        largest = sizes[order[position]]
-        if level.format == 0:
-            require(
-                0 < level.denseSize <= largest,
-                f"a dense level of {name} must have 1 to {largest} entries",
-                level.denseSize,
-            )
-            entries *= level.denseSize
-            continue
-        missing = level.arraySegments is None or level.arrayIndices is None
-        require(not missing, f"a CSR level of {name} must have segments and indices", None)
-        segments = np.asarray(
-            level.arraySegments.values if level.arraySegments.values is not None else [], dtype=np.int64
-        )
-        indices = np.asarray(level.arrayIndices.values if level.arrayIndices.values is not None else [], dtype=np.int64)
-        sound = (
-            segments.size == entries + 1
-            and segments[0] == 0
-            and bool((np.diff(segments) >= 0).all())
-            and segments[-1] == indices.size
-        )
-        require(
-            sound,
-            f"segments of {name} must rise from 0 to {indices.size} in {entries} steps",
-            segments[:4].tolist(),
-        )
-        require(
-            bool(((indices >= 0) & (indices < largest)).all()),
-            f"indices of {name} must be below {largest}",
-            indices[:4].tolist(),
-        )
-        entries = indices.size
-    return entries
-
-
-def _text(name: bytes | None) -> str:
+def text(name: bytes | None) -> str:
+    """Return a name of the file as text, whatever its bytes."""
     return (name or b"").decode("utf-8", errors="replace")
+
+
+class _Check:
+    """Raises, with the name of the file."""
+
+    def __init__(self, subject: str) -> None:
+        self._subject = subject
+
+    def require(self, holds: bool, rule: str, received: object) -> None:
+        if not holds:
+            raise FlatbufferError(self._subject, rule, received, GET_IT_AGAIN)
+
+    def indices(self, found: Iterable[int] | None, count: int, what: str, lowest: int = 0) -> None:
+        values = np.asarray([] if found is None else found, dtype=np.int64)
+        bad = values[(values < lowest) | (values >= count)]
+        self.require(bad.size == 0, f"{what} must be below {count}", bad[:3].tolist())
+
+
+def _check_operators(model: Any, number: int, subgraph: Any, check: _Check) -> set[int]:
+    """Check the operators of a subgraph; return the subgraphs that they run."""
+    tensors = subgraph.tensors or []
+    operators = subgraph.operators or []
+    for operator in operators:
+        check.indices([operator.opcodeIndex], len(model.operatorCodes or []), "operator codes")
+        check.indices(operator.inputs, len(tensors), "inputs of an operator", lowest=-1)
+        check.indices(operator.outputs, len(tensors), "outputs of an operator")
+        check.indices(operator.intermediates, len(tensors), "intermediates of an operator", lowest=-1)
+        name = OPERATOR_NAMES[builtin_code(model.operatorCodes[operator.opcodeIndex])]
+        missing = [slot for slot, index in enumerate(_inputs(operator)[:2]) if index < 0]
+        check.require(set(missing) <= set(LEAVES_OUT.get(name, ())), f"{name} must have its first inputs", missing)
+        if name == "DENSIFY":
+            _check_densify(tensors, operator, check)
+        expected = OPTIONS.get(name)
+        fits = expected is None or operator.builtinOptions is None or isinstance(operator.builtinOptions, expected)
+        check.require(fits, f"{name} must have its own options", type(operator.builtinOptions).__name__)
+    # Memory of constants is read-only where the runtime maps the file.
+    fed = {int(index) for index in (subgraph.inputs if subgraph.inputs is not None else [])}
+    fed |= {i for i, t in enumerate(tensors) if _holds_data(model, t)}
+    produced: set[int] = set()
+    for operator in operators:
+        for index in _outputs(operator):
+            check.require(
+                int(index) not in fed and int(index) not in produced,
+                f"tensor {text(tensors[index].name)} of subgraph {number} must be computed once, and be no constant",
+                "a second producer",
+            )
+            produced.add(int(index))
+    ready: set[int] = set()
+    for operator in operators:
+        early = [int(i) for i in _inputs(operator) if int(i) in produced and int(i) not in ready]
+        check.require(not early, "an operator must come after the ones whose outputs it reads", early[:3])
+        ready |= {int(index) for index in _outputs(operator)}
+    return {called for operator in operators for called in _called(operator, len(model.subgraphs), check)}
+
+
+def _check_densify(tensors: Sequence[Any], operator: Any, check: _Check) -> None:
+    """Check that the output is as large as the input: XNNPACK's delegate fills it without looking."""
+    ends = [[tensors[i] for i in side if i >= 0] for side in (_inputs(operator), _outputs(operator))]
+    single = [len(side) == 1 for side in ends] == [True, True]
+    check.require(single, "DENSIFY must have one input and one output", [len(side) for side in ends])
+    shapes = [[] if side[0].shape is None else [int(size) for size in side[0].shape] for side in ends]
+    check.require(shapes[0] == shapes[1], f"DENSIFY must keep the shape {shapes[0]}", shapes[1])
+    kinds = [side[0].type for side in ends]
+    check.require(kinds[0] == kinds[1], f"DENSIFY must keep the type {kinds[0]}", kinds[1])
+
+
+def _inputs(operator: Any) -> Sequence[int]:
+    return operator.inputs if operator.inputs is not None else ()
+
+
+def _outputs(operator: Any) -> Sequence[int]:
+    return operator.outputs if operator.outputs is not None else ()
+
+
+def _holds_data(model: Any, tensor: Any) -> bool:
+    data = model.buffers[tensor.buffer].data
+    return data is not None and len(data) > 0
+
+
+def _called(operator: Any, count: int, check: _Check) -> set[int]:
+    """Return the subgraphs that an operator runs."""
+    called: set[int] = set()
+    for options in (operator.builtinOptions, operator.builtinOptions2):
+        for field in SUBGRAPH_FIELDS:
+            value = getattr(options, field, None)
+            if value is None:
+                continue
+            found = np.atleast_1d(np.asarray(value, dtype=np.int64))
+            check.indices(found, count, field, lowest=-1)  # -1: an IF without an else
+            called |= {int(index) for index in found if index >= 0}
+    return called
+
+
+def _check_calls(calls: list[set[int]], check: _Check) -> None:
+    """Refuse subgraphs that run each other in a circle: the runtime would recurse until its stack ends."""
+    left = dict(enumerate(calls))
+    while left:
+        leaves = {number for number, called in left.items() if not called & left.keys()}
+        check.require(bool(leaves), "subgraphs must not run each other in a circle", sorted(left)[:3])
+        for number in leaves:
+            del left[number]
+
+
+def _check_signatures(model: Any, check: _Check) -> None:
+    for signature in model.signatureDefs or []:
+        check.indices([signature.subgraphIndex], len(model.subgraphs), "subgraphs of signatures")
+        count = len(model.subgraphs[signature.subgraphIndex].tensors or [])
+        named = (signature.inputs or []) + (signature.outputs or [])
+        check.indices([entry.tensorIndex for entry in named], count, "tensors of a signature")
+    for entry in model.metadata or []:
+        check.indices([entry.buffer], len(model.buffers), "the buffer of metadata")

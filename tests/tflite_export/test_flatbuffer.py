@@ -1,6 +1,10 @@
 import numpy as np
 import pytest
+from ai_edge_litert import schema_py_generated as schema
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from tests.tflite_export.graphs import Net
 from tflite_export import ExportError, FlatbufferError, export, flatbuffer
 from tflite_export.runtime import Session
 
@@ -54,8 +58,6 @@ def test_only_the_sparse_fully_connected_gets_version_8(sparse_file):
 
 
 def test_buffers_behind_the_flatbuffer_are_read(sparse_file):
-    from ai_edge_litert import schema_py_generated as schema
-
     model = flatbuffer.read(sparse_file)
     number = max(
         range(len(model.buffers)),
@@ -112,8 +114,6 @@ def test_tables_that_overlap_do_not_expand_without_bound(sparse_file):
     model.metadata = []
     content = bytearray(flatbuffer.write(model))
     # A vector of a million tensors that starts anywhere in a small file.
-    from ai_edge_litert import schema_py_generated as schema
-
     table = schema.Model.GetRootAs(content, 0).Subgraphs(0)._tab
     start = table.Vector(table.Offset(4)) - 4
     content[start : start + 4] = (2**30).to_bytes(4, "little")
@@ -193,3 +193,176 @@ def test_a_session_refuses_a_damaged_file_before_the_runtime_sees_it(sparse_file
 def test_the_errors_of_the_package_have_one_base():
     assert issubclass(FlatbufferError, ExportError)
     assert issubclass(ExportError, ValueError)
+
+
+def small():
+    """A file of two operators, one subgraph."""
+    made = Net(1, 8, 8, 4)
+    return made, made.unary(made.conv(made.x, 8), "TANH")
+
+
+def write_constant(made):
+    made.graph.operators[-1].outputs = made.graph.operators[-2].inputs[2:]
+
+
+def compute_twice(made):
+    made.graph.operators[-1].outputs = made.graph.operators[-2].outputs
+
+
+def read_early(made):
+    made.graph.operators = made.graph.operators[::-1]
+
+
+def leave_out(made):
+    made.graph.operators[-1].inputs = np.array([-1], dtype=np.int32)
+
+
+def take_other_options(made):
+    made.graph.operators[1].builtinOptions = schema.AddOptionsT()
+    made.graph.operators[1].builtinOptionsType = schema.BuiltinOptions.AddOptions
+
+
+def call_itself(made):
+    made.graph.operators[-1].builtinOptions = schema.CallOptionsT(subgraph=0)
+    made.graph.operators[-1].builtinOptionsType = schema.BuiltinOptions.CallOptions
+
+
+def grow(made):
+    made.graph.tensors[made.x].shape = np.array([2**20, 2**20, 2**20], dtype=np.int32)
+
+
+def add_dimensions(made):
+    made.graph.tensors[made.x].shape = np.ones(33, dtype=np.int32)
+
+
+def make_negative(made):
+    made.graph.tensors[made.x].shape = np.array([1, -2, 8, 4], dtype=np.int32)
+
+
+def sign_another_rank(made):
+    made.graph.tensors[made.x].shapeSignature = np.array([-1, 8], dtype=np.int32)
+
+
+def scale_strangely(made):
+    made.graph.tensors[made.x].quantization = schema.QuantizationParametersT(
+        scale=np.ones(3, np.float32), zeroPoint=np.zeros(3, np.int64), quantizedDimension=3
+    )
+
+
+def name_no_operator(made):
+    made.model.operatorCodes[0].builtinCode = 10_000
+
+
+@pytest.mark.parametrize(
+    ("edit", "rule"),
+    [
+        (write_constant, r"must be computed once, and be no constant\. Received: a second producer"),
+        (compute_twice, r"must be computed once, and be no constant\. Received: a second producer"),
+        (read_early, r"an operator must come after the ones whose outputs it reads\. Received: \["),
+        (leave_out, r"TANH must have its first inputs\. Received: \[0\]"),
+        (take_other_options, r"CONV_2D must have its own options\. Received: AddOptionsT"),
+        (call_itself, r"subgraphs must not run each other in a circle\. Received: \[0\]"),
+        (grow, r"tensor t0 must have at most 2\*\*40 elements"),
+        (add_dimensions, r"tensor t0 must have at most 32 dimensions"),
+        (make_negative, r"sizes of tensor t0 must not be negative"),
+        (sign_another_rank, r"the shape signature of tensor t0 must have the rank of its shape\. Received: 2"),
+        (scale_strangely, r"the quantized dimension of tensor t0 must have as many entries as it has scales, 3"),
+        (name_no_operator, r"an operator must be one of the schema's\. Received: 10000"),
+    ],
+)
+def test_what_would_mislead_the_runtime_is_refused(edit, rule):
+    made, y = small()
+    flatbuffer.read(made.content(y))
+    edit(made)
+    with pytest.raises(FlatbufferError, match=rule):
+        flatbuffer.read(made.content(y))
+
+
+def block_twice(sparsity):
+    sparsity.blockMap = np.array([1, 1], dtype=np.int32)
+
+
+def permute_wrongly(sparsity):
+    sparsity.traversalOrder = np.array([0, 0, 1, 2], dtype=np.int32)
+
+
+def repeat_index(sparsity):
+    level = sparsity.dimMetadata[-1]
+    level.arrayIndices.values = np.zeros_like(level.arrayIndices.values)
+
+
+def lose_segments(sparsity):
+    sparsity.dimMetadata[-1].arraySegments = None
+
+
+@pytest.mark.parametrize(
+    ("edit", "rule"),
+    [
+        (block_twice, r"levels of t\d+ must be its dimensions and its blocks"),
+        (permute_wrongly, r"traversal order of t\d+ must permute its 4 levels"),
+        (repeat_index, r"indices of t\d+ must rise within a row"),
+        (lose_segments, r"a CSR level of t\d+ must have segments and indices"),
+    ],
+)
+def test_sparsity_that_does_not_fit_is_refused(edit, rule):
+    made = Net(1, 8, 8, 4)
+    y = made.conv(made.x, 8, zeros=0.5)
+    model = made.build(y)
+    tensor = next(tensor for tensor in model.subgraphs[0].tensors if tensor.sparsity is not None)
+    edit(tensor.sparsity)
+    with pytest.raises(FlatbufferError, match=rule):
+        flatbuffer.read(flatbuffer.write(model))
+
+
+def test_a_densify_that_would_be_filled_past_its_end_is_refused():
+    made = Net(1, 8, 8, 4)
+    y = made.conv(made.x, 8)
+    made.graph.tensors[int(made.graph.operators[0].outputs[0])].shape = np.array([2**24, 1, 1, 4], dtype=np.int32)
+    with pytest.raises(FlatbufferError, match=r"DENSIFY must keep the shape \[8, 1, 1, 4\]\. Received: \[16777216, "):
+        flatbuffer.read(made.content(y))
+
+
+def test_a_table_that_is_its_own_child_ends():
+    """Offsets that lead back: the budget ends what the structure would not."""
+    made, y = small()
+    content = bytearray(made.content(y))
+    # Every 32-bit word in turn becomes an offset to the vector of subgraphs, or near it.
+    for place in range(8, len(content) - 4, 4):
+        for value in (2**32 - place, 4, 0):
+            copy = bytearray(content)
+            copy[place : place + 4] = (value % 2**32).to_bytes(4, "little")
+            try:
+                flatbuffer.read(bytes(copy))
+            except FlatbufferError:
+                continue
+
+
+def test_names_that_many_share_are_paid_for():
+    """A long name that every tensor points to would be copied for each."""
+    made, y = small()
+    for tensor in made.graph.tensors:
+        tensor.name = b"x" * 100
+    made.graph.tensors += [made.graph.tensors[0]] * 200
+    content = bytearray(made.content(y))
+    graph = schema.Model.GetRootAs(content, 0).Subgraphs(0)
+    places = [graph.Tensors(i)._tab for i in range(graph.TensorsLength())]
+    names = [table.Pos + table.Offset(10) for table in places]
+    targets = [place + int.from_bytes(content[place : place + 4], "little") for place in names]
+    first = max(targets)
+    long = len(content) // 3
+    content[first : first + 4] = long.to_bytes(4, "little")
+    for place in names:
+        if place < first:
+            content[place : place + 4] = (first - place).to_bytes(4, "little")
+    if first + 4 + long > len(content):
+        content += bytes(first + 4 + long - len(content))
+    with pytest.raises(FlatbufferError, match=r"its tables must fit its \d+ bytes"):
+        flatbuffer.read(bytes(content))
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.binary(max_size=300))
+def test_any_bytes_are_read_or_refused(content):
+    for file in (content, b"\x08\0\0\0TFL3" + content):
+        with pytest.raises(FlatbufferError):
+            flatbuffer.read(file)

@@ -1,0 +1,334 @@
+"""Look into a .tflite, ours or another's, or into a Keras model: what could run sparse, op by op, and what stops it."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import keras
+import numpy as np
+from rich.table import Table
+
+from keras_prune import strip
+from tflite_export import flatbuffer, precision
+from tflite_export.clusters import analyse
+from tflite_export.integrity import text
+from tflite_export.prediction import Analysis, Cluster, Danger, OperatorVerdict
+from tflite_export.report import render
+from tflite_export.runtime import load
+from tflite_export.signature import signature_of
+from tflite_export.stock import convert
+from tflite_export.storage import BITS
+from tflite_export.subgraphs import UNPACKING
+from tflite_export.targets import Target, resolve_target
+
+_TYPES = {code: name for name, code in vars(flatbuffer.schema.TensorType).items() if isinstance(code, int)}
+_FORMATS = {0: "dense", 1: "CSR"}
+
+
+@dataclass(frozen=True)
+class WeightView:
+    """A constant of more than one element that an operator reads as a weight.
+
+    Args:
+        subgraph: Number of its subgraph.
+        tensor: Its index there.
+        name: Its name in the file.
+        shape: TFLite layout.
+        dtype: Number type in the file.
+        encoding: ``dense``, ``CSR + DENSIFY``, ``CSR``, ``1x4 blocks``, ``1x16 blocks``, or the levels of
+            another sparsity.
+        sparsity: Share of zeros, a fraction in [0, 1].
+        stored_bytes: Bytes of values and index in the file.
+        spmm: XNNPACK's sparse inference would read it, on a processor that has it.
+        reason: By which operator, or why not.
+    """
+
+    subgraph: int
+    tensor: int
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    encoding: str
+    sparsity: float
+    stored_bytes: int
+    spmm: bool
+    reason: str
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What was found.
+
+    Args:
+        subject: The file, or the model.
+        target: Name of the device in question.
+        operators: One for each operator of the file.
+        weights: One for each weight.
+        clusters: Parts of the graph that XNNPACK would switch to sparse inference together, or nearly.
+        dangers: Places where the file would answer wrongly on a processor with the sparse kernels.
+        notes: What else there is to know.
+        runs_sparse: Sparse inference is predicted on the target.
+    """
+
+    subject: str
+    target: str
+    operators: tuple[OperatorVerdict, ...]
+    weights: tuple[WeightView, ...]
+    clusters: tuple[Cluster, ...]
+    dangers: tuple[Danger, ...]
+    notes: tuple[str, ...]
+    runs_sparse: bool
+
+    @property
+    def summary(self) -> str:
+        """What it comes to, as one line."""
+        if self.runs_sparse:
+            on = [cluster for cluster in self.clusters if cluster.on]
+            zeros, weights = sum(c.zeros for c in on), sum(c.weights for c in on)
+            nodes = sum(len(cluster.nodes) for cluster in on)
+            return (
+                f"'{self.target}': sparse inference of {nodes} of {len(self.operators)} operators, "
+                f"{zeros / max(weights, 1):.0%} of their 1x1 weights zero"
+                + (", BUT THE ANSWER IS WRONG" if self.dangers else "")
+            )
+        if self.clusters:
+            largest = max(self.clusters, key=lambda cluster: cluster.weights)
+            why = f"XNNPACK has none there, though {largest.reason}" if largest.on else largest.reason
+            return f"'{self.target}': no sparse inference: {why}"
+        return f"'{self.target}': no sparse inference: {self._obstacles()}"
+
+    def _obstacles(self) -> str:
+        """Return the cures that are wanted, each with the number of operators that want it."""
+        cures = Counter(verdict.cure for verdict in self.operators if not verdict.eligible and verdict.cure)
+        if not cures:
+            return "no cluster of operators around a 1x1 convolution"
+        return "cured by " + "; ".join(
+            f"{cure} ({count} operator{'s' * (count != 1)})" for cure, count in cures.most_common(3)
+        )
+
+    def __str__(self) -> str:
+        """Return the tables."""
+        several = len({verdict.subgraph for verdict in self.operators}) > 1
+        operators = Table(title=self.subject, title_justify="left")
+        for heading in ("op", "operator", "output", "shape", "eligible", "rule", "cure"):
+            operators.add_column(heading, overflow="fold")
+        shown = [verdict for verdict in self.operators if verdict.operator not in UNPACKING]
+        for verdict in shown:
+            operators.add_row(
+                f"{verdict.subgraph}/{verdict.index}" if several else str(verdict.index),
+                verdict.operator,
+                _short(verdict.name),
+                "?" if verdict.shape is None else "x".join(map(str, verdict.shape)),
+                "yes" if verdict.eligible else "no",
+                verdict.rule,
+                verdict.cure,
+            )
+        weights = Table(title="weights", title_justify="left")
+        for heading in ("weight", "shape", "type", "stored as", "zeros", "bytes", "sparse inference"):
+            weights.add_column(heading, overflow="fold")
+        for weight in self.weights:
+            weights.add_row(
+                _short(weight.name),
+                "x".join(map(str, weight.shape)),
+                weight.dtype,
+                weight.encoding,
+                f"{weight.sparsity:.1%}",
+                f"{weight.stored_bytes:,}",
+                f"{'yes' if weight.spmm else 'no'}: {weight.reason}",
+            )
+        hidden = len(self.operators) - len(shown)
+        lines = [
+            *([f"not shown: {hidden} DENSIFY and DEQUANTIZE operators"] if hidden else []),
+            *(f"WRONG where sparse kernels exist: {d.subject}: {d.rule}. Cure: {d.cure}." for d in self.dangers),
+            *self.notes,
+            self.summary,
+        ]
+        return render(operators) + (render(weights) if self.weights else "") + "\n".join(lines)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as a JSON-able dictionary."""
+        return {
+            "subject": self.subject,
+            "target": self.target,
+            "summary": self.summary,
+            "runs_sparse": self.runs_sparse,
+            "operators": [_plain(verdict) for verdict in self.operators],
+            "weights": [_plain(weight) for weight in self.weights],
+            "clusters": [_plain(cluster) for cluster in self.clusters],
+            "dangers": [_plain(danger) for danger in self.dangers],
+            "notes": list(self.notes),
+        }
+
+
+def inspect(source: keras.Model | str | os.PathLike[str] | bytes, *, target: str | Target = "android") -> Inspection:
+    """Tell, op by op, what of a file or a model can run in sparse inference, and what would cure the rest.
+
+    A file is read and checked, never run; it may come from any converter. A model is stripped and converted
+    first, and treated as if its zeros were stored sparse.
+
+    Args:
+        source: A Keras model, the path of a .tflite, or its bytes.
+        target: "android", "ios", "arm64", "web", "x86" or "mcu".
+
+    Returns:
+        Operators, weights and clusters; ``str()`` of it is a table.
+
+    Raises:
+        FlatbufferError: The file is damaged, or no .tflite.
+        ExportError: The target is not known, the file cannot be read, or the model not converted.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4)])
+        >>> verdict = inspect(model, target="web").operators[0]
+        >>> verdict.operator, verdict.eligible, verdict.rule
+        ('FULLY_CONNECTED', False, 'Dense on vectors has no SpMM: dense kernels, or 1x4 blocks')
+    """
+    device = resolve_target(target)
+    assumed = False
+    notes: tuple[str, ...] = ()
+    if isinstance(source, keras.Model):
+        content, notes = _convert(source)
+        subject, assumed = f"model '{source.name}'", True
+    elif isinstance(source, (bytes, bytearray, memoryview)):
+        subject, content = "the file", bytes(source)
+    else:
+        subject, content = f"'{os.fspath(source)}'", load(source)
+    model = flatbuffer.read(content, subject)
+    sparse = _with_zeros(model) if assumed else frozenset()
+    analysis = analyse(model, assume_sparse=sparse)
+    has_kernels = device.clusters is not None
+    return Inspection(
+        subject=subject,
+        target=device.name,
+        operators=analysis.operators,
+        weights=tuple(_views(model, analysis)),
+        clusters=analysis.clusters,
+        dangers=analysis.dangers,
+        notes=(*notes, *_notes(model, device, assumed)),
+        runs_sparse=analysis.on and has_kernels,
+    )
+
+
+def _short(name: str) -> str:
+    """Return the first of the names that the converter joins where it fuses operators."""
+    return name.split(";")[0]
+
+
+def _convert(model: keras.Model) -> tuple[bytes, tuple[str, ...]]:
+    plain = strip(model)
+    with precision.float32(plain):
+        signature = signature_of(model)
+        if not plain.built:
+            # A copy of a subclassed model is built by its first call.
+            sample = [np.zeros((1, *(size or 1 for size in spec.shape)), spec.dtype) for spec in signature.inputs]
+            plain(signature.pack(sample), training=False)
+        converted = convert(lambda: plain, signature)
+    return converted.content, converted.notes
+
+
+def _with_zeros(model: Any) -> frozenset[tuple[int, int]]:
+    """Return the dense float constants that hold a zero."""
+    found = set()
+    for number, subgraph in enumerate(model.subgraphs):
+        for index, tensor in enumerate(subgraph.tensors or []):
+            values = flatbuffer.constant(model, tensor)
+            if values is not None and values.dtype == np.float32 and values.ndim > 1 and not values.all():
+                found.add((number, index))
+    return frozenset(found)
+
+
+def _views(model: Any, analysis: Analysis) -> list[WeightView]:
+    densified = _densified(model)
+    zeros: dict[tuple[int, int], int] = {}
+    views = []
+    for use in analysis.weights:
+        tensor = model.subgraphs[use.subgraph].tensors[use.tensor]
+        shape = tuple(int(size) for size in tensor.shape) if tensor.shape is not None else ()
+        size = prod(shape)
+        dtype = flatbuffer.DTYPES.get(tensor.type)
+        if size < 2 or tensor.type not in BITS or (dtype is not None and dtype.kind == "i" and dtype.itemsize > 2):
+            continue  # axes and shapes: whole numbers of 32 bits are no weights
+        data = model.buffers[tensor.buffer].data
+        stored = 0 if data is None else len(data)
+        # Tensors may share a buffer; its zeros are counted once.
+        place = (tensor.buffer, tensor.type)
+        if place not in zeros:
+            values = np.zeros(0, np.uint8) if data is None else np.asarray(data, dtype=np.uint8)
+            zeros[place] = int(np.count_nonzero(values.view(dtype) if dtype is not None else values))
+        views.append(
+            WeightView(
+                subgraph=use.subgraph,
+                tensor=use.tensor,
+                name=text(tensor.name),
+                shape=shape,
+                dtype=_TYPES[tensor.type].lower(),
+                encoding=_encoding(tensor, (use.subgraph, use.tensor) in densified),
+                sparsity=max(0.0, 1.0 - zeros[place] / size),
+                stored_bytes=stored + _index_bytes(tensor.sparsity),
+                spmm=use.spmm,
+                reason=use.reason,
+            )
+        )
+    return views
+
+
+def _densified(model: Any) -> frozenset[tuple[int, int]]:
+    return frozenset(
+        (number, int(index))
+        for number, subgraph in enumerate(model.subgraphs)
+        for operator in subgraph.operators or []
+        if flatbuffer.operator_name(model, operator) == "DENSIFY"
+        for index in (operator.inputs if operator.inputs is not None else ())
+    )
+
+
+def _encoding(tensor: Any, densified: bool) -> str:
+    """Return how a constant is stored, in the words of the plan where it is one of the plan's."""
+    sparsity = tensor.sparsity
+    if sparsity is None:
+        return "dense"
+    levels = sparsity.dimMetadata or []
+    order = [int(dim) for dim in (sparsity.traversalOrder if sparsity.traversalOrder is not None else ())]
+    blocks = [int(dim) for dim in (sparsity.blockMap if sparsity.blockMap is not None else ())]
+    formats = [_FORMATS[level.format] for level in levels]
+    rank = len(levels) - len(blocks)
+    plain = order == list(range(len(levels)))
+    if plain and not blocks and formats == ["dense"] * (rank - 1) + ["CSR"]:
+        name = "CSR"
+    elif plain and blocks == [rank - 1] and rank == 2 and formats == ["dense", "CSR", "dense"]:
+        name = f"1x{levels[2].denseSize} blocks"
+    else:
+        name = f"sparsity of levels {'/'.join(formats)}, order {order}" + (f", blocks of {blocks}" if blocks else "")
+    return f"{name} + DENSIFY" if densified else name
+
+
+def _index_bytes(sparsity: Any) -> int:
+    if sparsity is None:
+        return 0
+    vectors = [v for level in sparsity.dimMetadata or [] for v in (level.arraySegments, level.arrayIndices)]
+    return sum(int(np.asarray(v.values).nbytes) for v in vectors if v is not None and v.values is not None)
+
+
+def _notes(model: Any, device: Target, assumed: bool) -> list[str]:
+    notes = [device.note] if device.note else []
+    if device.clusters is None and device.name == "mcu":
+        notes.append("no sparse inference on 'mcu': prune whole channels instead")
+    if assumed:
+        notes.append("a model: told as if its zeros were stored sparse; tflite_export.export decides what is")
+    custom = Counter(
+        text(model.operatorCodes[operator.opcodeIndex].customCode)
+        for subgraph in model.subgraphs
+        for operator in subgraph.operators or []
+        if flatbuffer.operator_name(model, operator) == "CUSTOM"
+    )
+    notes += [f"custom operator '{name}' ({count}): runs where it is registered only" for name, count in custom.items()]
+    return notes
+
+
+def _plain(record: Any) -> dict[str, Any]:
+    """Return a record's fields as JSON takes them."""
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in vars(record).items()}
