@@ -1,0 +1,232 @@
+"""Check a file for microcontrollers: in the interpreter of TensorFlow Lite Micro, in a process of its own."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+from ai_edge_litert import schema_py_generated as schema
+from numpy.typing import NDArray
+
+from tflite_export.errors import ExportError
+from tflite_export.flatbuffer import operator_name, read
+from tflite_export.micro import TYPE_NAMES, MicroSession, Port, require_micro, tensor_name
+from tflite_export.runtime import Session
+from tflite_export.verify import OutputError
+
+STEPS = 8
+"""Steps of an output's quantization, of 255, that TFLM may differ from LiteRT.
+
+Each rounds its sums in its own way. Measured: 0 on dense and convolutional nets, 1 on dilated convolutions, 3 on
+attention; a kernel that is wrong is off by tens.
+"""
+FLOAT_TOLERANCE = 1e-4
+"""The same for a float output, as a share of its scale."""
+SAMPLES = 4
+SEED = 20240229
+_FLOATS = {schema.TensorType.FLOAT16, schema.TensorType.FLOAT32, schema.TensorType.FLOAT64}
+
+
+@dataclass(frozen=True)
+class MicroReport:
+    """A file that runs in TensorFlow Lite Micro and answers there as it does in LiteRT.
+
+    Args:
+        arena_bytes: The smallest tensor arena in which it allocates and answers the same, in this interpreter, which
+            also keeps records, on this 64-bit machine. A chip needs somewhat less: no records, shorter pointers.
+        activation_bytes: The part of it that activations and scratch buffers share, as the interpreter records it.
+        persistent_bytes: The part of it that stays: structures, quantization.
+        model_bytes: Of flash: the file itself.
+        operators: (name, how often) of each operator: what the program has to register.
+        outputs: How far each output is from LiteRT's.
+        samples: Number of inputs compared.
+        runtime: Version of tflite-micro.
+    """
+
+    arena_bytes: int
+    activation_bytes: int
+    persistent_bytes: int
+    model_bytes: int
+    operators: tuple[tuple[str, int], ...]
+    outputs: tuple[OutputError, ...]
+    samples: int
+    runtime: str
+
+    def __str__(self) -> str:
+        """Return the figures as two lines."""
+        worst = max(output.max_absolute for output in self.outputs)
+        names = ", ".join(f"{name} x{count}" if count > 1 else name for name, count in self.operators)
+        return (
+            f"TFLM {self.runtime}: arena {self.arena_bytes:,} bytes, flash {self.model_bytes:,} bytes, {self.samples} "
+            f"inputs answered as by LiteRT (max difference {worst:.2g})\noperators to register: {names}"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the figures as a JSON-able dictionary."""
+        return asdict(self) | {"operators": dict(self.operators), "outputs": [asdict(each) for each in self.outputs]}
+
+
+def check_micro(
+    content: bytes,
+    inputs: Mapping[str, NDArray[Any]] | None = None,
+    *,
+    full_int8: bool = True,
+    subject: str = "the file",
+) -> MicroReport:
+    """Run a file in TensorFlow Lite Micro and compare it with LiteRT; find the arena that it needs.
+
+    Args:
+        content: The file's bytes.
+        inputs: Samples [samples, ...] for each input by name, as real numbers. None draws a few from the whole range of
+            each input.
+        full_int8: Refuse floats anywhere in the file.
+        subject: What to call it in errors.
+
+    Raises:
+        ImportError: tflite-micro is not installed; the message names the command.
+        FlatbufferError: The file is damaged.
+        ExportError: It holds what TFLM cannot take (sparse tensors, free shapes, an operator that it lacks), or answers
+            other than LiteRT does.
+    """
+    require_micro()
+    model = read(content, subject)
+    check_structure(model, subject)
+    if full_int8:
+        check_full_int8(model, subject)
+    with MicroSession(content, subject) as micro:
+        feeds = _draw(micro.inputs) if inputs is None else {name: np.asarray(inputs[name]) for name in micro.inputs}
+        names, outputs = list(feeds), list(micro.outputs)
+        # Both runtimes get the same bytes: what is compared is the kernels.
+        stored = [micro.inputs[name].store(feeds[name]) for name in names]
+        got = micro.run(stored, names, outputs)
+        litert = Session(content, subject, delegate=False)
+        wanted = [
+            micro.outputs[name].real(values)
+            for name, values in zip(outputs, litert.run(stored, names, outputs), strict=True)
+        ]
+        errors = tuple(
+            _compare(name, micro.outputs[name], a, b, subject) for name, a, b in zip(outputs, got, wanted, strict=True)
+        )
+        arena, activations, persistent = micro.arena()
+    return MicroReport(
+        arena_bytes=arena,
+        activation_bytes=activations,
+        persistent_bytes=persistent,
+        model_bytes=len(content),
+        operators=_operators(model),
+        outputs=errors,
+        samples=len(stored[0]),
+        runtime=version("tflite-micro"),
+    )
+
+
+def check_structure(model: Any, subject: str = "the file") -> None:
+    """Refuse what TensorFlow Lite Micro would misread or not take: sparse tensors, and shapes that are free.
+
+    TFLM reads the values of a sparse tensor as if they were dense and answers NaN or noise without a word; DENSIFY
+    does not exist there. So the zeros that pay on a microcontroller are whole channels and units, taken out of the
+    model before it is exported.
+
+    Args:
+        model: The file's ``ModelT``.
+        subject: What to call it in errors.
+
+    Raises:
+        ExportError: With the tensor, and the way out.
+    """
+    for graph in model.subgraphs:
+        for operator in graph.operators or []:
+            if operator_name(model, operator) == "DENSIFY":
+                raise _sparse(subject, tensor_name(graph.tensors[int(operator.inputs[0])]))
+        for tensor in graph.tensors or []:
+            if tensor.sparsity is not None:
+                raise _sparse(subject, tensor_name(tensor))
+            signature = tensor.shapeSignature
+            if signature is not None and any(size < 0 for size in signature):
+                raise ExportError(
+                    f"tensor '{tensor_name(tensor)}' of {subject}",
+                    "TensorFlow Lite Micro knows fixed shapes only",
+                    [int(size) for size in signature],
+                    "Export with batch_size=1, and give the other sizes of the inputs.",
+                )
+
+
+def check_full_int8(model: Any, subject: str = "the file") -> None:
+    """Refuse a file that computes in floats anywhere, its inputs and outputs included.
+
+    Raises:
+        ExportError: With the first such tensor.
+    """
+    graph = model.subgraphs[0]
+    borders = {
+        int(index): kind
+        for kind, indices in (("input", graph.inputs), ("output", graph.outputs))
+        for index in _listed(indices)
+    }
+    # Inputs and outputs first: they name the cure best. A tensor that no operator reads or writes costs nothing.
+    places = [(0, index) for index in borders]
+    for number, each in enumerate(model.subgraphs):
+        used = {int(i) for op in each.operators or [] for part in (op.inputs, op.outputs) for i in _listed(part)}
+        places += [(number, index) for index in sorted(used) if index >= 0]
+    for number, index in places:
+        tensor = model.subgraphs[number].tensors[index]
+        if tensor.type in _FLOATS:
+            kind = borders.get(index, "tensor") if number == 0 else "tensor"
+            raise ExportError(
+                f"{kind} '{tensor_name(tensor)}' of {subject}",
+                "a full int8 file holds integers only, its inputs and outputs too",
+                TYPE_NAMES[tensor.type],
+                "Export with target='mcu', quantize='int8' and data=..., or check with full_int8=False.",
+            )
+
+
+def _listed(values: Any) -> Any:
+    return values if values is not None else []
+
+
+def _sparse(subject: str, name: str) -> ExportError:
+    return ExportError(
+        f"weight '{name}' of {subject}",
+        "TensorFlow Lite Micro has no sparse kernels and reads sparse tensors wrongly",
+        "a sparse tensor",
+        "Export with target='mcu', which stores weights dense; to gain, prune whole channels (kp.structured.prune).",
+    )
+
+
+def _draw(ports: Mapping[str, Port]) -> dict[str, NDArray[Any]]:
+    """Draw a few samples: the whole range of a quantized input, a standard normal for floats, else 0 and 1."""
+    rng = np.random.default_rng(SEED)
+    drawn: dict[str, NDArray[Any]] = {}
+    for name, port in ports.items():
+        shape = (SAMPLES * port.shape[0], *port.shape[1:])
+        if port.scale is not None:
+            limits = np.iinfo(port.dtype)
+            drawn[name] = rng.integers(limits.min, limits.max, shape, endpoint=True).astype(port.dtype)
+        elif port.dtype.kind == "f":
+            drawn[name] = rng.standard_normal(shape).astype(port.dtype)
+        else:
+            drawn[name] = rng.integers(0, 2, shape).astype(port.dtype)
+    return drawn
+
+
+def _compare(name: str, port: Port, got: NDArray[Any], wanted: NDArray[Any], subject: str) -> OutputError:
+    off = np.abs(got.astype(np.float64) - wanted.astype(np.float64))
+    worst, scale = float(off.max(initial=0.0)), float(np.abs(wanted.astype(np.float64)).max(initial=0.0))
+    allowed = FLOAT_TOLERANCE * (scale or 1.0) if port.dtype.kind == "f" else (STEPS + 0.01) * (port.scale or 0.0)
+    if not worst <= allowed:
+        raise ExportError(
+            f"output '{name}' of {subject} (TFLM)",
+            f"must be within {allowed:.3g} of LiteRT's",
+            f"{worst:.3g}",
+            "Report the file to tflite-micro; a kernel differs.",
+        )
+    return OutputError(name, worst, worst / scale if scale else worst, scale)
+
+
+def _operators(model: Any) -> tuple[tuple[str, int], ...]:
+    counts = Counter(operator_name(model, operator) for graph in model.subgraphs for operator in graph.operators or [])
+    return tuple(sorted(counts.items()))
