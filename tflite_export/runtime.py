@@ -1,11 +1,15 @@
-"""Run and time .tflite files in the LiteRT runtime of this machine."""
+"""Run and time .tflite files in the LiteRT runtime of this machine; and what every runtime has in common."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import platform
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
@@ -16,6 +20,77 @@ from tflite_export.flatbuffer import read
 
 LARGEST_BATCH = 32
 """Samples that a file with a free batch is given at once."""
+
+
+class Runnable(Protocol):
+    """A file loaded somewhere: here, in a browser, in an emulator."""
+
+    subject: str
+    inputs: dict[str, Any]
+    outputs: dict[str, Any]
+
+    @property
+    def batch_size(self) -> int | None:
+        """The batch that the file is fixed to, or None for a free one."""
+
+    def feed(self, batch: Sequence[NDArray[Any]], names: Sequence[str]) -> None:
+        """Set the inputs."""
+
+    def invoke(self) -> None:
+        """Run the file once, on the inputs that were set."""
+
+    def fetch(self, outputs: Sequence[str]) -> list[NDArray[Any]]:
+        """Return copies of outputs by name."""
+
+
+def run_in_batches(
+    session: Runnable, feeds: Sequence[NDArray[Any]], names: Sequence[str], outputs: Sequence[str]
+) -> list[NDArray[Any]]:
+    """Return the outputs for samples of any number, in batches that the file takes.
+
+    A batch fixed to n that the last samples do not fill is filled with the last of them, and cut afterwards.
+
+    Args:
+        session: The file.
+        feeds: An array [samples, ...] for each name.
+        names: Names of the inputs.
+        outputs: Names of the outputs wanted.
+    """
+    parts = []
+    for chunk in in_batches(feeds, session.batch_size):
+        session.feed(chunk, names)
+        session.invoke()
+        parts.append(session.fetch(outputs))
+    return joined(parts, len(feeds[0]))
+
+
+def in_batches(feeds: Sequence[NDArray[Any]], batch_size: int | None) -> Iterator[list[NDArray[Any]]]:
+    """Yield samples in batches of a size, the last one filled up with the last sample; None: of any size."""
+    batch = batch_size or min(LARGEST_BATCH, len(feeds[0]))
+    for start in range(0, len(feeds[0]), batch):
+        chunk = [feed[start : start + batch] for feed in feeds]
+        count = len(chunk[0])
+        if batch_size and count < batch:
+            chunk = [np.concatenate([part, np.repeat(part[-1:], batch - count, axis=0)]) for part in chunk]
+        yield chunk
+
+
+def joined(parts: Sequence[Sequence[NDArray[Any]]], samples: int) -> list[NDArray[Any]]:
+    """Return the outputs of batches as one array each, cut to the number of samples."""
+    return [np.concatenate(column)[:samples] for column in zip(*parts, strict=True)]
+
+
+def require_names(session: Runnable, names: Sequence[str], known: dict[str, Any]) -> None:
+    """Refuse names that a file does not know.
+
+    Raises:
+        ExportError: With the names that it does know.
+    """
+    missing = [name for name in names if name not in known]
+    if missing:
+        raise ExportError(
+            session.subject, f"knows the names {sorted(known)}", missing, "Is it the file of another model?"
+        )
 
 
 class Session:
@@ -80,9 +155,6 @@ class Session:
     def run(self, feeds: Sequence[NDArray[Any]], names: Sequence[str], outputs: Sequence[str]) -> list[NDArray[Any]]:
         """Return the outputs for samples of any number, in batches that the file takes.
 
-        A batch fixed to n that the last samples do not fill is filled with the last of them, and cut
-        afterwards.
-
         Args:
             feeds: An array [samples, ...] for each name.
             names: Names of the inputs.
@@ -91,21 +163,11 @@ class Session:
         Raises:
             ExportError: A name is unknown, or the runtime fails.
         """
-        batch = self.batch_size or min(LARGEST_BATCH, len(feeds[0]))
-        parts = []
-        for start in range(0, len(feeds[0]), batch):
-            chunk = [feed[start : start + batch] for feed in feeds]
-            count = len(chunk[0])
-            if self.batch_size and count < batch:
-                chunk = [np.concatenate([part, np.repeat(part[-1:], batch - count, axis=0)]) for part in chunk]
-            self.feed(chunk, names)
-            self.invoke()
-            parts.append([output[:count] for output in self.fetch(outputs)])
-        return [np.concatenate(column) for column in zip(*parts, strict=True)]
+        return run_in_batches(self, feeds, names, outputs)
 
     def feed(self, batch: Sequence[NDArray[Any]], names: Sequence[str]) -> None:
         """Set the inputs, resized to the batch."""
-        self._require(names, self.inputs)
+        require_names(self, names, self.inputs)
         try:
             resized = False
             for array, name in zip(batch, names, strict=True):
@@ -133,7 +195,7 @@ class Session:
 
     def fetch(self, outputs: Sequence[str]) -> list[NDArray[Any]]:
         """Return copies of outputs by name."""
-        self._require(outputs, self.outputs)
+        require_names(self, outputs, self.outputs)
         return [self._interpreter.get_tensor(self.outputs[name]["index"]) for name in outputs]
 
     def tensor_shapes(self) -> dict[int, tuple[int, ...]]:
@@ -142,13 +204,6 @@ class Session:
             detail["index"]: tuple(int(size) for size in detail["shape"])
             for detail in self._interpreter.get_tensor_details()
         }
-
-    def _require(self, names: Sequence[str], known: dict[str, Any]) -> None:
-        missing = [name for name in names if name not in known]
-        if missing:
-            raise ExportError(
-                self.subject, f"knows the names {sorted(known)}", missing, "Is it the file of another model?"
-            )
 
 
 def load(path: str | os.PathLike[str]) -> bytes:
@@ -163,3 +218,59 @@ def load(path: str | os.PathLike[str]) -> bytes:
         raise ExportError(
             f"'{os.fspath(path)}'", "must be a readable file", error.strerror, "Check the path."
         ) from error
+
+
+@dataclass(frozen=True)
+class Case:
+    """A file to measure.
+
+    Args:
+        name: What to call it.
+        content: Its bytes.
+        inputs: Its names of the inputs, in the order of the feeds.
+        outputs: Its names of the outputs.
+    """
+
+    name: str
+    content: bytes
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Measurement:
+    """What a runtime answered and took.
+
+    Args:
+        description: The runtime.
+        unit: "ms", or "guest instructions".
+        outputs: For each file, its outputs.
+        samples: [rounds, files].
+        said: For each file, what the runtime called an error.
+    """
+
+    description: str
+    unit: str
+    outputs: list[list[NDArray[Any]]]
+    samples: NDArray[np.float64]
+    said: list[list[str]]
+
+
+def measure_here(
+    sessions: Sequence[Session], cases: Sequence[Case], feeds: Sequence[NDArray[Any]], rounds: int, warm_up: int
+) -> Measurement:
+    """Run files of this machine's LiteRT in turn."""
+    outputs = []
+    for session, case in zip(sessions, cases, strict=True):
+        session.feed(feeds, case.inputs)
+        for _ in range(max(warm_up if rounds else 1, 1)):
+            session.invoke()
+        outputs.append(session.fetch(case.outputs))
+    samples = np.empty((rounds, len(sessions)))
+    for round_number in range(rounds):
+        for column, session in enumerate(sessions):
+            start = time.perf_counter_ns()
+            session.invoke()
+            samples[round_number, column] = (time.perf_counter_ns() - start) / 1e6
+    description = f"LiteRT {version('ai-edge-litert')} on {platform.machine()}"
+    return Measurement(description, "ms", outputs, samples, [[] for _ in cases])

@@ -1,9 +1,8 @@
-"""Time .tflite files against each other: interleaved, in one process, outputs compared."""
+"""Time .tflite files against each other: interleaved, in one process, outputs compared; here or elsewhere."""
 
 from __future__ import annotations
 
 import os
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,37 +11,53 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
 
+from tflite_export.agreement import AGREEMENT, difference, require_right
+from tflite_export.arm64 import ROUNDS as ARM64_ROUNDS
+from tflite_export.arm64 import measure_on_arm64
 from tflite_export.errors import ExportError
 from tflite_export.inputs import SEED
 from tflite_export.report import render
-from tflite_export.runtime import Session, load
+from tflite_export.runtime import Case, Session, load, measure_here
+from tflite_export.twin import is_sparse, twin
+from tflite_export.web import measure_on_web
 
-RUNTIMES = ("litert",)
+RUNTIMES = ("litert", "web", "arm64")
+ALIASES = {"wasm": "web"}
+ROUNDS = 100
+WARM_UP = 5
 
 
 @dataclass(frozen=True)
 class Timing:
-    """One file's times.
+    """One file's times, or guest instructions under an emulator; the report says which.
 
     Args:
         path: The file.
         file_bytes: Its size.
-        median_ms: Median time of a run, milliseconds.
-        low_ms: First quartile.
-        high_ms: Third quartile.
-        ratio: Median over the rounds of (time of the first file / time of this one in the same round): above
-            1 is faster than the first.
+        median: Median of a run.
+        low: First quartile.
+        high: Third quartile.
+        ratio: Median over the rounds of (the first file's / this one's in the same round): above 1 is faster
+            than the first.
         max_difference: Largest difference of an output from the first file's, as a share of that output's
             scale.
+        twin_ratio: The same ratio against the file's twin, which has the same zeros and no sparsity: 1.0 where
+            sparse kernels did not switch on. None where no twins were timed, or the file is not sparse.
     """
 
     path: str
     file_bytes: int
-    median_ms: float
-    low_ms: float
-    high_ms: float
+    median: float
+    low: float
+    high: float
     ratio: float
     max_difference: float
+    twin_ratio: float | None = None
+
+    @property
+    def median_ms(self) -> float:
+        """The median, of a report whose unit is milliseconds."""
+        return self.median
 
 
 @dataclass(frozen=True)
@@ -51,51 +66,95 @@ class BenchmarkReport:
 
     Args:
         timings: One for each file.
-        runtime: Where they ran.
+        runtime: "litert", "web" or "arm64".
+        description: The runtime and its version, the kind of SIMD, the emulated processor.
+        unit: "ms", or "guest instructions".
         threads: Threads of the runtime.
         batch: Samples in a run.
         rounds: Runs of each file that were timed.
+        warm_up: Runs of each file before that.
     """
 
     timings: tuple[Timing, ...]
     runtime: str
+    description: str
+    unit: str
     threads: int
     batch: int
     rounds: int
+    warm_up: int
+
+    @property
+    def with_twins(self) -> bool:
+        """Whether a file was timed against its twin."""
+        return any(timing.twin_ratio is not None for timing in self.timings)
 
     def __str__(self) -> str:
         """Return the times as a table."""
         table = Table(
-            title=f"{self.runtime}, {self.threads} thread(s), batch {self.batch}, {self.rounds} rounds, in turn",
+            title=f"{self.description}; {self.threads} thread(s), batch {self.batch}, {self.rounds} rounds in turn "
+            f"after {self.warm_up} to warm up",
             title_justify="left",
         )
         table.add_column("file")
-        for heading in ("bytes", "median ms", "quartiles ms", "ratio", "difference"):
+        unit = "ms" if self.unit == "ms" else "instructions"
+        headings = ["bytes", f"median {unit}", f"quartiles {unit}", "ratio", "difference"]
+        if self.with_twins:
+            headings.insert(4, "twin")
+        for heading in headings:
             table.add_column(heading, justify="right")
         short = [Path(row.path).name for row in self.timings]
+        figure = "{:.4f}" if self.unit == "ms" else "{:,.0f}"
         for row, name in zip(self.timings, short, strict=True):
-            table.add_row(
-                name if short.count(name) == 1 else row.path,
+            cells = [
                 f"{row.file_bytes:,}",
-                f"{row.median_ms:.4f}",
-                f"{row.low_ms:.4f} - {row.high_ms:.4f}",
+                figure.format(row.median),
+                f"{figure.format(row.low)} - {figure.format(row.high)}",
                 f"{row.ratio:.2f} x",
                 f"{row.max_difference:.2g}",
-            )
-        return render(table) + (
-            "ratio: median over the rounds of first file's time / this file's; "
+            ]
+            if self.with_twins:
+                cells.insert(4, "not sparse" if row.twin_ratio is None else f"{row.twin_ratio:.2f} x")
+            table.add_row(name if short.count(name) == 1 else row.path, *cells)
+        notes = [
+            f"ratio: median over the rounds of first file's {self._what} / this file's; "
             "difference: of outputs, as a share of their scale"
-        )
+        ]
+        if self.with_twins:
+            notes.append(
+                "twin: the same ratio against the same zeros stored dense; 1.00 x: sparse kernels did not switch on"
+            )
+        return render(table) + "\n".join(notes)
+
+    @property
+    def _what(self) -> str:
+        return "time" if self.unit == "ms" else self.unit
 
     def to_dict(self) -> dict[str, Any]:
         """Return the times as a JSON-able dictionary."""
+        suffix = "ms" if self.unit == "ms" else "instructions"
         return {
             "runtime": self.runtime,
+            "description": self.description,
+            "unit": self.unit,
             "threads": self.threads,
             "batch": self.batch,
             "rounds": self.rounds,
-            "ratio": "median over the rounds of first file's time / this file's time in the same round",
-            "files": [dict(vars(timing)) for timing in self.timings],
+            "warm_up": self.warm_up,
+            "ratio": f"median over the rounds of first file's {self._what} / this file's in the same round",
+            "files": [
+                {
+                    "path": timing.path,
+                    "file_bytes": timing.file_bytes,
+                    f"median_{suffix}": timing.median,
+                    f"low_{suffix}": timing.low,
+                    f"high_{suffix}": timing.high,
+                    "ratio": timing.ratio,
+                    "twin_ratio": timing.twin_ratio,
+                    "max_difference": timing.max_difference,
+                }
+                for timing in self.timings
+            ],
         }
 
 
@@ -104,39 +163,56 @@ def benchmark(
     runtime: str = "litert",
     threads: int = 1,
     batch: int = 1,
-    rounds: int = 100,
-    warm_up: int = 5,
+    rounds: int | None = None,
+    warm_up: int | None = None,
     delegate: bool = True,
     data: Any = None,
+    twins: bool = False,
+    browser: bool = False,
+    simd: str = "relaxed",
+    cpu: str = "cortex-a76",
 ) -> BenchmarkReport:
     """Time files against each other, run by run in turn, so that a slow moment meets all of them.
 
     ratio = median over the rounds of (time of the first file / time of the file): a median of pairwise
     ratios, not a ratio of medians.
 
+    In another runtime than the one of this machine, each file's outputs are first held against those that LiteRT
+    gives here.
+
     Args:
         paths: The files; the first is what the others are compared with. Where there are several inputs or
             outputs, their names must be equal.
-        runtime: "litert": the LiteRT runtime of this machine.
-        threads: Threads of the runtime.
+        runtime: "litert": the LiteRT runtime of this machine. "web" (or "wasm"): LiteRT.js, in WebAssembly,
+            where sparse kernels are on. "arm64": LiteRT for aarch64 under qemu; instructions of the guest are
+            counted, and no time is taken.
+        threads: Threads of the runtime; "web" and "arm64" have 1.
         batch: Samples in a run; a file fixed to another batch is refused.
-        rounds: Runs of each file that are timed.
-        warm_up: Runs of each file before that.
-        delegate: Use XNNPACK, as the runtime does by default.
+        rounds: Runs of each file that are timed. None: 100, and 3 with "arm64", where counts repeat.
+        warm_up: Runs of each file before that. None: 5, and 1 with "arm64".
+        delegate: Use XNNPACK, as the runtime does by default; "web" and "arm64" always do.
         data: An array, or a list or dictionary of arrays, [batch, ...]; None draws from a seeded standard
             normal (integers: zeros and ones).
+        twins: Time each sparse file against the same zeros stored dense, too.
+        browser: With "web": in a headless Chromium instead of Node.
+        simd: With "web" under Node: "relaxed" or "plain".
+        cpu: With "arm64": the processor that qemu is.
 
     Raises:
-        ExportError: A file cannot be run, or differs from the first in its inputs or outputs.
+        ExportError: A file cannot be run, differs from the first in its inputs or outputs, or answers wrongly; or
+            a runtime is missing.
 
     Example:
         >>> benchmark("dense.tflite", "sparse.tflite", runtime="toaster")
         Traceback (most recent call last):
             ...
-        tflite_export.errors.ExportError: runtime: must be one of ('litert',). Received: 'toaster'. Choose ...
+        tflite_export.errors.ExportError: runtime: must be one of ('litert', 'web', 'arm64'). Received: 'toaster'...
     """
+    runtime = ALIASES.get(runtime, runtime)
     if runtime not in RUNTIMES:
         raise ExportError("runtime", f"must be one of {RUNTIMES}", repr(runtime), "Choose one of these.")
+    rounds = (ARM64_ROUNDS if runtime == "arm64" else ROUNDS) if rounds is None else rounds
+    warm_up = (1 if runtime == "arm64" else WARM_UP) if warm_up is None else warm_up
     if not paths or min(rounds, batch, threads) < 1 or warm_up < 0:
         raise ExportError(
             "benchmark",
@@ -144,16 +220,26 @@ def benchmark(
             (paths, rounds, batch, threads, warm_up),
             "Raise what is 0.",
         )
+    if runtime != "litert" and (threads != 1 or not delegate):
+        raise ExportError(
+            f"runtime '{runtime}'",
+            "runs on one thread with XNNPACK",
+            f"threads={threads}, delegate={delegate}",
+            "Use the runtime 'litert' for these.",
+        )
+    if browser and runtime != "web":
+        raise ExportError("browser", "belongs to the runtime 'web'", f"'{runtime}'", "Pass runtime='web'.")
     names = [os.fspath(path) for path in paths]
     contents = [load(path) for path in paths]
-    sessions = [
-        Session(content, name, threads=threads, delegate=delegate)
-        for content, name in zip(contents, names, strict=True)
+    twin_of = [place for place, content in enumerate(contents) if twins and is_sparse(content, names[place])]
+    files = [
+        *zip(names, contents, strict=True),
+        *((f"{names[place]}, its twin", twin(contents[place], names[place])) for place in twin_of),
     ]
-    inputs, outputs = _matching_names(sessions, "inputs"), _matching_names(sessions, "outputs")
-    feeds = _feeds(sessions[0], inputs[0], batch, data)
-    results = []
-    for session, own_inputs, own_outputs in zip(sessions, inputs, outputs, strict=True):
+    sessions = [Session(content, name, threads=threads, delegate=delegate) for name, content in files]
+    inputs, outputs = matching_names(sessions, "inputs"), matching_names(sessions, "outputs")
+    feeds = feeds_for(sessions[0], inputs[0], batch, data)
+    for session in sessions:
         if session.batch_size not in (None, len(feeds[0])):
             raise ExportError(
                 session.subject,
@@ -161,32 +247,44 @@ def benchmark(
                 session.batch_size,
                 "Pass the batch that it is fixed to.",
             )
-        session.feed(feeds, own_inputs)
-        for _ in range(max(warm_up, 1)):
-            session.invoke()
-        results.append(session.fetch(own_outputs))
-    times = np.empty((rounds, len(sessions)))
-    for round_number in range(rounds):
-        for column, session in enumerate(sessions):
-            start = time.perf_counter_ns()
-            session.invoke()
-            times[round_number, column] = (time.perf_counter_ns() - start) / 1e6
+    cases = [
+        Case(name, content, tuple(own_inputs), tuple(own_outputs))
+        for (name, content), own_inputs, own_outputs in zip(files, inputs, outputs, strict=True)
+    ]
+    here = measure_here(sessions, cases, feeds, rounds if runtime == "litert" else 0, warm_up)
+    if runtime == "litert":
+        measured = here
+    elif runtime == "web":
+        measured = measure_on_web(cases, feeds, rounds, warm_up, browser=browser, simd=simd)
+    else:
+        measured = measure_on_arm64(cases, feeds, rounds, warm_up, cpu=cpu)
+    for case, found, wanted, said in zip(cases, measured.outputs, here.outputs, measured.said, strict=True):
+        subject = f"{case.name} ({measured.description})"
+        require_right(found, wanted, subject, whose="LiteRT does here", tolerance=AGREEMENT, said=said)
+    samples = measured.samples
+    twin_ratio = {
+        place: float(np.median(samples[:, len(paths) + number] / samples[:, place]))
+        for number, place in enumerate(twin_of)
+    }
     timings = tuple(
         Timing(
             path=name,
-            file_bytes=len(content),
-            median_ms=float(np.median(column)),
-            low_ms=float(np.quantile(column, 0.25)),
-            high_ms=float(np.quantile(column, 0.75)),
-            ratio=float(np.median(times[:, 0] / column)),
-            max_difference=_difference(results[0], result),
+            file_bytes=len(contents[place]),
+            median=float(np.median(samples[:, place])),
+            low=float(np.quantile(samples[:, place], 0.25)),
+            high=float(np.quantile(samples[:, place], 0.75)),
+            ratio=float(np.median(samples[:, 0] / samples[:, place])),
+            max_difference=difference(measured.outputs[0], measured.outputs[place]),
+            twin_ratio=twin_ratio.get(place),
         )
-        for name, content, column, result in zip(names, contents, times.T, results, strict=True)
+        for place, name in enumerate(names)
     )
-    return BenchmarkReport(timings, runtime, threads, len(feeds[0]), rounds)
+    return BenchmarkReport(
+        timings, runtime, measured.description, measured.unit, threads, len(feeds[0]), rounds, warm_up
+    )
 
 
-def _matching_names(sessions: list[Session], what: str) -> list[list[str]]:
+def matching_names(sessions: list[Session], what: str) -> list[list[str]]:
     """Return for each file the names of its inputs or outputs, in one order; a single one may have any name."""
     first = sorted(getattr(sessions[0], what))
     matching = []
@@ -203,7 +301,8 @@ def _matching_names(sessions: list[Session], what: str) -> list[list[str]]:
     return matching
 
 
-def _feeds(session: Session, names: list[str], batch: int, data: Any) -> list[NDArray[Any]]:
+def feeds_for(session: Session, names: list[str], batch: int, data: Any) -> list[NDArray[Any]]:
+    """Return an array for each input: the given ones in its type, or drawn ones."""
     if data is not None:
         arrays = (
             [data[name] for name in names]
@@ -236,14 +335,3 @@ def _feeds(session: Session, names: list[str], batch: int, data: Any) -> list[ND
         values = rng.standard_normal(shape) if kind == "f" else rng.integers(0, 2, shape)
         feeds.append(values.astype(detail["dtype"]))
     return feeds
-
-
-def _difference(first: list[NDArray[Any]], other: list[NDArray[Any]]) -> float:
-    """Return the largest difference as a share of the first file's scale; infinite for NaN."""
-    largest = 0.0
-    for a, b in zip(first, other, strict=True):
-        if a.shape != b.shape or np.isnan(a.astype(np.float64)).any() or np.isnan(b.astype(np.float64)).any():
-            return float("inf")
-        scale = float(np.abs(a.astype(np.float64)).max(initial=0.0)) or 1.0
-        largest = max(largest, float(np.abs(a.astype(np.float64) - b.astype(np.float64)).max(initial=0.0)) / scale)
-    return largest

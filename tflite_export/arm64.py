@@ -1,0 +1,337 @@
+"""Count the instructions that a file takes on aarch64: LiteRT for that processor, under qemu's user-mode emulation.
+
+XNNPACK's sparse kernels are on there, as on phones. Time under an emulator says nothing about a phone; the number of
+guest instructions repeats to 1e-5, and is what is reported. It sees no caches: a smaller file gains more on a device
+than here where its dense weights fall out of the cache.
+
+    python -m tflite_export.arm64
+
+installs what is needed into the cache: a few packages of Debian for arm64, unpacked and never run on this machine, the
+aarch64 wheels of LiteRT and NumPy, and the counter, compiled from ``assets/count_instructions.c``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tflite_export.cache import cache_folder
+from tflite_export.errors import ExportError
+from tflite_export.litertjs import ASSETS
+from tflite_export.runtime import Case, Measurement, Session, in_batches, joined
+
+COMMAND = "python -m tflite_export.arm64"
+EMULATOR = "qemu-aarch64"
+TOOLS = {EMULATOR: "qemu-user", "debootstrap": "debootstrap", "dpkg-deb": "dpkg", "tar": "tar", "cc": "gcc"}
+"""What the installation runs, and Debian's package that holds it; afterwards only the emulator is needed."""
+KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
+RELEASE = "bookworm"
+PYTHON = "3.11"
+"""Of that release."""
+NUMPY = "2.2.6"
+PACKAGES = (
+    *("libc6", "libgcc-s1", "libstdc++6", "zlib1g", "libexpat1", "libffi8", "libbz2-1.0", "liblzma5", "libssl3"),
+    *("libuuid1", "libcrypt1", f"libpython{PYTHON}-minimal", f"libpython{PYTHON}-stdlib", f"python{PYTHON}-minimal"),
+)
+MIRROR = "http://deb.debian.org/debian"
+"""Its packages are signed: debootstrap checks them."""
+CPUS = {"cortex-a53": "0xd03", "cortex-a72": "0xd08", "cortex-a76": "0xd0b"}
+"""Processors that can be emulated, and the number by which XNNPACK knows them and picks its kernels."""
+CPU = "cortex-a76"
+ROUNDS = 3
+"""Enough: the counts repeat to 1e-5."""
+TIMEOUT = 3600
+"""Seconds for everything that the guest does, or for one step of the installation."""
+
+
+def arm64_folder() -> Path:
+    """Return where the runtime is, or would be."""
+    return cache_folder() / f"arm64-litert-{version('ai-edge-litert')}"
+
+
+def find_arm64_runtime() -> Path:
+    """Return the folder of the installed runtime.
+
+    Raises:
+        ExportError: It is not installed, or qemu is not.
+    """
+    _require(EMULATOR)
+    folder = arm64_folder()
+    if not (folder / "complete").exists():
+        raise ExportError("LiteRT for aarch64", "must be installed", f"nothing in '{folder}'", f"Run: {COMMAND}")
+    return folder
+
+
+def install_arm64_runtime() -> Path:
+    """Install the runtime into the cache, at once or not at all; return its folder.
+
+    Raises:
+        ExportError: A tool is missing or fails.
+    """
+    folder = arm64_folder()
+    for tool in TOOLS:
+        _require(tool)
+    if (folder / "complete").exists():
+        return folder
+    if not KEYRING.exists():
+        raise ExportError(
+            "Debian's keys", f"must be in '{KEYRING}'", "no file", "Run: apt-get install debian-archive-keyring"
+        )
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix="installing-") as temporary:
+        target = Path(temporary) / "runtime"
+        target.mkdir()
+        _unpack_debian(target, Path(temporary) / "debian")
+        _install_wheels(target / "site")
+        _compile_counter(target)
+        for cpu in CPUS:
+            make_root(target, cpu)
+        (target / "complete").touch()
+        shutil.rmtree(folder, ignore_errors=True)  # one that is not complete
+        target.rename(folder)
+    return folder
+
+
+def _require(tool: str) -> str:
+    found = shutil.which(tool)
+    if found is None:
+        raise ExportError(f"'{tool}'", "must be on the PATH", "none", f"Run: apt-get install {TOOLS.get(tool, tool)}")
+    return found
+
+
+def _run(command: Sequence[str], what: str) -> None:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise ExportError(what, f"must work by '{' '.join(command)}'", error, "Check the network.") from error
+    if done.returncode:
+        last = (done.stdout + done.stderr).strip()[-800:]
+        raise ExportError(what, f"must work by '{' '.join(command)}'", last, "Check the network.")
+
+
+def _unpack_debian(target: Path, downloads: Path) -> None:
+    """Unpack the packages of the guest: no script of theirs is run, and only debootstrap asks for root."""
+    command = ["debootstrap", "--download-only", "--force-check-gpg", f"--keyring={KEYRING}", "--arch=arm64"]
+    command += ["--variant=minbase", f"--include={','.join(PACKAGES)}", RELEASE, str(downloads), MIRROR]
+    _run([*([] if os.geteuid() == 0 else [_require("fakeroot")]), *command], "Debian's packages for arm64")
+    # Packages of before the merged /usr hold /lib; the links make it one folder.
+    for name in ("lib", "bin"):
+        (target / "usr" / name).mkdir(parents=True)
+        (target / name).symlink_to(f"usr/{name}")
+    for package in PACKAGES:
+        (archive,) = (downloads / "var" / "cache" / "apt" / "archives").glob(f"{package}_*.deb")
+        unpacked = downloads / "package.tar"
+        with unpacked.open("wb") as file:
+            subprocess.run(["dpkg-deb", "--fsys-tarfile", str(archive)], stdout=file, timeout=TIMEOUT, check=True)
+        _run(["tar", "-xf", str(unpacked), "--keep-directory-symlink", "--no-same-owner", "-C", str(target)], package)
+
+
+def _install_wheels(site: Path) -> None:
+    platforms = [f"--platform=manylinux_2_{minor}_aarch64" for minor in (17, 27, 28)]
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--only-binary=:all:", *platforms]
+    command += [f"--python-version={PYTHON}", f"--target={site}"]
+    command += [f"ai-edge-litert=={version('ai-edge-litert')}", f"numpy=={NUMPY}"]
+    _run(command, "the wheels for aarch64")
+
+
+def _compile_counter(target: Path) -> None:
+    """Compile the counter for the version of the plugin API that the installed qemu takes."""
+    source = str(ASSETS / "count_instructions.c")
+    library = target / "count_instructions.so"
+    program = [str(target / "usr" / "bin" / f"python{PYTHON}"), "-c", ""]
+    for api in range(1, 8):
+        _run(["cc", "-shared", "-fPIC", "-O2", f"-DAPI={api}", "-o", str(library), source], "the instruction counter")
+        plugin = ["-plugin", f"file={library},out={os.devnull}"]
+        tried = subprocess.run(
+            [EMULATOR, "-L", str(target), *plugin, *program],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            env={},
+            check=False,
+            executable=_require(EMULATOR),
+        )
+        if tried.returncode == 0:
+            return
+    raise ExportError(EMULATOR, "must take a TCG plugin", tried.stderr.strip()[-500:], "Install qemu-user 7.2.")
+
+
+def make_root(folder: Path, cpu: str) -> Path:
+    """Make the tree in which the guest sees one processor of a kind; return it.
+
+    LiteRT reads the processor from files that the emulator does not translate, and crashes on those of an x86. A tree
+    holds its own, and links to the packages that all trees share.
+
+    Args:
+        folder: Of the runtime.
+        cpu: A key of ``CPUS``.
+    """
+    root = folder / f"root-{cpu}"
+    topology = root / "sys" / "devices" / "system" / "cpu" / "cpu0" / "topology"
+    topology.mkdir(parents=True)
+    (root / "proc").mkdir()
+    (root / "usr").symlink_to("../usr")
+    (root / "lib").symlink_to("usr/lib")
+    (root / "proc" / "cpuinfo").write_text(
+        "processor\t: 0\nBogoMIPS\t: 48.00\nFeatures\t: fp asimd evtstrm aes pmull sha1 sha2 crc32 cpuid\n"
+        f"CPU implementer\t: 0x41\nCPU architecture: 8\nCPU variant\t: 0x0\nCPU part\t: {CPUS[cpu]}\n"
+        "CPU revision\t: 1\n\n"
+    )
+    for name in ("possible", "present", "online"):
+        (topology.parent.parent / name).write_text("0\n")
+    for name in ("core_id", "physical_package_id", "core_siblings_list", "thread_siblings_list"):
+        (topology / name).write_text("0\n")
+    return root
+
+
+def guest_command(folder: Path, cpu: str, job: Path) -> list[str]:
+    """Return the command that does a job in the guest and writes ``counts`` into the job's folder."""
+    return [
+        EMULATOR,
+        *("-L", str(folder / f"root-{cpu}"), "-cpu", cpu),
+        *("-plugin", f"file={folder / 'count_instructions.so'},out={job / 'counts'}"),
+        str(folder / "usr" / "bin" / f"python{PYTHON}"),
+        *("-B", "-s", str(ASSETS / "guest_litert.py"), str(folder / "site"), str(job)),
+    ]
+
+
+def measure_on_arm64(
+    cases: Sequence[Case], feeds: Sequence[NDArray[Any]], rounds: int, warm_up: int, *, cpu: str = CPU
+) -> Measurement:
+    """Run files in turn in one guest, and count its instructions.
+
+    Raises:
+        ExportError: The runtime is missing, or cannot run one of them.
+    """
+    outputs, samples = _in_guest(cases, [list(feeds)], rounds, warm_up, cpu)
+    return Measurement(
+        f"{describe(cpu)}: instructions, not time",
+        "guest instructions",
+        [batches[0] for batches in outputs],
+        samples,
+        [[] for _ in cases],
+    )
+
+
+def run_on_arm64(
+    content: bytes,
+    feeds: Sequence[NDArray[Any]],
+    names: Sequence[str],
+    outputs: Sequence[str],
+    *,
+    subject: str = "the file",
+    cpu: str = CPU,
+) -> tuple[list[NDArray[Any]], str]:
+    """Return a file's outputs for samples of any number, and the runtime's description.
+
+    Raises:
+        ExportError: The runtime is missing, or cannot run the file.
+    """
+    case = Case(subject, content, tuple(names), tuple(outputs))
+    batches = list(in_batches(feeds, Session(content, subject).batch_size or 1))
+    (found,), _ = _in_guest([case], batches, 0, 1, cpu)
+    return joined(found, len(feeds[0])), describe(cpu)
+
+
+def describe(cpu: str = CPU) -> str:
+    """Return the runtime in words."""
+    return f"LiteRT {version('ai-edge-litert')} for aarch64 under {_emulator_version()}, {cpu}"
+
+
+def _in_guest(
+    cases: Sequence[Case], batches: Sequence[Sequence[NDArray[Any]]], rounds: int, warm_up: int, cpu: str
+) -> tuple[list[list[list[NDArray[Any]]]], NDArray[np.float64]]:
+    """Return outputs by file, batch and position, and the instructions [rounds, files] of the last batch."""
+    if cpu not in CPUS:
+        raise ExportError("cpu", f"must be one of {sorted(CPUS)}", repr(cpu), "Choose one of these.")
+    folder = find_arm64_runtime()
+    with tempfile.TemporaryDirectory(prefix="tflite-export-") as temporary:
+        job = Path(temporary)
+        files = [{"inputs": case.inputs, "outputs": case.outputs} for case in cases]
+        order = {"files": files, "batches": len(batches), "rounds": rounds, "warm_up": warm_up}
+        (job / "job.json").write_text(json.dumps(order))
+        arrays: dict[str, Any] = {
+            f"{number}/{position}": feed for number, batch in enumerate(batches) for position, feed in enumerate(batch)
+        }
+        np.savez(job / "feeds.npz", **arrays)
+        for number, case in enumerate(cases):
+            (job / f"{number}.tflite").write_bytes(case.content)
+        _emulate(folder, cpu, job)
+        outputs = [
+            _outputs(job / f"outputs-{number}.npz", len(batches), len(case.outputs))
+            for number, case in enumerate(cases)
+        ]
+        return outputs, instructions((job / "counts").read_text(), rounds, len(cases))
+
+
+def _emulate(folder: Path, cpu: str, job: Path) -> None:
+    try:
+        # Without the environment, which would lie on the guest's stack and move its counts.
+        done = subprocess.run(
+            guest_command(folder, cpu, job),
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT,
+            env={},
+            check=False,
+            executable=_require(EMULATOR),
+        )
+    except subprocess.TimeoutExpired as error:
+        raise ExportError("the guest", f"must end within {TIMEOUT} s", "it did not", "Ask for fewer rounds.") from error
+    if done.returncode:
+        raise ExportError(
+            f"LiteRT for aarch64 under qemu ({cpu})",
+            "must run the files",
+            f"exit code {done.returncode}: {(done.stderr.strip().splitlines() or [''])[-1]}",
+            "Export the model again with target='arm64', or try one file alone.",
+        )
+
+
+def _outputs(path: Path, batches: int, outputs: int) -> list[list[NDArray[Any]]]:
+    with np.load(path, allow_pickle=False) as saved:
+        return [[saved[f"{batch}/{position}"] for position in range(outputs)] for batch in range(batches)]
+
+
+def instructions(counts: str, rounds: int, files: int) -> NDArray[np.float64]:
+    r"""Return instructions a run, [rounds, files], from the counter's lines: at the start and the end of each.
+
+    Raises:
+        ExportError: There are not so many lines.
+
+    Example:
+        >>> instructions("100\n350\n400\n600\n", rounds=1, files=2).tolist()
+        [[250.0, 200.0]]
+    """
+    marks = np.array(counts.split(), dtype=np.float64)
+    if marks.size != 2 * rounds * files:
+        raise ExportError("the instruction counter", f"must see {2 * rounds * files} marks", marks.size, "Report this.")
+    return np.diff(marks.reshape(rounds, files, 2), axis=2)[:, :, 0]
+
+
+def _emulator_version() -> str:
+    said = subprocess.run([EMULATOR, "--version"], capture_output=True, text=True, timeout=60, check=False).stdout
+    words = said.split()
+    return f"qemu {words[2]}" if len(words) > 2 else "qemu"
+
+
+def main() -> None:
+    """Install the runtime, and say where."""
+    try:
+        print(install_arm64_runtime())
+    except ExportError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,148 @@
+"""LiteRT.js in a real browser: a headless Chromium that fetches requests from a local server and posts its answers."""
+
+from __future__ import annotations
+
+import os
+import queue
+import secrets
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from tflite_export.errors import ExportError
+from tflite_export.frames import pack, unpack
+from tflite_export.litertjs import ASSETS, find_web_runtime, web_files
+from tflite_export.server import GuardedServer, Resource
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+FLAGS = (
+    "--headless",
+    # Root, as in most containers, has no sandbox; the one page that is opened is our own.
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    # A page without a window counts as hidden; its timers would be slowed down.
+    "--disable-background-timer-throttling",
+    "--disable-renderer-backgrounding",
+)
+START = 60.0
+"""Seconds until the page must have loaded the runtime."""
+TIMEOUT = 600.0
+"""Seconds that one request may take."""
+_POLL = 20.0
+
+
+def find_chromium() -> str:
+    """Return the path of Chromium: ``$CHROME``, else one of the usual names on the PATH.
+
+    Raises:
+        ExportError: There is none.
+    """
+    named = os.environ.get("CHROME")
+    found = shutil.which(named) if named else next(filter(None, map(shutil.which, NAMES)), None)
+    if found is None:
+        raise ExportError(
+            "Chromium",
+            "must be on the PATH or named by $CHROME",
+            named or "none",
+            "Install it: apt-get install chromium, or https://www.chromium.org/getting-involved/download-chromium",
+        )
+    return found
+
+
+class ChromiumHost:
+    """LiteRT.js in a headless Chromium, until it is closed.
+
+    Args:
+        simd: "relaxed" or "plain".
+
+    Raises:
+        ExportError: Chromium or the runtime is missing, or does not start.
+    """
+
+    def __init__(self, simd: str = "relaxed") -> None:
+        program, folder = find_chromium(), find_web_runtime()
+        self._requests: queue.Queue[bytes] = queue.Queue()
+        self._answers: queue.Queue[bytes] = queue.Queue()
+        page = (ASSETS / "browser_host.html").read_bytes()
+        script = (ASSETS / "browser_host.mjs").read_bytes()
+        self._server = GuardedServer(
+            {"": Resource(page, "html"), "browser_host.mjs": Resource(script, "mjs"), **web_files(folder)},
+            {"next": self._next, "answer": self._answer},
+            token=secrets.token_urlsafe(16),
+        )
+        self._profile = tempfile.TemporaryDirectory(prefix="tflite-export-", ignore_cleanup_errors=True)
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close()
+        self._server.start()
+        self._process = subprocess.Popen(
+            [program, *FLAGS, f"--user-data-dir={self._profile.name}", f"{self._server.url()}?simd={simd}"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=self._errors,
+            start_new_session=True,
+        )
+        try:
+            header, _ = self._receive(START)
+            if "error" in header:
+                raise ExportError("LiteRT.js in Chromium", "must start", header["error"], "Install it again.")
+        except BaseException:
+            self.close()
+            raise
+        self.description = f"LiteRT.js in {header['runtime']}, {header['simd']} SIMD"
+
+    def _next(self, _: bytes) -> bytes | None:
+        try:
+            return self._requests.get(timeout=_POLL)
+        except queue.Empty:
+            return None
+
+    def _answer(self, body: bytes) -> bytes:
+        self._answers.put(body)
+        return b""
+
+    def call(self, header: dict[str, Any], blobs: Sequence[bytes] = ()) -> tuple[dict[str, Any], list[bytes]]:
+        """Ask once; return the answer's header and blobs.
+
+        Raises:
+            ExportError: Chromium ended, or took too long.
+        """
+        self._requests.put(pack(header, blobs))
+        return self._receive(TIMEOUT)
+
+    def _receive(self, timeout: float) -> tuple[dict[str, Any], list[bytes]]:
+        end = time.monotonic() + timeout
+        while time.monotonic() < end:
+            try:
+                return unpack(self._answers.get(timeout=0.5))
+            except queue.Empty:
+                if self._process.poll() is not None:
+                    raise self._silent(f"it ended with code {self._process.returncode}") from None
+        raise self._silent(f"nothing in {timeout:g} seconds")
+
+    def _silent(self, received: str) -> ExportError:
+        self._errors.seek(0)
+        last = self._errors.read().decode(errors="replace").strip()[-500:]
+        return ExportError("LiteRT.js in Chromium", "must answer", f"{received}: {last}", "Try one file alone.")
+
+    def close(self) -> None:
+        """End Chromium and the server."""
+        if self._process.poll() is None:
+            os.killpg(self._process.pid, signal.SIGKILL)  # its renderers too
+        self._process.wait()
+        self._server.stop()
+        self._errors.close()
+        self._profile.cleanup()
+
+    def __enter__(self) -> ChromiumHost:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
