@@ -8,15 +8,16 @@ import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
-import keras
 import numpy as np
 import typer
 
 from tflite_export.convert import export as export_model
 from tflite_export.errors import ExportError
 from tflite_export.inputs import SAMPLES
+from tflite_export.inspection import inspect as inspect_source
+from tflite_export.loading import open_source
+from tflite_export.serve import serve as serve_files
 from tflite_export.timing import benchmark
-from tflite_export.verify import TOLERANCE
 from tflite_export.verify import verify as verify_file
 
 app = typer.Typer(
@@ -28,96 +29,134 @@ app = typer.Typer(
 
 Data = Annotated[
     Path | None,
-    typer.Option(help="Inputs to verify on: a .npy, or a .npz with an array for each input, by name."),
+    typer.Option(help="Inputs to run on: a .npy, or a .npz with an array for each input, by name."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Samples = Annotated[int, typer.Option(min=1, help="Verify on at most so many samples.")]
-Tolerance = Annotated[float, typer.Option(help="Largest error of an output, as a share of its scale.")]
-KerasFile = Annotated[
-    Path, typer.Argument(metavar="MODEL.keras", help="Loaded in safe mode: code in the file is not run.")
+Tolerance = Annotated[
+    float | None,
+    typer.Option(help="Largest error of an output, as a share of its scale; else that of the number type."),
+]
+ModelFile = Annotated[
+    Path,
+    typer.Argument(
+        metavar="MODEL",
+        help="A .keras or .h5 file, loaded in safe mode: code in it is not run; or a SavedModel's folder, which is.",
+    ),
+]
+Target = Annotated[str | None, typer.Option(help="android, ios, arm64, web, x86 or mcu.")]
+SignatureKey = Annotated[str | None, typer.Option(help="Of a SavedModel: which signature.")]
+Files = Annotated[
+    list[Path],
+    typer.Argument(metavar="FILE.tflite...", help="The first is what the others are compared with."),
 ]
 
 
 @app.command()
 def export(
-    model: KerasFile,
+    model: ModelFile,
     path: Annotated[Path, typer.Argument(metavar="OUT.tflite", help="Where to write.")],
+    target: Target = None,
+    quantize: Annotated[str | None, typer.Option(help="float16, dynamic, int8 or int16x8.")] = None,
     data: Data = None,
+    optimize: Annotated[str, typer.Option(help="speed, or size.")] = "speed",
+    tune: Annotated[bool, typer.Option(help="Time the encodings of each weight here.")] = False,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Fix the batch of the file.")] = None,
     samples: Samples = SAMPLES,
-    tolerance: Tolerance = TOLERANCE,
-    strict: Annotated[bool, typer.Option(help="Fail where a weight stored sparse makes the file wrong.")] = False,
+    tolerance: Tolerance = None,
+    golden: Annotated[Path | None, typer.Option(help="Also write inputs and expected outputs, for the device.")] = None,
+    c_array: Annotated[Path | None, typer.Option(help="Also write the file as C source: a .cc and a .h.")] = None,
+    signature_key: SignatureKey = None,
+    strict: Annotated[bool, typer.Option(help="Fail where a weight cannot be stored sparse and be right.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Export a Keras model as a sparse .tflite that is verified in the runtime."""
+    """Export a model as a sparse .tflite that is verified in the runtime."""
     report = export_model(
-        load_model(model),
+        model,
         path,
+        target=target,
+        quantize=quantize,
         data=load_data(data),
+        optimize=optimize,  # type: ignore[arg-type]  # checked there
+        tune=tune,
         batch_size=batch_size,
         samples=samples,
         tolerance=tolerance,
+        golden=golden,
+        c_array=c_array,
+        signature_key=signature_key,
         strict=strict,
     )
     show(report, as_json)
 
 
 @app.command()
-def verify(
-    path: Annotated[Path, typer.Argument(metavar="FILE.tflite", help="The file to verify.")],
-    model: KerasFile,
-    data: Data = None,
-    samples: Samples = SAMPLES,
-    tolerance: Tolerance = TOLERANCE,
+def inspect(
+    path: Annotated[Path, typer.Argument(metavar="FILE", help="A .tflite of any make, or a .keras or .h5 model.")],
+    target: Annotated[str, typer.Option(help="android, ios, arm64, web, x86 or mcu.")] = "android",
     as_json: Json = False,
 ) -> None:
-    """Compare a .tflite with the Keras model that it came from."""
-    show(verify_file(path, load_model(model), load_data(data), samples=samples, tolerance=tolerance), as_json)
+    """Tell, op by op, what runs sparse on a device, and what would cure the rest; code 1 where it answers wrongly."""
+    is_model = path.suffix in (".keras", ".h5", ".hdf5")
+    report = inspect_source(open_source(path).model if is_model else path, target=target)
+    show(report, as_json)
+    if report.dangers and report.runs_sparse:
+        raise typer.Exit(1)
+
+
+@app.command()
+def verify(
+    path: Annotated[Path, typer.Argument(metavar="FILE.tflite", help="The file to verify.")],
+    model: ModelFile,
+    data: Data = None,
+    samples: Samples = SAMPLES,
+    tolerance: Tolerance = None,
+    signature_key: SignatureKey = None,
+    as_json: Json = False,
+) -> None:
+    """Compare a .tflite with the model that it came from."""
+    found = verify_file(path, model, load_data(data), samples=samples, tolerance=tolerance, signature_key=signature_key)
+    show(found, as_json)
 
 
 @app.command()
 def bench(
-    paths: Annotated[
-        list[Path],
-        typer.Argument(metavar="FILE.tflite...", help="The first is what the others are compared with."),
-    ],
-    runtime: Annotated[str, typer.Option(help="Where to run.")] = "litert",
+    paths: Files,
+    runtime: Annotated[str, typer.Option(help="litert, web or arm64.")] = "litert",
     threads: Annotated[int, typer.Option(min=1, help="Threads of the runtime.")] = 1,
     batch: Annotated[int, typer.Option(min=1, help="Samples in a run.")] = 1,
-    rounds: Annotated[int, typer.Option(min=1, help="Timed runs of each file.")] = 100,
-    warm_up: Annotated[int, typer.Option(min=0, help="Runs of each file before that.")] = 5,
+    rounds: Annotated[int | None, typer.Option(min=1, help="Timed runs of each file.")] = None,
+    warm_up: Annotated[int | None, typer.Option(min=0, help="Runs of each file before that.")] = None,
+    twins: Annotated[bool, typer.Option(help="Time each sparse file against the same zeros stored dense.")] = False,
+    browser: Annotated[bool, typer.Option(help="web: in a headless Chromium instead of Node.")] = False,
+    data: Data = None,
     as_json: Json = False,
 ) -> None:
     """Time files against each other, interleaved, and compare their outputs."""
-    show(
-        benchmark(*paths, runtime=runtime, threads=threads, batch=batch, rounds=rounds, warm_up=warm_up),
-        as_json,
+    report = benchmark(
+        *paths,
+        runtime=runtime,
+        threads=threads,
+        batch=batch,
+        rounds=rounds,
+        warm_up=warm_up,
+        twins=twins,
+        browser=browser,
+        data=load_data(data),
     )
+    show(report, as_json)
 
 
-def load_model(path: Path) -> keras.Model:
-    """Load a ``.keras`` file in safe mode.
-
-    Raises:
-        ExportError: It does not exist, is damaged, or needs code that is not registered.
-    """
-    if path.suffix != ".keras":
-        raise ExportError(
-            f"'{path}'",
-            "must be a .keras file",
-            path.suffix or "no suffix",
-            "Save the model by model.save('model.keras').",
-        )
-    try:
-        model: keras.Model = keras.saving.load_model(path, compile=False, safe_mode=True)
-    except Exception as error:  # Keras raises anything from ValueError to BadZipFile
-        raise ExportError(
-            f"'{path}'",
-            "must load in safe mode",
-            f"{type(error).__name__}: {error}",
-            "Save it again; a model with custom code is exported from Python.",
-        ) from error
-    return model
+@app.command()
+def serve(
+    paths: Files,
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for phones on the network.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 0,
+    golden: Annotated[Path | None, typer.Option(help="A golden file: what the files must answer.")] = None,
+    data: Data = None,
+) -> None:
+    """Serve a page on which any phone measures the files in its own browser."""
+    serve_files(paths, host=host, port=port, data=load_data(data), golden=golden, say=typer.echo)
 
 
 def load_data(path: Path | None) -> Any:

@@ -2,23 +2,25 @@
 
 Each predicate takes a :class:`Weight` and returns a :class:`Verdict`. What the kernels ask for was read in
 LiteRT's sources (``tflite/kernels/fully_connected.cc``, ``tflite/kernels/densify.cc``,
-``tflite/delegates/xnnpack/xnnpack_delegate.cc``).
+``tflite/delegates/xnnpack/xnnpack_delegate.cc``), and each combination was run, with the delegate and without
+(``docs/design/quantization.md``).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tflite_export.encoding import BLOCK, nonzero_blocks
+from tflite_export.encoding import BLOCK, INT8_BLOCK, Encoding, nonzero_blocks
 
 SMALLEST = 64
 """Elements: below that, the index and the tables of a sparse tensor outweigh its zeros."""
 
-DENSIFY_CONSUMERS = frozenset(
+_FLOAT_CONSUMERS = frozenset(
     {
         ("FULLY_CONNECTED", 1),
         ("CONV_2D", 1),
@@ -31,19 +33,27 @@ DENSIFY_CONSUMERS = frozenset(
         ("EMBEDDING_LOOKUP", 1),
     }
 )
-"""(operator, input) pairs whose kernels take a weight that DENSIFY computes; each is run in the tests."""
+DENSIFY_CONSUMERS: dict[tuple[str, str], frozenset[tuple[str, int]]] = {
+    ("float32", "float32"): _FLOAT_CONSUMERS,
+    # Behind a DEQUANTIZE; any other reader gets NaN from XNNPACK.
+    ("float16", "float32"): frozenset({("FULLY_CONNECTED", 1), ("CONV_2D", 1), ("DEPTHWISE_CONV_2D", 1)}),
+    # XNNPACK hands the data of a FULLY_CONNECTED's int8 weight on before DENSIFY has made any.
+    ("int8", "int8"): frozenset({("CONV_2D", 1), ("DEPTHWISE_CONV_2D", 1), ("TRANSPOSE_CONV", 1), ("GATHER", 0)}),
+    # Dynamic range: likewise, for CONV_2D too.
+    ("int8", "float32"): frozenset({("TRANSPOSE_CONV", 1)}),
+    # XNNPACK has no int16 activations; these run in LiteRT's own kernels.
+    ("int8", "int16"): frozenset(
+        {("FULLY_CONNECTED", 1), ("CONV_2D", 1), ("DEPTHWISE_CONV_2D", 1), ("TRANSPOSE_CONV", 1)}
+    ),
+}
+"""For (type of the weight, type that the operator gives out), the (operator, input) pairs whose kernels take a
+weight that DENSIFY computes; each is run in the tests."""
 
 MINIMAL_BLOCK_SHARE = 0.9
 """Share of the zeros that must lie in whole zero blocks (as in TensorFlow's dense-to-sparse pass)."""
 
-ZERO_BLOCKS_ONE_ROW = 0.79
-ZERO_BLOCKS_MORE_ROWS = 0.89
-"""Share of zero blocks from which the 1x4 kernel is no slower than XNNPACK's dense one: at one row, and more.
-
-Three Dense(512), one thread, x86 with AVX-512: 1 row, 80 %: 1.1 to 2.3 x; 4 rows, 90 %: 1.1 x; 196 rows, 80
-%: 0.54 x, 90 %: 1.0 x (and on aarch64, counted in instructions, 1.75 x). 0.79 and 0.89 let a rounded 80 % and
-90 % in.
-"""
+BLOCK_LENGTHS = {Encoding.BLOCK: BLOCK, Encoding.BLOCK16: INT8_BLOCK}
+"""Encodings whose units are blocks along the inputs, with their lengths."""
 
 FUSABLE_ACTIVATIONS = frozenset({"NONE", "RELU", "RELU_N1_TO_1", "RELU6"})
 """Activations that the sparse FULLY_CONNECTED kernel clips to; it has no others."""
@@ -58,7 +68,7 @@ class Consumer:
         slot: Which of its inputs the tensor is.
         activation: Its fused activation, ``NONE`` where it has none.
         default_layout: Its weights are in the default layout (FULLY_CONNECTED has a shuffled one too).
-        float_input: Its first input is float32.
+        computes: Type of what it gives out: "float32", "int8", "int16".
         rows: Rows that it multiplies the weight with, for one sample; None where unknown.
         pooled_output: Its graph gives out a spatial mean with the dimensions kept.
     """
@@ -67,7 +77,7 @@ class Consumer:
     slot: int
     activation: str = "NONE"
     default_layout: bool = True
-    float_input: bool = True
+    computes: str = "float32"
     rows: int | None = None
     pooled_output: bool = False
 
@@ -83,6 +93,7 @@ class Weight:
         tensors: (subgraph, tensor) of each tensor that shares its buffer.
         is_output: One of the tensors is an output of its subgraph.
         agree: The tensors have the same shape and type.
+        dequantized: Its uses are those of the float32 tensor that a DEQUANTIZE makes of it.
     """
 
     name: str
@@ -91,11 +102,19 @@ class Weight:
     tensors: tuple[tuple[int, int], ...]
     is_output: bool = False
     agree: bool = True
+    dequantized: bool = False
 
-    @property
+    @cached_property
     def sparsity(self) -> float:
         """Share of zeros, a fraction in [0, 1]."""
         return 1.0 - float(np.count_nonzero(self.values)) / max(self.values.size, 1)
+
+    @property
+    def rows(self) -> int | None:
+        """The most rows that it is multiplied with at once; None where one of its uses is unknown."""
+        rows = [consumer.rows for consumer in self.consumers]
+        known = [count for count in rows if count is not None]
+        return max(known) if known and len(known) == len(rows) else None
 
 
 @dataclass(frozen=True)
@@ -110,9 +129,11 @@ class Verdict:
         return self.holds
 
 
-def is_float32(weight: Weight) -> Verdict:
-    """The weight is float32: the only type that this version stores sparse."""
-    return Verdict(weight.values.dtype == np.float32, f"{weight.values.dtype.name}: only float32 is stored sparse")
+def is_number_type(weight: Weight) -> Verdict:
+    """The weight is float32, int8, or a float16 that a DEQUANTIZE reads: what DENSIFY and the kernels know."""
+    name = weight.values.dtype.name
+    known = name in ("float32", "int8") or (name == "float16" and weight.dequantized)
+    return Verdict(known, f"{name}: only float32, int8, and float16 before a DEQUANTIZE are stored sparse")
 
 
 def is_large_enough(weight: Weight) -> Verdict:
@@ -137,7 +158,7 @@ def is_one_array(weight: Weight) -> Verdict:
 
 def has_zeros(weight: Weight) -> Verdict:
     """The weight holds a zero at all."""
-    return Verdict(bool((weight.values == 0).any()), "no zeros")
+    return Verdict(weight.sparsity > 0, "no zeros")
 
 
 def accepts_densified(weight: Weight) -> Verdict:
@@ -146,10 +167,25 @@ def accepts_densified(weight: Weight) -> Verdict:
         return Verdict(False, "an output of its subgraph, which must stay dense")
     if not weight.consumers:
         return Verdict(False, "no operator reads it")
+    kind = weight.values.dtype.name
     others = sorted(
-        {f"{c.operator} (input {c.slot})" for c in weight.consumers if (c.operator, c.slot) not in DENSIFY_CONSUMERS}
+        {
+            f"{c.operator} (input {c.slot}{'' if c.computes == kind else ', in ' + c.computes})"
+            for c in weight.consumers
+            if (c.operator, c.slot) not in DENSIFY_CONSUMERS.get((kind, c.computes), frozenset())
+        }
     )
-    return Verdict(not others, f"read by {', '.join(others)}, not known to take a weight from DENSIFY")
+    what = "a weight" if kind == "float32" else f"{'an' if kind[0] == 'i' else 'a'} {kind} weight"
+    return Verdict(not others, f"read by {', '.join(others)}, not known to take {what} from DENSIFY")
+
+
+def runtime_is_right(weight: Weight) -> Verdict:
+    """The number type is not what keeps the weight from being stored sparse: in float32 it could not be either."""
+    kind = weight.values.dtype.name
+    if not weight.consumers or weight.is_output or accepts_densified(weight):
+        return Verdict(True, "")
+    stored = all((consumer.operator, consumer.slot) in _FLOAT_CONSUMERS for consumer in weight.consumers)
+    return Verdict(not stored, f"the runtime gets a sparse {kind} weight wrong there")
 
 
 def is_safe_pointwise(weight: Weight) -> Verdict:
@@ -159,7 +195,7 @@ def is_safe_pointwise(weight: Weight) -> Verdict:
     1x1 convolution on a 1x1 map fails to allocate or answers garbage, and a spatial mean with its dimensions
     kept is wrong as the model's output.
     """
-    pointwise = weight.values.ndim == 4 and weight.values.shape[1:3] == (1, 1)
+    pointwise = weight.values.ndim == 4 and weight.values.shape[1:3] == (1, 1) and weight.values.dtype.kind == "f"
     for consumer in weight.consumers if pointwise else ():
         if consumer.operator == "CONV_2D" and consumer.rows in (1, None):
             return Verdict(
@@ -175,53 +211,62 @@ def is_safe_pointwise(weight: Weight) -> Verdict:
     return Verdict(True, "no sparse 1x1 convolution, or in a safe place")
 
 
-def feeds_block_kernel(weight: Weight) -> Verdict:
-    """Every reader is a float FULLY_CONNECTED in the default layout, its activation one of the kernel's."""
+def feeds_sparse_kernel(weight: Weight, encoding: Encoding) -> Verdict:
+    """Every reader is a FULLY_CONNECTED in the default layout, of the types and activations of the kernel.
+
+    The float kernels (1x4 blocks, CSR) read float32 weights: a float16 one is written as float32 for them. The
+    int8 kernel (1x16 blocks) is for int8 inputs; with float32 ones (dynamic range) XNNPACK takes the operator
+    and reads the blocks as if they were a dense matrix.
+    """
+    int8 = encoding is Encoding.BLOCK16
+    name = {Encoding.BLOCK: "1x4", Encoding.BLOCK16: "1x16", Encoding.CSR: "CSR"}[encoding]
+    kind = weight.values.dtype.name
     if weight.is_output or not weight.consumers:
-        return Verdict(False, "the 1x4 kernel is reached from FULLY_CONNECTED only")
+        return Verdict(False, f"the {name} kernel is reached from FULLY_CONNECTED only")
+    if (kind == "int8") is not int8:
+        return Verdict(False, f"the {name} kernel reads no {kind}")
     for consumer in weight.consumers:
         if (consumer.operator, consumer.slot) != ("FULLY_CONNECTED", 1):
             return Verdict(
                 False,
-                f"the 1x4 kernel is FULLY_CONNECTED's; {consumer.operator} reads the weight",
+                f"the {name} kernel is FULLY_CONNECTED's; {consumer.operator} reads the weight",
             )
-        if not consumer.float_input or not consumer.default_layout:
-            return Verdict(False, "the 1x4 kernel needs a float32 input and the default weights layout")
+        if consumer.computes != ("int8" if int8 else "float32"):
+            return Verdict(False, f"the {name} kernel is right with {'int8' if int8 else 'float32'} inputs only")
+        if not consumer.default_layout:
+            return Verdict(False, f"the {name} kernel needs the default weights layout")
         if consumer.activation not in FUSABLE_ACTIVATIONS:
-            return Verdict(False, f"the 1x4 kernel has no activation {consumer.activation}")
-    return Verdict(weight.values.ndim == 2, f"the 1x4 kernel needs rank 2, not {weight.values.ndim}")
+            return Verdict(False, f"the {name} kernel has no activation {consumer.activation}")
+    return Verdict(weight.values.ndim == 2, f"the {name} kernel needs rank 2, not {weight.values.ndim}")
 
 
-def divides_into_blocks(weight: Weight) -> Verdict:
-    """The inputs of a FULLY_CONNECTED weight [out, in] divide by 4."""
+def divides_into_blocks(weight: Weight, block: int = BLOCK) -> Verdict:
+    """The inputs of a FULLY_CONNECTED weight [out, in] divide by the length of a block."""
     inputs = weight.values.shape[-1]
-    return Verdict(inputs % BLOCK == 0, f"{inputs} inputs are not a multiple of {BLOCK}")
+    return Verdict(inputs % block == 0, f"{inputs} inputs are not a multiple of {block}")
 
 
-def zero_block_share(weight: Weight) -> float:
-    """Return the share of 1x4 blocks that are all zero, of a weight [out, in] that divides into blocks."""
-    blocks = nonzero_blocks(weight.values)
+def zero_unit_share(weight: Weight, encoding: Encoding) -> float:
+    """Return the share of units that are zero: of blocks, or of weights for CSR.
+
+    The weight [out, in] divides into blocks.
+    """
+    if encoding not in BLOCK_LENGTHS:
+        return weight.sparsity
+    blocks = nonzero_blocks(weight.values, BLOCK_LENGTHS[encoding])
     return 1.0 - float(np.count_nonzero(blocks)) / blocks.size
 
 
-def zeros_form_blocks(weight: Weight) -> Verdict:
-    """Zero blocks / single zeros is at least 0.9."""
-    blocks, zeros = zero_block_share(weight), weight.sparsity
-    return Verdict(
-        zeros > 0 and blocks >= MINIMAL_BLOCK_SHARE * zeros,
-        f"no 1x4 blocks: {blocks:.1%} of them are zero beside {zeros:.1%} of the weights",
-    )
+def zeros_form_blocks(weight: Weight, share: float, block: int = BLOCK) -> Verdict:
+    """Zero blocks / single zeros is at least 0.9.
 
-
-def block_kernel_pays(weight: Weight) -> Verdict:
-    """Enough blocks are zero for the 1x4 kernel to keep up with the dense one, at the rows it meets."""
-    rows = [consumer.rows for consumer in weight.consumers]
-    known = [count for count in rows if count is not None]
-    most = max(known) if known and len(known) == len(rows) else None
-    threshold = ZERO_BLOCKS_ONE_ROW if most == 1 else ZERO_BLOCKS_MORE_ROWS
-    share = zero_block_share(weight)
-    at = f"{most} row{'s' * (most != 1)}" if most is not None else "an unknown number of rows"
+    Args:
+        weight: The weight.
+        share: Of its blocks that are zero.
+        block: Their length.
+    """
+    zeros = weight.sparsity
     return Verdict(
-        share >= threshold,
-        f"{share:.1%} of 1x4 blocks are zero; the kernel pays from {threshold:.0%} at {at}",
+        zeros > 0 and share >= MINIMAL_BLOCK_SHARE * zeros,
+        f"no 1x{block} blocks: {share:.1%} of them are zero beside {zeros:.1%} of the weights",
     )

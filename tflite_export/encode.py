@@ -10,15 +10,16 @@ from ai_edge_litert import schema_py_generated as schema
 
 from tflite_export import flatbuffer
 from tflite_export.eligibility import Weight
+from tflite_export.encoding import SparseArray
 from tflite_export.plan import Encoding, Plan, encoded
 
 
 def encode(dense: bytes, plan: Plan, weights: Iterable[Weight]) -> bytes:
     """Return the file with its weights stored as planned.
 
-    Changed are: the buffers and the sparsity of the planned tensors; for 1x4 blocks, the version of the
-    FULLY_CONNECTED operators that read one; for CSR, a DENSIFY before the first reader. Everything else stays
-    as the converter wrote it.
+    Changed are: the buffers and the sparsity of the planned tensors; for a sparse kernel, the version of the
+    FULLY_CONNECTED operators that read one, and a float16 weight becomes the float32 one that its DEQUANTIZE
+    made; else a DENSIFY before the first reader. Everything else stays as the converter wrote it.
 
     Args:
         dense: The converter's file.
@@ -33,20 +34,41 @@ def encode(dense: bytes, plan: Plan, weights: Iterable[Weight]) -> bytes:
     model = flatbuffer.read(dense, "the converter's file")
     by_tensors = {weight.tensors: weight for weight in weights}
     for line in plan.sparse:
-        sparse = encoded(by_tensors[line.tensors], line.encoding)
+        weight = by_tensors[line.tensors]
+        sparse = encoded(weight, line.encoding)
         assert sparse is not None  # plan.sparse holds no dense line
         buffer = flatbuffer.add_buffer(model, sparse.values)
         for number, index in line.tensors:
             subgraph = model.subgraphs[number]
-            tensor = subgraph.tensors[index]
-            model.buffers[tensor.buffer].data = None
-            tensor.buffer = buffer
-            tensor.sparsity = flatbuffer.sparsity_parameters(sparse)
+            model.buffers[subgraph.tensors[index].buffer].data = None
             if line.encoding is Encoding.DENSIFY:
+                _store(subgraph, index, buffer, sparse)
                 flatbuffer.densify(model, subgraph, index)
-            else:
-                _raise_version(model, subgraph, index)
+                # The operators that read it find its scales there.
+                subgraph.tensors[-1].quantization = subgraph.tensors[index].quantization
+                continue
+            for read in _drop_dequantize(model, subgraph, index) if weight.dequantized else [index]:
+                _store(subgraph, read, buffer, sparse)
+                _raise_version(model, subgraph, read)
     return flatbuffer.write(model)
+
+
+def _store(subgraph: Any, index: int, buffer: int, sparse: SparseArray) -> None:
+    """Let a tensor hold a sparse array."""
+    tensor = subgraph.tensors[index]
+    tensor.buffer = buffer
+    tensor.sparsity = flatbuffer.sparsity_parameters(sparse)
+
+
+def _drop_dequantize(model: Any, subgraph: Any, index: int) -> list[int]:
+    """Remove the DEQUANTIZE operators that read a tensor; return what they gave out."""
+    dropped = [
+        operator
+        for operator in subgraph.operators
+        if flatbuffer.operator_name(model, operator) == "DEQUANTIZE" and (np.asarray(operator.inputs) == index).any()
+    ]
+    subgraph.operators = [operator for operator in subgraph.operators if not any(operator is one for one in dropped)]
+    return [int(operator.outputs[0]) for operator in dropped]
 
 
 def _raise_version(model: Any, subgraph: Any, index: int) -> None:

@@ -11,6 +11,7 @@ is stored as r + b nested levels, each dense (a size) or CSR (segments and indic
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 from math import prod
 from typing import Any
 
@@ -21,6 +22,22 @@ Array = NDArray[Any]
 
 BLOCK = 4
 """Length of a float block: the only one that the runtime's float FULLY_CONNECTED kernel reads."""
+INT8_BLOCK = 16
+"""Length of an int8 block: the only one that its int8 FULLY_CONNECTED kernel reads."""
+
+
+class Encoding(str, Enum):
+    """How a weight is stored, and so what reads it.
+
+    ``BLOCK``, ``BLOCK16`` and ``CSR`` are read by sparse FULLY_CONNECTED kernels; ``DENSIFY`` is the same data
+    as ``CSR``, behind an operator that makes it dense when the file is loaded.
+    """
+
+    DENSE = "dense"
+    BLOCK = "1x4 blocks"
+    BLOCK16 = "1x16 blocks"
+    CSR = "CSR"
+    DENSIFY = "CSR + DENSIFY"
 
 
 @dataclass(frozen=True)
@@ -112,6 +129,28 @@ def _csr(stored: NDArray[np.bool_]) -> tuple[CsrLevel, NDArray[np.intp]]:
     return level, flat
 
 
+def encoded_bytes(dense: Array, block: int | None, itemsize: int) -> int:
+    """Return the bytes that :func:`encode_csr` (``block`` None) or :func:`encode_blocks` would take.
+
+    Args:
+        dense: The array.
+        block: Length of a block, or None.
+        itemsize: Bytes of a value as stored.
+
+    Example:
+        >>> dense = np.array([[0.0, 5.0, 0.0], [6.0, 0.0, 7.0]], dtype=np.float32)
+        >>> encoded_bytes(dense, None, 4), encode_csr(dense).nbytes
+        (18, 18)
+    """
+    _require_elements(dense)
+    units = nonzero_blocks(dense, block) if block is not None else dense.reshape(-1, dense.shape[-1]) != 0
+    # As _csr does, at least one unit is stored.
+    count = max(1, int(np.count_nonzero(units)))
+    largest = int(np.flatnonzero(units.any(axis=0)).max(initial=0))
+    index = smallest_index_dtype(largest).itemsize * count + smallest_index_dtype(count).itemsize * (len(units) + 1)
+    return count * (block or 1) * itemsize + index
+
+
 def encode_csr(dense: Array) -> SparseArray:
     """Store the non-zero values of an array, with the last dimension compressed.
 
@@ -180,8 +219,10 @@ def nonzero_blocks(dense: Array, block: int = BLOCK) -> NDArray[np.bool_]:
         [[False, True]]
     """
     flags = np.ascontiguousarray(dense != 0)
-    word = np.dtype(f"u{block}") if block in (1, 2, 4, 8) else None
-    hit = flags.view(word) != 0 if word else flags.reshape(dense.shape[0], -1, block).any(axis=2)
+    # Eight flags at a time where the block has that many.
+    width = next(width for width in (8, 4, 2, 1) if block % width == 0)
+    words = flags.view(np.dtype(f"u{width}")) != 0
+    hit = words if width == block else words.reshape(dense.shape[0], -1, block // width).any(axis=2)
     return np.asarray(hit, dtype=np.bool_)
 
 

@@ -16,17 +16,31 @@ from tflite_export.verify import Verification
 WIDTH = 120
 
 
-@dataclass(frozen=True)
 class Size:
-    """Bytes of a file, as they are and after gzip (level 6), as a download would be."""
+    """Bytes of a file, as they are and after gzip (level 6), as a download would be.
 
-    raw: int
-    gzip: int
+    The second takes seconds for a hundred megabytes and is computed when it is first asked for.
 
-    @classmethod
-    def of(cls, content: bytes) -> Size:
-        """Return the sizes of a file's bytes."""
-        return cls(len(content), len(gzip.compress(content, compresslevel=6)))
+    Args:
+        content: The file's bytes; they are let go once they are compressed.
+    """
+
+    def __init__(self, content: bytes) -> None:
+        self.raw = len(content)
+        self._content: bytes | None = content
+        self._gzip = 0
+
+    @property
+    def gzip(self) -> int:
+        """Bytes after gzip."""
+        if self._content is not None:
+            self._gzip = len(gzip.compress(self._content, compresslevel=6))
+            self._content = None
+        return self._gzip
+
+    def to_dict(self) -> dict[str, int]:
+        """Return both as a JSON-able dictionary."""
+        return {"raw": self.raw, "gzip": self.gzip}
 
 
 @dataclass(frozen=True)
@@ -40,6 +54,8 @@ class ExportReport:
         lines: The plan, weight by weight, each with its reason.
         verification: Errors in the runtime against the Keras model.
         notes: What was decided on the way: a fixed batch, drawn inputs.
+        target: Name of the device it is made for.
+        quantize: Its number type; None is float32.
     """
 
     path: str
@@ -48,6 +64,8 @@ class ExportReport:
     lines: tuple[PlanLine, ...]
     verification: Verification
     notes: tuple[str, ...] = ()
+    target: str = "any"
+    quantize: str | None = None
 
     def __str__(self) -> str:
         """Return the report as a table."""
@@ -58,6 +76,7 @@ class ExportReport:
             ("zeros", "right"),
             ("stored as", "left"),
             ("bytes", "right"),
+            ("gain", "right"),
             ("reason", "left"),
         ):
             table.add_column(heading, justify=justify)  # type: ignore[arg-type]
@@ -71,9 +90,12 @@ class ExportReport:
                 f"{line.sparsity:.1%}",
                 line.encoding.value,
                 f"{line.stored_bytes:,}",
+                "" if line.gain is None else f"{line.gain:.2g} x",
                 line.reason,
             )
         footer = [
+            f"target '{self.target}', {self.quantize or 'float32'}; "
+            "gain: expected time of the operator with the weight dense / as stored",
             f"file: {self.written.raw:,} bytes of {self.dense.raw:,} dense "
             f"({self.written.raw / self.dense.raw:.1%}); "
             f"gzip: {self.written.gzip:,} of {self.dense.gzip:,} ({self.written.gzip / self.dense.gzip:.1%})",
@@ -94,8 +116,10 @@ class ExportReport:
         """Return the report as a JSON-able dictionary."""
         return {
             "path": self.path,
-            "dense": dict(vars(self.dense)),
-            "written": dict(vars(self.written)),
+            "target": self.target,
+            "quantize": self.quantize,
+            "dense": self.dense.to_dict(),
+            "written": self.written.to_dict(),
             "weights": [line.to_dict() for line in self.lines],
             "verification": self.verification.to_dict(),
             "notes": list(self.notes),

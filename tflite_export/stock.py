@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import keras
 
+from tflite_export import flatbuffer, precision
 from tflite_export.errors import ExportError
+from tflite_export.inputs import Inputs
+from tflite_export.memory import release
+from tflite_export.quantize import FLOAT32, NumberType, batches, check_loops, configure
 from tflite_export.signature import Signature, output_names
 
 
@@ -31,48 +38,88 @@ class Converted:
     notes: tuple[str, ...] = ()
 
 
-def convert(model: keras.Model, signature: Signature, batch_size: int | None = None) -> Converted:
+def convert(
+    make: Callable[[], keras.Model],
+    signature: Signature,
+    batch_size: int | None = None,
+    kind: NumberType = FLOAT32,
+    calibration: Inputs | None = None,
+) -> Converted:
     """Convert a plain Keras model to a dense .tflite.
 
     The batch stays free where the converter allows it. It is fixed to 1 for recurrent layers, whose tensor
     lists it lowers at a known size only, and where a conversion with a free batch fails.
 
     Args:
-        model: Built; without masks.
+        make: Returns the model, built and without masks. It is let go before the converter runs, which needs
+            several times its memory.
         signature: Of the model.
         batch_size: Fix the batch to this.
+        kind: Number type of the file.
+        calibration: Samples for the ranges of activations, where the number type needs them.
 
     Raises:
-        ExportError: Keras runs on another backend, or the converter fails.
+        ExportError: Keras runs on another backend, the converter fails, or would crash.
     """
     if keras.backend.backend() != "tensorflow":
         raise ExportError(
-            f"model '{model.name}'",
+            "the model",
             "the TFLite converter needs Keras on TensorFlow",
             keras.backend.backend(),
             "Save it as .keras and export it in a process with KERAS_BACKEND=tensorflow.",
         )
-    import tensorflow as tf
+
+    made = [make()]
+    recurrent = next((layer.path for layer in made[0]._flatten_layers() if isinstance(layer, keras.layers.RNN)), None)
+
+    def convert_at(batch: int | None, notes: tuple[str, ...]) -> Converted:
+        return _convert_at(lambda: made.pop() if made else make(), signature, batch, notes, kind, calibration)
 
     if batch_size is not None:
-        return _convert_at(tf, model, signature, batch_size, (f"batch fixed to {batch_size}: asked for",))
-    recurrent = next((layer.path for layer in model._flatten_layers() if isinstance(layer, keras.layers.RNN)), None)
+        return convert_at(batch_size, (f"batch fixed to {batch_size}: asked for",))
     if recurrent is not None:
         note = f"batch fixed to 1: the converter unrolls the recurrent layer '{recurrent}' at a known batch only"
-        return _convert_at(tf, model, signature, 1, (note,))
+        return convert_at(1, (note,))
     try:
-        return _convert_at(tf, model, signature, None, ())
+        return convert_at(None, ())
     except ExportError as free:
         note = f"batch fixed to 1: the converter failed with a free batch ({_first_line(free.received)})"
         try:
-            return _convert_at(tf, model, signature, 1, (note,))
+            return convert_at(1, (note,))
         except ExportError:
             raise free from None
 
 
 def _convert_at(
-    tf: Any, model: keras.Model, signature: Signature, batch: int | None, notes: tuple[str, ...]
+    make: Callable[[], keras.Model],
+    signature: Signature,
+    batch: int | None,
+    notes: tuple[str, ...],
+    kind: NumberType,
+    calibration: Inputs | None,
 ) -> Converted:
+    input_names = tuple(spec.name for spec in signature.inputs)
+
+    def samples() -> Any:
+        assert calibration is not None  # asked for by number types that need it only
+        return batches(calibration, input_names, batch)
+
+    with tempfile.TemporaryDirectory() as folder:
+        names, size = _save(make(), folder, signature, batch, kind)
+        release(size)
+        with _named_errors():
+            content = _run_converter(folder, kind, samples)
+    release(size)
+    # The converter shares equal constants of calibrated files itself.
+    return Converted(content if kind.calibrated else _share(content), batch, input_names, names, notes)
+
+
+def _save(
+    model: keras.Model, folder: str, signature: Signature, batch: int | None, kind: NumberType
+) -> tuple[tuple[str, ...], int]:
+    """Write a model as a SavedModel for a batch; return the names of its outputs, and the bytes of its weights."""
+    import tensorflow as tf
+
     specs = [tf.TensorSpec((batch, *spec.shape), spec.dtype, name=spec.name) for spec in signature.inputs]
     names: list[str] = []
 
@@ -81,21 +128,70 @@ def _convert_at(
         names[:] = output_names(outputs)
         return dict(zip(names, keras.tree.flatten(outputs), strict=True))
 
-    archive = keras.export.ExportArchive()
-    archive.track(model)
-    try:
+    with precision.float32(model), _named_errors():
+        if kind.calibrated:
+            check_loops(kind, _operations(tf.function(serve).get_concrete_function(*specs)), f"model '{model.name}'")
+        archive = keras.export.ExportArchive()
+        archive.track(model)
         archive.add_endpoint("serve", serve, input_signature=specs)
-        with tempfile.TemporaryDirectory() as folder:
-            archive.write_out(folder, verbose=False)
-            content = tf.lite.TFLiteConverter.from_saved_model(folder).convert()
-    except Exception as error:  # the converter raises anything from ValueError to its own ConverterError
+        archive.write_out(folder, verbose=False)
+    return tuple(names), 4 * model.count_params()
+
+
+def _run_converter(folder: str, kind: NumberType, samples: Callable[[], Any]) -> bytes:
+    """Return what TensorFlow's converter makes of a SavedModel."""
+    import tensorflow as tf
+
+    converter = tf.lite.TFLiteConverter.from_saved_model(folder)
+    configure(converter, kind, samples)
+    # Both spare the file a way through Python objects and back, which takes as long as the conversion; without the
+    # second attribute, which is private, it is taken and the file is the same.
+    converter.exclude_conversion_metadata = True
+    converter._experimental_use_buffer_offset = not kind.calibrated
+    content: bytes = converter.convert()
+    return content
+
+
+@contextmanager
+def _named_errors() -> Iterator[None]:
+    """Turn what the converter raises, anything from ValueError to its own ConverterError, into an ExportError."""
+    try:
+        yield
+    except ExportError:
+        raise
+    except Exception as error:
         raise ExportError(
-            f"model '{model.name}'",
+            "the model",
             "TensorFlow's converter must take it",
             f"{type(error).__name__}: {_first_line(error)}",
             "See the operator named here; batch_size=1 may help.",
         ) from error
-    return Converted(content, batch, tuple(spec.name for spec in signature.inputs), tuple(names), notes)
+
+
+def _share(content: bytes) -> bytes:
+    """Return a file with its constants inside the flatbuffer, tensors of equal constants sharing one buffer."""
+    model = flatbuffer.read(content, "the converter's file")
+    model.metadata = [entry for entry in model.metadata or [] if entry.name != b"buffer_location"]
+    kept: dict[tuple[Any, ...], int] = {}
+    for subgraph in model.subgraphs:
+        for tensor in subgraph.tensors or []:
+            data = model.buffers[tensor.buffer].data
+            if data is None or len(data) == 0:
+                continue
+            shape = () if tensor.shape is None else tuple(int(size) for size in tensor.shape)
+            key = (tensor.type, shape, hashlib.sha256(data).digest())
+            first = kept.setdefault(key, tensor.buffer)
+            if first != tensor.buffer:
+                model.buffers[tensor.buffer].data = None
+                tensor.buffer = first
+    return flatbuffer.write(model)
+
+
+def _operations(function: Any) -> set[str]:
+    """Return the kinds of operations in a concrete function and all that it calls."""
+    graph = function.graph.as_graph_def()
+    nodes = [*graph.node, *(node for inner in graph.library.function for node in inner.node_def)]
+    return {node.op for node in nodes}
 
 
 def _first_line(message: object) -> str:

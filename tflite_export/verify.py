@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,18 +11,19 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from tflite_export import precision
+from tflite_export import flatbuffer, precision
 from tflite_export.errors import ExportError
 from tflite_export.inputs import SAMPLES, Inputs, collect_inputs
+from tflite_export.quantize import FLOAT32, NumberType, number_type_of
 from tflite_export.runtime import LARGEST_BATCH, Session, load
 from tflite_export.signature import Signature, output_names, signature_of
 
-TOLERANCE = 1e-4
-"""Largest error of a float output, as a share of the largest absolute value of that output over all samples.
+TOLERANCE = FLOAT32.tolerance
+"""Largest error of a float32 file's output, as a share of the largest absolute value of it over all samples.
 
 Two right float32 implementations differ by the order of their sums: per layer about sqrt(n) * 2**-24 of the
 sum's scale, 2e-6 at n = 1000, and up to some 1e-5 through a deep network. A wrong kernel is off by 1e-2 and
-more. 1e-4 lies between.
+more. 1e-4 lies between. For other number types see :mod:`tflite_export.quantize`.
 """
 
 CONFIGURATIONS = ((True, 1), (True, 4), (False, 1), (False, 4))
@@ -38,12 +39,18 @@ class OutputError:
         max_absolute: Largest absolute difference.
         max_relative: The same, as a share of the output's scale.
         scale: Largest absolute value of the model's output over all samples.
+        top1: Share of the samples whose largest value stands at the model's place, for an output [samples,
+            classes]; None for others.
+        encoding: Largest difference from the dense file of the same number type in the same configuration, as
+            a share of the scale; None where there was none to compare with.
     """
 
     name: str
     max_absolute: float
     max_relative: float
     scale: float
+    top1: float | None = None
+    encoding: float | None = None
 
 
 @dataclass(frozen=True)
@@ -64,12 +71,14 @@ class Verification:
         samples: Number of inputs.
         drawn: The inputs were random, not real.
         tolerance: Largest relative error allowed.
+        encoding_tolerance: Largest difference from the dense file allowed, where it was compared.
     """
 
     runs: tuple[Run, ...]
     samples: int
     drawn: bool
     tolerance: float
+    encoding_tolerance: float | None = None
 
     @property
     def max_absolute(self) -> float:
@@ -81,14 +90,32 @@ class Verification:
         """Largest error as a share of its output's scale."""
         return max(output.max_relative for run in self.runs for output in run.outputs)
 
+    @property
+    def top1(self) -> float | None:
+        """Smallest share of samples that keep their class, over outputs [samples, classes] and configurations."""
+        shares = [output.top1 for run in self.runs for output in run.outputs if output.top1 is not None]
+        return min(shares, default=None)
+
+    @property
+    def encoding(self) -> float | None:
+        """Largest difference from the dense file, where it was compared."""
+        found = [output.encoding for run in self.runs for output in run.outputs if output.encoding is not None]
+        return max(found, default=None)
+
     def __str__(self) -> str:
         """Return the figures as one line."""
+        top1 = f", top-1 agreement {self.top1:.1%}" if self.top1 is not None else ""
+        encoding = (
+            f"; beside the dense file {self.encoding:.2g} (allowed {self.encoding_tolerance:g})"
+            if self.encoding is not None
+            else ""
+        )
         threads = sorted({run.threads for run in self.runs})
         return (
             f"verified on {self.samples} {'random' if self.drawn else 'given'} inputs, "
             f"XNNPACK on and off, {' and '.join(map(str, threads))} "
             f"threads: max error {self.max_absolute:.2g}, relative {self.max_relative:.2g} "
-            f"(allowed {self.tolerance:g})"
+            f"(allowed {self.tolerance:g}){top1}{encoding}"
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -97,6 +124,9 @@ class Verification:
             "samples": self.samples,
             "drawn": self.drawn,
             "tolerance": self.tolerance,
+            "top1": self.top1,
+            "encoding": self.encoding,
+            "encoding_tolerance": self.encoding_tolerance,
             "max_absolute": self.max_absolute,
             "max_relative": self.max_relative,
             "runs": [
@@ -133,18 +163,19 @@ def verify(
     data: Any = None,
     *,
     samples: int = SAMPLES,
-    tolerance: float = TOLERANCE,
+    tolerance: float | None = None,
 ) -> Verification:
     """Compare a .tflite with a Keras model, in LiteRT: with and without XNNPACK, on 1 and 4 threads.
 
-    error = max |file - model| / max |model|, for each float output; integer outputs must be equal; NaN fails.
+    error = max |file - model| / max |model|, for each float output; NaN fails. Integer outputs must be equal; in a
+    quantized file, the error is the share of them that are not.
 
     Args:
         path: The file.
         model: The model that it came from.
         data: Inputs: see :func:`tflite_export.inputs.collect_inputs`. None draws a few, with a warning.
         samples: Use at most so many.
-        tolerance: Largest error allowed.
+        tolerance: Largest error allowed; None: that of the file's number type.
 
     Returns:
         The errors, all within the tolerance.
@@ -163,7 +194,8 @@ def verify(
     inputs = collect_inputs(model, signature, data, samples)
     with precision.float32(model):
         reference = answer(model, signature, inputs)
-    return compare(content, _names_of_file(content, os.fspath(path), reference), os.fspath(path), tolerance)
+    kind = number_type_of(flatbuffer.read(content, os.fspath(path)))
+    return compare(content, _names_of_file(content, os.fspath(path), reference), os.fspath(path), kind, tolerance)
 
 
 def answer(model: keras.Model, signature: Signature, inputs: Inputs) -> Reference:
@@ -192,37 +224,85 @@ def answer(model: keras.Model, signature: Signature, inputs: Inputs) -> Referenc
     return Reference(inputs, columns, tuple(spec.name for spec in signature.inputs), names)
 
 
-def compare(content: bytes, reference: Reference, subject: str, tolerance: float = TOLERANCE) -> Verification:
+Answers = Mapping[tuple[bool, int, int], Sequence[NDArray[Any]]]
+"""The outputs of a file for (delegate, threads, which run of that configuration)."""
+
+
+def answers(content: bytes, reference: Reference, subject: str) -> Answers:
+    """Return what a file gives out in every configuration, for :func:`compare` to hold another one against.
+
+    Raises:
+        ExportError: It cannot be run.
+    """
+    return {
+        (delegate, threads, turn): outputs
+        for delegate, threads, turn, _, _, outputs in _configurations(content, reference, subject)
+    }
+
+
+def compare(
+    content: bytes,
+    reference: Reference,
+    subject: str,
+    kind: NumberType = FLOAT32,
+    tolerance: float | None = None,
+    dense: Answers | None = None,
+) -> Verification:
     """Run a file in every configuration and compare it with the reference.
 
     A file with a free batch is run on one sample, on all, and on one again, in the same interpreter: what an
     operator has unpacked must survive that tensors are allocated anew, larger and smaller.
 
+    Args:
+        content: The file's bytes.
+        reference: What the model answers.
+        subject: What to call the file in errors.
+        kind: Its number type, for the tolerances.
+        tolerance: Largest error against the model, in place of the number type's.
+        dense: What the dense file of the same number type gives out, to be compared with too.
+
     Raises:
         ExportError: An output is off, or the file cannot be run.
     """
-    runs = []
+    allowed = kind.tolerance if tolerance is None else tolerance
     scales = [_scale(output) for output in reference.outputs]
+    found: dict[tuple[bool, int], tuple[OutputError, ...]] = {}
+    for delegate, threads, turn, place, count, outputs in _configurations(content, reference, subject):
+        twins = [None] * len(outputs) if dense is None else dense[delegate, threads, turn]
+        errors = tuple(
+            _measure(name, output, wanted[:count], scale, allowed, kind, twin, place)
+            for name, output, wanted, scale, twin in zip(
+                reference.output_names, outputs, reference.outputs, scales, twins, strict=True
+            )
+        )
+        if count == len(reference.inputs):
+            found[delegate, threads] = errors
+    runs = tuple(Run(delegate, threads, errors) for (delegate, threads), errors in found.items())
+    return Verification(
+        runs,
+        len(reference.inputs),
+        reference.inputs.drawn,
+        allowed,
+        None if dense is None else kind.encoding_tolerance,
+    )
+
+
+def _configurations(
+    content: bytes, reference: Reference, subject: str
+) -> Iterator[tuple[bool, int, int, str, int, list[NDArray[Any]]]]:
+    """Yield (delegate, threads, turn, place for errors, number of samples, outputs) of each run."""
     for delegate, threads in CONFIGURATIONS:
         session = Session(content, subject, threads=threads, delegate=delegate)
         resized = session.batch_size is None and len(reference.inputs) > 1
-        errors: tuple[OutputError, ...] = ()
-        for count in (1, len(reference.inputs), 1) if resized else (len(reference.inputs),):
+        for turn, count in enumerate((1, len(reference.inputs), 1) if resized else (len(reference.inputs),)):
             outputs = session.run(
                 [array[:count] for array in reference.inputs.arrays],
                 reference.input_names,
                 reference.output_names,
             )
-            found = tuple(
-                _measure(name, output, wanted[:count], scale, tolerance, f"{session.subject}, {count} samples")
-                for name, output, wanted, scale in zip(
-                    reference.output_names, outputs, reference.outputs, scales, strict=True
-                )
-            )
-            if count == len(reference.inputs):
-                errors = found
-        runs.append(Run(delegate, threads, errors))
-    return Verification(tuple(runs), len(reference.inputs), reference.inputs.drawn, tolerance)
+            yield delegate, threads, turn, f"{session.subject}, {count} samples", count, outputs
+        # The next one is not to be made while this one still holds its copy of the weights.
+        del session
 
 
 def _scale(output: NDArray[Any]) -> float:
@@ -232,7 +312,14 @@ def _scale(output: NDArray[Any]) -> float:
 
 
 def _measure(
-    name: str, got: NDArray[Any], wanted: NDArray[Any], scale: float, tolerance: float, subject: str
+    name: str,
+    got: NDArray[Any],
+    wanted: NDArray[Any],
+    scale: float,
+    tolerance: float,
+    kind: NumberType,
+    dense: NDArray[Any] | None,
+    subject: str,
 ) -> OutputError:
     """Return the error of one output; raise where it is too large."""
     place = f"{subject}, output '{name}'"
@@ -244,15 +331,7 @@ def _measure(
             "Was the file made from this model?",
         )
     if got.dtype.kind not in "fc":
-        wrong = int(np.count_nonzero(got != wanted))
-        if wrong:
-            raise ExportError(
-                place,
-                "integers must equal the model's",
-                f"{wrong} of {got.size} differ",
-                "Export the scores, and take the class from them.",
-            )
-        return OutputError(name, 0.0, 0.0, scale)
+        return _measure_integers(name, got, wanted, scale, tolerance if kind is not FLOAT32 else 0.0, place)
     if np.isnan(got).any():
         raise ExportError(
             place,
@@ -271,15 +350,43 @@ def _measure(
         )
     absolute = float(np.abs(a[finite] - b[finite]).max(initial=0.0))
     # A model that answers zeros only has no scale; its file must answer zeros too.
-    relative = absolute / scale if scale > 0 else absolute
-    if not relative <= tolerance:
+    unit = scale if scale > 0 else 1.0
+    if not absolute / unit <= tolerance:
         raise ExportError(
             place,
             f"must equal the model's to {tolerance:g} of its scale {scale:.3g}",
-            f"{relative:.3g}",
-            "Export it dense, or raise tolerance where this is accepted.",
+            f"{absolute / unit:.3g}",
+            "Export it dense, or raise tolerance where this is accepted."
+            if kind is FLOAT32
+            else "Quantize less, give more data, or raise tolerance where this is accepted.",
         )
-    return OutputError(name, absolute, relative, scale)
+    encoding = None
+    if dense is not None:
+        encoding = float(np.abs(a[finite] - dense.astype(np.float64)[finite]).max(initial=0.0)) / unit
+        if not encoding <= kind.encoding_tolerance:
+            raise ExportError(
+                place,
+                f"must equal the dense file's to {kind.encoding_tolerance:g} of its scale {scale:.3g}",
+                f"{encoding:.3g}",
+                "Export it dense, and report the model.",
+            )
+    top1 = float(np.mean(a.argmax(1) == b.argmax(1))) if a.ndim == 2 and a.shape[1] > 1 else None
+    return OutputError(name, absolute, absolute / unit, scale, top1, encoding)
+
+
+def _measure_integers(
+    name: str, got: NDArray[Any], wanted: NDArray[Any], scale: float, tolerance: float, place: str
+) -> OutputError:
+    """Return the share of an integer output that differs; raise where it is too large."""
+    wrong = int(np.count_nonzero(got != wanted))
+    if wrong > tolerance * got.size:
+        raise ExportError(
+            place,
+            "integers must equal the model's" + (f", but for {tolerance:.0%}" if tolerance else ""),
+            f"{wrong} of {got.size} differ",
+            "Export the scores, and take the class from them.",
+        )
+    return OutputError(name, float(bool(wrong)), wrong / max(got.size, 1), scale)
 
 
 def _names_of_file(content: bytes, subject: str, reference: Reference) -> Reference:

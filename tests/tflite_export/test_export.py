@@ -266,12 +266,13 @@ def test_strict_names_the_weight_and_leaves_what_stood_there(tmp_path, dense_net
 def test_a_converter_that_gives_a_wrong_file_is_found_out(tmp_path, dense_net, inputs, monkeypatch):
     from tflite_export import stock
 
-    def wrong(model, signature, batch_size=None):
-        model.layers[0].bias.assign_add(np.ones(128))
-        try:
-            return stock.convert(model, signature, batch_size)
-        finally:
-            model.layers[0].bias.assign_sub(np.ones(128))
+    def wrong(make, signature, *arguments):
+        def made():
+            model = make()
+            model.layers[0].bias.assign_add(np.ones(128))
+            return model
+
+        return stock.convert(made, signature, *arguments)
 
     monkeypatch.setattr("tflite_export.convert.convert", wrong)
     with pytest.raises(ExportError, match=r"the dense file, before any weight was stored sparse"):

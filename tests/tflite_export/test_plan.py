@@ -60,14 +60,14 @@ def test_the_kernel_is_used_where_it_keeps_up_with_the_dense_one(share, rows, ex
     ("changed", "reason"),
     [
         ({"activation": "TANH"}, "no activation TANH"),
-        ({"float_input": False}, "float32 input"),
+        ({"computes": "int8"}, "right with float32 inputs only"),
         ({"default_layout": False}, "default weights layout"),
         ({"operator": "BATCH_MATMUL"}, "BATCH_MATMUL reads the weight"),
         ({"slot": 0}, "FULLY_CONNECTED reads the weight"),
     ],
 )
 def test_the_kernel_serves_only_what_it_was_written_for(changed, reason):
-    verdict = rules.feeds_block_kernel(weight(blocks(0.9), dataclasses.replace(ONE_ROW, **changed)))
+    verdict = rules.feeds_sparse_kernel(weight(blocks(0.9), dataclasses.replace(ONE_ROW, **changed)), Encoding.BLOCK)
     assert not verdict
     assert reason in verdict.reason
 
@@ -92,7 +92,11 @@ def test_inputs_that_blocks_do_not_divide_are_stored_behind_densify():
 @pytest.mark.parametrize(
     ("values", "fields", "reason"),
     [
-        (singles(0.9).astype("float16"), {}, "float16: only float32 is stored sparse"),
+        (
+            singles(0.9).astype("float16"),
+            {},
+            "float16: only float32, int8, and float16 before a DEQUANTIZE are stored sparse",
+        ),
         (singles(0.9, (62,)), {}, "shape [62]: too small (rank 2 and 64 elements are needed)"),
         (singles(0.9, (6, 8)), {}, "shape [6, 8]: too small (rank 2 and 64 elements are needed)"),
         (singles(0.0), {}, "no zeros"),

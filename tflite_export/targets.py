@@ -1,0 +1,316 @@
+"""The devices that a file is made for: which sparse kernels run there, and what they were measured to gain.
+
+Data only. A gain is (time of XNNPACK's dense kernel) / (time of the sparse one), of the operator that reads the
+weight: above 1 is faster.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from math import log2
+
+from tflite_export.encoding import Encoding
+from tflite_export.errors import ExportError
+
+PAYS = 1.03
+"""Gain from which a sparse kernel is used: below, the noise of a measurement could hide a loss."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Gains of a kernel in one setting.
+
+    Args:
+        rows: Rows that the weight was multiplied with.
+        weight_bytes: Bytes of all weights of the file when dense: whether they stay in a cache between two
+            inferences decides what the dense kernel takes.
+        gains: (share of zero units, gain), shares ascending; a unit is a block, or a weight for CSR.
+    """
+
+    rows: int
+    weight_bytes: int
+    gains: tuple[tuple[float, float], ...]
+
+    def at(self, share: float) -> float:
+        """Return the gain at a share of zero units.
+
+        The time of a sparse kernel is linear in the share that it stores, so 1 / gain is interpolated; below
+        the first share it is extrapolated, above the last one the last gain holds.
+
+        Example:
+            >>> round(Measured(1, 2**20, ((0.8, 1.0), (0.9, 2.0))).at(0.85), 3)
+            1.333
+        """
+        shares = [point[0] for point in self.gains]
+        times = [1.0 / point[1] for point in self.gains]
+        if share >= shares[-1]:
+            return self.gains[-1][1]
+        place = next((i for i in range(1, len(shares)) if share < shares[i]), len(shares) - 1)
+        slope = (times[place] - times[place - 1]) / (shares[place] - shares[place - 1])
+        return 1.0 / (times[place] + slope * (share - shares[place]))
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A sparse kernel of a runtime.
+
+    Args:
+        encoding: What it reads.
+        source: Where its figures come from.
+        table: Measured gains.
+        pays_from: Share of zero units from which it is used where there is no table: at one row, and at more.
+    """
+
+    encoding: Encoding
+    source: str
+    table: tuple[Measured, ...] = ()
+    pays_from: tuple[float, float] | None = None
+
+    def gain(self, rows: int | None, weight_bytes: int, share: float) -> float | None:
+        """Return the expected gain, or None without a table.
+
+        Between settings log(gain) is interpolated in log(rows) and log(bytes), and held beyond the last one;
+        for an unknown number of rows it is the lowest of all.
+
+        Args:
+            rows: Rows of the multiplication, or None.
+            weight_bytes: Bytes of all weights of the file when dense.
+            share: Share of zero units, a fraction in [0, 1].
+        """
+        if not self.table:
+            return None
+        by_rows = {
+            count: _interpolate(weight_bytes, [(m.weight_bytes, m.at(share)) for m in self.table if m.rows == count])
+            for count in sorted({measured.rows for measured in self.table})
+        }
+        return min(by_rows.values()) if rows is None else _interpolate(rows, list(by_rows.items()))
+
+    def threshold(self, rows: int | None, weight_bytes: int) -> float:
+        """Return the share of zero units from which the kernel pays; above 1 where it never does."""
+        if self.pays_from is not None:
+            return self.pays_from[0] if rows == 1 else self.pays_from[1]
+        return next(
+            (step / 100 for step in range(101) if (self.gain(rows, weight_bytes, step / 100) or 0.0) >= PAYS),
+            float("inf"),
+        )
+
+
+@dataclass(frozen=True)
+class Clusters:
+    """XNNPACK's sparse inference: 1x1 convolutions in NCHW, by SpMM.
+
+    Args:
+        zeros_from: Share of the zeros of a cluster's 1x1 convolutions above which it switches on.
+        gains: (share of zeros, gain of the whole network), as measured.
+        source: Where the figures come from.
+    """
+
+    zeros_from: float
+    gains: tuple[tuple[float, float], ...]
+    source: str
+
+    def gain(self, share: float) -> float:
+        """Return the expected gain of the cluster at a share of zeros; 1 where it does not switch on."""
+        return Measured(1, 1, self.gains).at(share) if share > self.zeros_from else 1.0
+
+
+@dataclass(frozen=True)
+class Target:
+    """A kind of device.
+
+    Args:
+        name: What :func:`resolve_target` knows it by.
+        kernels: Sparse kernels that are to be used there.
+        clusters: XNNPACK's sparse inference, where it can switch on.
+        densify: The runtime has DENSIFY: a weight may be stored sparse and made dense when it is loaded.
+        runs_on: The machine types (``platform.machine()``) on which its kernels can be timed.
+        quantize: Number types that its runtime takes; None: all.
+        note: What its user should know.
+    """
+
+    name: str
+    kernels: tuple[Kernel, ...] = ()
+    clusters: Clusters | None = None
+    densify: bool = True
+    runs_on: tuple[str, ...] = ()
+    quantize: tuple[str | None, ...] | None = None
+    note: str = ""
+
+    @property
+    def runs_here(self) -> bool:
+        """Whether its kernels can be timed on this machine; those of no particular device can."""
+        return self.name == "any" or platform.machine() in self.runs_on
+
+
+def _interpolate(place: float, points: Sequence[tuple[float, float]]) -> float:
+    """Return log-log interpolated values, held beyond both ends; the points ascend."""
+    points = sorted(points)
+    if place <= points[0][0]:
+        return points[0][1]
+    for (x0, y0), (x1, y1) in pairwise(points):
+        if place <= x1:
+            weight = (log2(place) - log2(x0)) / (log2(x1) - log2(x0))
+            return float(2 ** ((1 - weight) * log2(y0) + weight * log2(y1)))
+    return points[-1][1]
+
+
+_X86 = (
+    "python -m benchmarks.never_slower --gains: chains of Dense(n), one thread, LiteRT 2.3, AMD EPYC with AVX-512, "
+    "1 MB of L2 and 32 MB of L3 cache"
+)
+_ARM = (
+    "three Dense(512), aarch64 (cortex-a76), LiteRT 2.3: guest instructions under qemu, which do not see the memory "
+    "traffic that zeros save"
+)
+_KB = 1024
+
+_X86_KERNELS = (
+    Kernel(
+        Encoding.BLOCK,
+        _X86,
+        (
+            Measured(1, 768 * _KB, ((0.80, 0.92), (0.85, 1.18), (0.90, 1.57), (0.95, 2.38))),
+            Measured(1, 3072 * _KB, ((0.80, 0.93), (0.85, 1.22), (0.90, 1.86), (0.95, 3.29))),
+            Measured(1, 12288 * _KB, ((0.80, 1.67), (0.85, 2.19), (0.90, 3.29), (0.95, 5.89))),
+            Measured(1, 40960 * _KB, ((0.80, 2.07), (0.85, 2.84), (0.90, 4.28), (0.95, 10.0))),
+            Measured(4, 768 * _KB, ((0.80, 0.95), (0.85, 1.21), (0.90, 1.68), (0.95, 2.61))),
+            Measured(4, 3072 * _KB, ((0.80, 0.94), (0.85, 1.24), (0.90, 1.88), (0.95, 3.38))),
+            Measured(4, 12288 * _KB, ((0.80, 0.89), (0.85, 1.20), (0.90, 1.87), (0.95, 3.93))),
+            Measured(4, 40960 * _KB, ((0.80, 0.86), (0.85, 1.15), (0.90, 1.75), (0.95, 3.67))),
+            Measured(16, 768 * _KB, ((0.80, 0.80), (0.85, 1.02), (0.90, 1.41), (0.95, 2.18))),
+            Measured(16, 3072 * _KB, ((0.80, 0.79), (0.85, 1.06), (0.90, 1.59), (0.95, 2.83))),
+            Measured(16, 12288 * _KB, ((0.80, 0.79), (0.85, 1.07), (0.90, 1.72), (0.95, 3.40))),
+            Measured(196, 768 * _KB, ((0.80, 0.62), (0.85, 0.81), (0.90, 1.11), (0.95, 1.75))),
+            Measured(196, 3072 * _KB, ((0.80, 0.61), (0.85, 0.82), (0.90, 1.23), (0.95, 2.21))),
+            Measured(196, 12288 * _KB, ((0.80, 0.57), (0.85, 0.78), (0.90, 1.24), (0.95, 2.50))),
+        ),
+    ),
+    Kernel(
+        Encoding.CSR,
+        _X86,
+        (
+            Measured(1, 768 * _KB, ((0.90, 0.57), (0.95, 1.07), (0.98, 2.01))),
+            Measured(1, 3072 * _KB, ((0.90, 0.51), (0.95, 1.11), (0.98, 2.61))),
+            Measured(1, 12288 * _KB, ((0.90, 0.87), (0.95, 1.74), (0.98, 4.94))),
+            Measured(1, 40960 * _KB, ((0.90, 1.12), (0.95, 2.31), (0.98, 5.39))),
+            Measured(4, 768 * _KB, ((0.90, 0.61), (0.95, 1.21), (0.98, 2.31))),
+            Measured(4, 3072 * _KB, ((0.90, 0.52), (0.95, 1.20), (0.98, 2.82))),
+            Measured(4, 12288 * _KB, ((0.90, 0.47), (0.95, 1.04), (0.98, 3.11))),
+            Measured(4, 40960 * _KB, ((0.90, 0.46), (0.95, 1.02), (0.98, 2.73))),
+            Measured(16, 768 * _KB, ((0.90, 0.50), (0.95, 1.03), (0.98, 2.13))),
+            Measured(16, 3072 * _KB, ((0.90, 0.43), (0.95, 1.01), (0.98, 2.43))),
+            Measured(16, 12288 * _KB, ((0.90, 0.42), (0.95, 1.00), (0.98, 2.98))),
+            Measured(196, 768 * _KB, ((0.90, 0.39), (0.95, 0.82), (0.98, 1.75))),
+            Measured(196, 3072 * _KB, ((0.90, 0.34), (0.95, 0.79), (0.98, 1.92))),
+            Measured(196, 12288 * _KB, ((0.90, 0.29), (0.95, 0.69), (0.98, 2.04))),
+        ),
+    ),
+    Kernel(
+        Encoding.BLOCK16,
+        _X86,
+        (
+            Measured(1, 192 * _KB, ((0.80, 0.23), (0.90, 0.33), (0.95, 0.42))),
+            Measured(1, 768 * _KB, ((0.80, 0.25), (0.90, 0.43), (0.95, 0.63))),
+            Measured(1, 3072 * _KB, ((0.80, 0.37), (0.90, 0.66), (0.95, 1.14))),
+            Measured(1, 10240 * _KB, ((0.80, 0.37), (0.90, 0.68), (0.95, 1.17))),
+            Measured(4, 192 * _KB, ((0.80, 0.19), (0.90, 0.28), (0.95, 0.35))),
+            Measured(4, 768 * _KB, ((0.80, 0.20), (0.90, 0.35), (0.95, 0.52))),
+            Measured(4, 3072 * _KB, ((0.80, 0.21), (0.90, 0.38), (0.95, 0.66))),
+            Measured(4, 10240 * _KB, ((0.80, 0.21), (0.90, 0.39), (0.95, 0.65))),
+            Measured(196, 192 * _KB, ((0.80, 0.10), (0.90, 0.16), (0.95, 0.19))),
+            Measured(196, 768 * _KB, ((0.80, 0.11), (0.90, 0.19), (0.95, 0.29))),
+            Measured(196, 3072 * _KB, ((0.80, 0.12), (0.90, 0.22), (0.95, 0.38))),
+        ),
+    ),
+)
+
+_ARM_KERNELS = (
+    Kernel(
+        Encoding.BLOCK,
+        _ARM,
+        (
+            Measured(1, 3072 * _KB, ((0.80, 0.7), (0.90, 1.2), (0.95, 2.1))),
+            Measured(196, 3072 * _KB, ((0.80, 1.0), (0.90, 1.75), (0.95, 2.8))),
+        ),
+    ),
+    Kernel(
+        Encoding.BLOCK16,
+        _ARM,
+        (
+            Measured(1, 768 * _KB, ((0.80, 0.4), (0.90, 0.6), (0.95, 0.7))),
+            Measured(196, 768 * _KB, ((0.80, 0.3), (0.90, 0.4), (0.95, 0.5))),
+        ),
+    ),
+)
+
+_NEVER = (2.0, 2.0)
+_UNMEASURED = "not measured there: used for size only"
+
+_ARM_CLUSTERS = Clusters(
+    2 / 3,
+    ((0.70, 1.51), (0.80, 2.10), (0.90, 3.46)),
+    "a MobileNet-V1-like net at 224, one thread, aarch64 (cortex-a76), guest instructions under qemu",
+)
+
+ANY = Target(
+    "any",
+    (
+        Kernel(
+            Encoding.BLOCK,
+            "three Dense(512), one thread, x86 with AVX-512; 1 row, 80 %: 1.1 to 2.3 x; 4 rows, 90 %: 1.1 x; 196 rows, "
+            "80 %: 0.54 x, 90 %: 1.0 x (aarch64, in instructions: 1.75 x)",
+            pays_from=(0.79, 0.89),
+        ),
+        Kernel(Encoding.BLOCK16, "loses nearly everywhere on x86 and aarch64: used for size only", pays_from=_NEVER),
+    ),
+    note="no particular device: kernels are used where they gain or keep up on x86 and on ARM",
+)
+"""What an export without a target is made for. 79 % and 89 % let a rounded 80 % and 90 % in."""
+
+ARM64 = Target("arm64", _ARM_KERNELS, _ARM_CLUSTERS, runs_on=("aarch64", "arm64"))
+ANDROID = Target("android", _ARM_KERNELS, _ARM_CLUSTERS, note="64-bit ARM: the figures of arm64")
+IOS = Target("ios", _ARM_KERNELS, _ARM_CLUSTERS, note="64-bit ARM: the figures of arm64")
+WEB = Target(
+    "web",
+    (
+        Kernel(Encoding.BLOCK, _UNMEASURED, pays_from=_NEVER),
+        Kernel(Encoding.BLOCK16, _UNMEASURED, pays_from=_NEVER),
+    ),
+    Clusters(
+        2 / 3,
+        ((0.70, 1.66), (0.80, 2.29), (0.90, 3.37)),
+        "a MobileNet-V1-like net at 224, one thread, Node 20, @litertjs/core 2.5.3, relaxed SIMD",
+    ),
+)
+X86 = Target(
+    "x86", _X86_KERNELS, runs_on=("x86_64", "AMD64"), note="XNNPACK has no sparse convolutions on x86 with AVX"
+)
+MCU = Target(
+    "mcu",
+    densify=False,
+    quantize=("int8",),
+    note="TFLite Micro has no DENSIFY and no sparse kernels (tensorflow/lite/micro/kernels): zeros cost their bytes",
+)
+
+TARGETS = {target.name: target for target in (ANY, ANDROID, IOS, ARM64, WEB, X86, MCU)}
+
+
+def resolve_target(target: str | Target | None) -> Target:
+    """Return a target by its name; None is :data:`ANY`; a :class:`Target` is itself.
+
+    Raises:
+        ExportError: The name is not known.
+
+    Example:
+        >>> resolve_target("x86").name, resolve_target(None).name
+        ('x86', 'any')
+    """
+    if isinstance(target, Target):
+        return target
+    found = TARGETS.get(ANY.name if target is None else target)
+    if found is None:
+        raise ExportError("target", f"must be one of {sorted(TARGETS)}", repr(target), "Choose one of these.")
+    return found
