@@ -1,6 +1,6 @@
 """Neural-network pruning for Keras 3: from `model.fit` to a verified file on a phone."""
 
-from keras_prune import allocation, criteria, growth, patterns, schedules
+from keras_prune import allocation, criteria, growth, patterns, schedules, structured
 from keras_prune.callbacks import DynamicPruning, GradientPruning, Pruning, PruningCallback, ThresholdPruning
 from keras_prune.layers import (
     Prunable,
@@ -51,4 +51,5 @@ __all__ = [
     "report",
     "schedules",
     "strip",
+    "structured",
 ]

@@ -1,0 +1,47 @@
+"""Functions of single numbers: which ones they are, and whether they keep zero."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+__all__ = ["activate", "keeps_zero"]
+
+SEPARABLE = frozenset((
+    "celu", "elu", "exponential", "gelu", "hard_shrink", "hard_sigmoid", "hard_silu", "hard_tanh",
+    "leaky_relu", "linear", "log_sigmoid", "mish", "relu", "relu6", "selu", "sigmoid", "silu", "soft_shrink",
+    "softplus", "softsign", "sparse_plus", "sparse_sigmoid", "squareplus", "tanh", "tanh_shrink", "threshold",
+))  # fmt: skip
+"""Keras's activations that work on each number alone; softmax, sparsemax and glu do not."""
+
+LAST_AXIS = frozenset({"softmax", "log_softmax"})
+
+
+def keeps_zero(function: Any) -> bool:
+    """Whether f(0) = 0."""
+    return bool(np.all(ops.convert_to_numpy(function(ops.zeros((1, 1)))) == 0.0))
+
+
+def activate(call: Any, dims: Any, function: Any) -> Any:
+    """The axes after an activation function: the same, or frozen where it mixes indices, or is unknown."""
+    if function is None:
+        return dims
+    name = getattr(function, "__name__", type(function).__name__)
+    if name == "linear":
+        return dims
+    if getattr(keras.activations, name, None) is function and name in SEPARABLE:
+        return dims.with_zero(keeps_zero(function))
+    if isinstance(function, ELEMENTWISE_LAYERS):
+        return dims.with_zero(keeps_zero(function))
+    if getattr(keras.activations, name, None) is function and name in LAST_AXIS:
+        call.freeze(dims[-1], f"{name} mixes the indices of this axis")
+        return dims.replaced(-1, None).with_zero(False)
+    for entry in dims:
+        call.freeze(entry, f"the activation {name!r} is not known to work on each number alone")
+    return type(dims)([None] * len(dims))
+
+
+ELEMENTWISE_LAYERS = (keras.layers.ReLU, keras.layers.LeakyReLU, keras.layers.ELU)

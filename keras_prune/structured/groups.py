@@ -1,0 +1,322 @@
+"""One pass over a graph -> units that can be removed, in groups, with all slices of variables that each takes along."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import numpy.typing as npt
+from keras import tree
+
+import keras_prune.structured.rules_elementwise
+import keras_prune.structured.rules_merge
+import keras_prune.structured.rules_norm
+import keras_prune.structured.rules_sequence
+import keras_prune.structured.rules_shape  # noqa: F401
+from keras_prune.scope import Skipped
+from keras_prune.strategy import fits
+from keras_prune.structured.elements import OPAQUE, Labels
+from keras_prune.structured.graph import Graph, Node, trace
+from keras_prune.structured.rules import Axis, Call, Cost, Dims, Effect, Tracker, Width, find_rule
+
+__all__ = ["Analysis", "Group", "Slot", "analyse"]
+
+Units = npt.NDArray[np.int64]
+Keep = npt.NDArray[np.bool_]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Slot:
+    """An axis along which units lie.
+
+    Attributes:
+        units: for each index, the number of its unit; -1 where it stays.
+        variable, axis: of which variable; None for an axis that only tensors have.
+        path: the first call that uses it.
+        labels: the elements along it.
+    """
+
+    labels: Labels
+    units: Units
+    variable: keras.Variable | None
+    axis: int
+    path: str
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Group:
+    """Units that lie on the same axes, so that they are compared with one another; one of them always stays.
+
+    Attributes:
+        start, stop: the numbers of its units, `range(start, stop)`.
+        slots: which of `Analysis.slots` they lie on, in topological order, so that the producer is the first.
+    """
+
+    start: int
+    stop: int
+    slots: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """How many units there are."""
+        return self.stop - self.start
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Analysis:
+    """What can be removed from a model, and what that takes along.
+
+    Attributes:
+        graph: the calls of the model.
+        slots: the axes that units lie on.
+        groups: the units, in topological order.
+        effects: for each call (by id), what its rule said at the first evaluation.
+        costs: path and cost of each call, shared calls as often as they run.
+        skipped: what stays although its layer makes units, with the reason; and each call without a rule.
+        inputs_of: for each call (by id), the axes of its inputs at the first evaluation.
+        input_dims: the axes of each input of a nested model, by the graph's id and the tensor's number.
+    """
+
+    graph: Graph
+    slots: tuple[Slot, ...]
+    groups: tuple[Group, ...]
+    effects: dict[int, Effect]
+    costs: tuple[tuple[str, Cost], ...]
+    skipped: tuple[Skipped, ...]
+    inputs_of: dict[int, list[Dims]]
+    input_dims: dict[tuple[int, int], Dims]
+    _units: Units
+    _places: dict[tuple[int, int], int]
+    _tracker: Tracker
+
+    @property
+    def size(self) -> int:
+        """The number of units."""
+        return self.groups[-1].stop if self.groups else 0
+
+    def units_of(self, labels: Labels) -> Units:
+        """The unit of each element; -1 where it stays."""
+        return self._units[self._tracker.elements.find(labels)]
+
+    def kept(self, labels: Labels, keep: Keep) -> int:
+        """How many of these indices stay."""
+        units = self.units_of(labels)
+        return int(np.count_nonzero((units < 0) | keep[units])) if self.size else len(units)
+
+    def slot_of(self, variable: keras.Variable, axis: int) -> Slot | None:
+        """The slot of a variable's axis; None if it stays whole."""
+        place = self._places.get((id(variable), axis % len(variable.shape)))
+        return None if place is None else self.slots[place]
+
+    def indices(self, variable: keras.Variable, keep: Keep) -> tuple[Units | None, ...]:
+        """For each axis of a variable, which indices stay; None for all."""
+        result: list[Units | None] = []
+        for axis in range(len(variable.shape)):
+            slot = self.slot_of(variable, axis)
+            stays = None if slot is None else (slot.units < 0) | keep[slot.units]
+            result.append(None if stays is None or stays.all() else np.flatnonzero(stays))
+        return tuple(result)
+
+    def reason(self, labels: Labels) -> str:
+        """Why the first of these elements that stays does."""
+        elements = self._tracker.elements
+        stays = labels[elements.frozen(labels)]
+        return "" if not stays.size else _spell(elements.reason(int(stays[0])))
+
+
+def _spell(reason: Any) -> str:
+    return reason if isinstance(reason, str) else f"{reason[1]}: {reason[0]}"
+
+
+def analyse(model: keras.Model, *, exact: bool = True, frozen: Iterable[str] = (), input_shape: Any = None) -> Analysis:
+    """Find what can be removed from a model.
+
+    Args:
+        model: built; it stays as it is.
+        exact: whether only such removals are allowed that leave outputs as they are once the removed weights are 0.
+        frozen: layers (or nested models) whose variables keep their shapes: names, paths, or regular expressions that
+            match whole paths.
+        input_shape: as for `trace`.
+
+    Raises:
+        ValueError: the graph cannot be seen, or a name in `frozen` matches nothing.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3), keras.layers.Dense(2)])
+        >>> found = analyse(model)
+        >>> [(group.size, [found.slots[i].variable.name for i in group.slots]) for group in found.groups]
+        [(3, ['kernel', 'bias', 'kernel'])]
+    """
+    graph = trace(model, input_shape)
+    walk = _Walk(Tracker(exact), frozenset((frozen,) if isinstance(frozen, str) else frozen))
+    inputs = [Dims([None] * len(graph.shapes[i])) for i in graph.inputs]
+    for dims in walk.run(graph, inputs):
+        for entry in dims:
+            if entry is not None:
+                walk.tracker.elements.freeze(entry.labels, "it is an output of the model")
+    unknown = sorted(walk.frozen - walk.matched)
+    if unknown:
+        raise ValueError(f"frozen must name layers of {model.name!r}. Received: {unknown}, which match none.")
+    return _collect(graph, walk)
+
+
+def _names(key: str, node: Node) -> bool:
+    """Whether a key is the call's path, its layer's name, that of a model around it, or a pattern for the path."""
+    return key == node.operation.name or node.path.startswith(key + "/") or fits(key, node.path)
+
+
+class _Walk:
+    """One pass over a graph, nested models at each of their calls."""
+
+    def __init__(self, tracker: Tracker, frozen: frozenset[str]) -> None:
+        self.tracker = tracker
+        self.frozen = frozen
+        self.matched: set[str] = set()
+        self.effects: dict[int, Effect] = {}
+        self.costs: list[tuple[str, Cost]] = []
+        self.skipped: list[Skipped] = []
+        self.first: dict[int, list[Axis | None]] = {}
+        self.inputs_of: dict[int, list[Dims]] = {}
+        self.input_dims: dict[tuple[int, int], Dims] = {}
+
+    def run(self, graph: Graph, inputs: Sequence[Dims]) -> list[Dims]:
+        known = dict(zip(graph.inputs, inputs, strict=True))
+        for node in graph.nodes:
+            if node.body is not None:
+                taken = [known[i] for i in node.entries]
+                self._share(self._call(graph, node, taken), [entry for dims in taken for entry in dims])
+                self.input_dims.update({(id(node.body), i): x for i, x in zip(node.body.inputs, taken, strict=True)})
+                made = self.run(node.body, taken)
+            else:
+                made = self._apply(graph, node, [known[i] for i in node.inputs])
+            known.update(zip(node.outputs, made, strict=True))
+        return [known[i] for i in graph.outputs]
+
+    def _call(self, graph: Graph, node: Node, taken: list[Dims]) -> Call:
+        shapes, output_shapes = ([graph.shapes[i] for i in numbers] for numbers in (node.inputs, node.outputs))
+        return Call(node, taken, shapes, output_shapes, self.tracker)
+
+    def _apply(self, graph: Graph, node: Node, taken: list[Dims]) -> list[Dims]:
+        call = self._call(graph, node, taken)
+        rule = find_rule(node.operation)
+        reason = _altered(node.operation) or ("" if rule else f"there is no rule for {type(node.operation).__name__}")
+        effect = rule(call) if rule is not None and not reason else call.opaque(reason)
+        if [len(dims) for dims in effect.outputs] != [len(shape) for shape in call.output_shapes]:
+            raise ValueError(
+                f"The rule of {type(node.operation).__name__} must give the axes of each result: ranks "
+                f"{[len(shape) for shape in call.output_shapes]}. Received: {[len(dims) for dims in effect.outputs]}"
+            )
+        leaves = tree.flatten(dict(effect.config))
+        self._share(call, [Axis(leaf.labels) if isinstance(leaf, Width) else None for leaf in leaves])
+        if reason and any(entry is not None for dims in taken for entry in dims):
+            self.skipped.append(Skipped(node.path, reason))
+        matching = {key for key in self.frozen if _names(key, node)}
+        if matching:
+            self.matched |= matching
+            self._freeze(node)
+        self.effects.setdefault(id(node), effect)
+        self.inputs_of.setdefault(id(node), taken)
+        self.costs += [(node.path, cost) for cost in effect.costs]
+        return list(effect.outputs)
+
+    def _share(self, call: Call, entries: list[Axis | None]) -> None:
+        """What is called again has one configuration, and a model one set of inputs: their widths stay the same."""
+        for a, b in itertools.zip_longest(entries, self.first.setdefault(id(call.layer), entries)):
+            if a is not None and b is not None and len(a.labels) == len(b.labels):
+                call.merge(a, b)
+            else:
+                call.freeze(a, "the layer is called on tensors of other shapes, too")
+                call.freeze(b, "the layer is called on tensors of other shapes, too")
+
+    def _freeze(self, node: Node) -> None:
+        for variable in getattr(node.operation, "variables", ()):
+            for labels in self.tracker.bindings.get(id(variable), (None, [], ""))[1]:
+                if labels is not None:
+                    self.tracker.elements.freeze(labels, (node.path, "it was asked to stay as it is"))
+
+
+def _altered(operation: Any) -> str:
+    if getattr(operation, "quantization_mode", None) is not None:
+        return f"it is quantized ({operation.quantization_mode})"
+    if getattr(operation, "lora_enabled", False):
+        return "LoRA is enabled on it"
+    return ""
+
+
+def _collect(graph: Graph, walk: _Walk) -> Analysis:
+    """Number the units so that a group is a range, and find what each lies on."""
+    tracker = walk.tracker
+    elements = tracker.elements
+    axes: list[tuple[Labels, Any, int, str]] = []
+    for variable, bound, path in tracker.bindings.values():
+        axes += [(labels, variable, axis, path) for axis, labels in enumerate(bound) if labels is not None]
+    axes += [(part, None, 0, path) for path, cost in walk.costs for part in cost.parts if isinstance(part, np.ndarray)]
+    everything = np.arange(len(elements))
+    roots = elements.find(everything)
+    free = np.flatnonzero((roots == everything) & ~elements.frozen(everything))
+    index = np.full(len(elements), -1)
+    index[free] = np.arange(len(free))
+    random = np.random.default_rng(0)
+    signature = np.zeros(len(free), np.uint64)
+    # Axes of tensors count, too: so what is left of a split, say, is never empty.
+    tensors = {id(e.labels): e.labels for effect in walk.effects.values() for x in effect.outputs for e in x if e}
+    tensors.update((id(labels), labels) for labels, *_ in axes)
+    for labels in tensors.values():
+        units = index[roots[labels]]
+        weight = random.integers(1, 2**63, dtype=np.uint64)
+        np.add.at(signature, units[units >= 0], weight)
+    _, first, group_of = np.unique(signature, return_index=True, return_inverse=True)
+    rank = np.argsort(np.argsort(first))  # groups in the order of their first unit, which is topological
+    order = np.argsort(rank[group_of], kind="stable")
+    index[free[order]] = np.arange(len(free))
+    sizes = np.bincount(rank[group_of], minlength=len(first))
+    stops = np.cumsum(sizes)
+
+    slots: list[Slot] = []
+    places: dict[tuple[int, int], int] = {}
+    on: list[list[int]] = [[] for _ in sizes]
+    seen: set[int] = set()
+    for labels, variable, axis, path in axes:
+        units = index[roots[labels]]
+        if (units >= 0).any() and id(labels) not in seen:
+            seen.add(id(labels) if variable is None else -1)
+            if variable is not None:
+                places[id(variable), axis] = len(slots)
+            for group in np.unique(np.searchsorted(stops, units[units >= 0], side="right")):
+                on[int(group)].append(len(slots))
+            slots.append(Slot(labels, units, variable, axis, path))
+    groups = tuple(
+        Group(int(stop - size), int(stop), tuple(members)) for stop, size, members in zip(stops, sizes, on, strict=True)
+    )
+    skipped = (*walk.skipped, *_whole(tracker, index, roots))
+    return Analysis(
+        graph,
+        tuple(slots),
+        groups,
+        walk.effects,
+        tuple(walk.costs),
+        skipped,
+        walk.inputs_of,
+        walk.input_dims,
+        index[roots],
+        places,
+        tracker,
+    )
+
+
+def _whole(tracker: Tracker, index: Units, roots: Labels) -> list[Skipped]:
+    """Axes of variables along which new elements were made that all stay, each with the reason."""
+    found = []
+    known = OPAQUE
+    for variable, bound, path in tracker.bindings.values():
+        for labels in bound:
+            if labels is None or not labels.size or labels.max() <= known:
+                continue
+            known = int(labels.max())
+            if (index[roots[labels]] < 0).all():
+                found.append(Skipped(f"{path}/{variable.name}", _spell(tracker.elements.reason(known))))
+    return found

@@ -1,0 +1,247 @@
+"""A model without the units that go: built anew from configurations with other widths, with the weights that stay."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import keras
+import numpy as np
+from keras import layers as kl
+from keras import tree
+
+from keras_prune.structured.graph import Graph, Node, Ref
+from keras_prune.structured.groups import Analysis, Keep
+from keras_prune.structured.rules import Effect, Width
+from keras_prune.structured.training import copy_training_state
+from keras_prune.variables import assign, read
+
+__all__ = ["rebuild"]
+
+Pair = tuple[keras.Variable, keras.Variable]
+
+
+def rebuild(analysis: Analysis, keep: Keep) -> keras.Model:
+    """Return a smaller model; the analysed one stays as it is.
+
+    A sequential model gives a sequential one and a functional model a functional one, models inside them likewise, with
+    the names of layers kept. A subclassed model gives a functional one: its class would build the old widths. Weights
+    are sliced, settings of `compile` kept, and what the optimizer knows of each weight is sliced with it.
+
+    Args:
+        analysis: of the model.
+        keep: for each unit, whether it stays.
+
+    Raises:
+        ValueError: a layer cannot be made again from its configuration, or comes out with other shapes than its rule
+            says (with the layer and both shapes); weights of a subclassed model are in no layer that it calls.
+    """
+    return _Rebuild(analysis, keep).whole()
+
+
+class _Rebuild:
+    def __init__(self, analysis: Analysis, keep: Keep) -> None:
+        self.analysis = analysis
+        self.keep = keep
+        self.copies: dict[int, Any] = {}
+        self.effects = self._first_effects(analysis.graph, {})
+
+    def whole(self) -> keras.Model:
+        """The new model, with its weights and training state."""
+        source = self.analysis.graph.model
+        _check_owned(self.analysis.graph)
+        model = self._model(self.analysis.graph)
+        pairs = [pair for old, new in self._layers() for pair in self._weights(old, new)]
+        copy_training_state(source, model, pairs, lambda variable: self.analysis.indices(variable, self.keep))
+        return model
+
+    def _first_effects(self, graph: Graph, found: dict[int, tuple[Node, Effect]]) -> dict[int, tuple[Node, Effect]]:
+        """For each operation, the first call and what its rule said: all calls share one configuration."""
+        for node in graph.walk():
+            if node.body is None:
+                found.setdefault(id(node.operation), (node, self.analysis.effects[id(node)]))
+        return found
+
+    def _layers(self) -> Iterator[tuple[Any, Any]]:
+        for node, _ in self.effects.values():
+            if isinstance(node.operation, keras.Layer):
+                yield node.operation, self.copies[id(node.operation)]
+
+    def _model(self, graph: Graph) -> Any:
+        model = graph.model
+        if isinstance(model, keras.Sequential):
+            copy = keras.Sequential(self._sequence(model), name=model.name)
+        else:
+            inputs = [_input_like(graph.symbols[i], self._shape(graph, i)) for i in graph.inputs]
+            outputs = self._run(graph, inputs)
+            functional = hasattr(model, "_inputs_struct")
+            structure = model._inputs_struct if functional else None
+            kind = type(model) if functional and _takes_graph(type(model)) else keras.Model
+            packed = tree.pack_sequence_as(structure, inputs) if functional else _single(inputs)
+            ends = tree.pack_sequence_as(model._outputs_struct, outputs) if functional else _single(outputs)
+            copy = kind(inputs=packed, outputs=ends, name=model.name)
+        if not model.trainable:
+            copy.trainable = False
+        return copy
+
+    def _sequence(self, model: Any) -> list[Any]:
+        graph = self._graph_of(model)
+        first = _input_like(graph.symbols[graph.inputs[0]], self._shape(graph, graph.inputs[0]))
+        start = [first._keras_history.operation]
+        bodies = {id(node.operation): node.body for node in graph.nodes}
+        return start + [self._copy(layer, bodies.get(id(layer))) for layer in model.layers]
+
+    def _graph_of(self, model: Any) -> Graph:
+        whole = self.analysis.graph
+        if whole.model is model:
+            return whole
+        return next(node.body for node in whole.walk() if node.body is not None and node.operation is model)
+
+    def _run(self, graph: Graph, inputs: list[Any]) -> list[Any]:
+        known = dict(zip(graph.inputs, inputs, strict=True))
+        for node in graph.nodes:
+            args, kwargs = tree.map_structure(
+                lambda leaf: known[leaf.index] if isinstance(leaf, Ref) else leaf, (node.args, node.kwargs)
+            )
+            args = list(args)
+            if node.body is None:
+                for place, value in self.analysis.effects[id(node)].args.items():
+                    into: Any = kwargs if isinstance(place, str) else args
+                    into[place] = self._evaluate(value)
+            made = self._copy(node.operation, node.body)(*args, **kwargs)
+            known.update(zip(node.outputs, tree.flatten(made), strict=True))
+        return [known[i] for i in graph.outputs]
+
+    def _copy(self, operation: Any, body: Graph | None) -> Any:
+        if id(operation) not in self.copies:
+            self.copies[id(operation)] = self._model(body) if body is not None else self._from_config(operation)
+        return self.copies[id(operation)]
+
+    def _from_config(self, operation: Any) -> Any:
+        _, effect = self.effects[id(operation)]
+        try:
+            with _known_objects(operation):
+                config = _merged(_unbuilt(operation.get_config()), self._evaluate(dict(effect.config)))
+                if isinstance(operation, kl.Lambda):
+                    copy = type(operation).from_config(config, safe_mode=False)
+                    copy.function = operation.function  # written down and read back, it has lost its global names
+                    return copy
+                return type(operation).from_config(config)
+        except Exception as error:
+            raise ValueError(
+                f"{type(operation).__name__} {operation.name!r} cannot be made again from its configuration "
+                f"({' '.join(str(error).split()).rstrip('.')}). Give its class get_config() and from_config()."
+            ) from error
+
+    def _evaluate(self, value: Any) -> Any:
+        """Widths as numbers, at any depth."""
+        if isinstance(value, Width):
+            return value.rule(self.analysis.kept(value.labels, self.keep), len(value.labels))
+        if isinstance(value, slice):
+            return slice(*(self._evaluate(part) for part in (value.start, value.stop, value.step)))
+        if isinstance(value, Mapping):
+            return {key: self._evaluate(entry) for key, entry in value.items()}
+        if isinstance(value, list | tuple):
+            return type(value)(self._evaluate(entry) for entry in value)
+        return value
+
+    def _shape(self, graph: Graph, tensor: int) -> tuple[int | None, ...]:
+        """The new shape of a nested model's input; the outermost model's inputs stay."""
+        shape = graph.shapes[tensor]
+        dims = self.analysis.input_dims.get((id(graph), tensor))
+        if dims is None:
+            return shape
+        return tuple(
+            size if entry is None else self.analysis.kept(entry.labels, self.keep)
+            for size, entry in zip(shape, dims, strict=True)
+        )
+
+    def _weights(self, old: Any, new: Any) -> Iterator[Pair]:
+        """Slice each variable of a layer into its copy, and check what the layer's rule said of the shapes."""
+        _, effect = self.effects[id(old)]
+        factors: dict[int, float] = {}
+        for variable, width in effect.scales:
+            factors[id(variable)] = factors.get(id(variable), 1.0) * self._evaluate(width)
+        sources, targets = old.variables, new.variables
+        if len(sources) != len(targets):
+            raise ValueError(
+                f"{type(old).__name__} {old.name!r} has {len(sources)} variables, and made again from its "
+                f"configuration {len(targets)}: its rule or its get_config() leaves something out."
+            )
+        for source, target in zip(sources, targets, strict=True):
+            value = read(source)
+            for axis, stays in enumerate(self.analysis.indices(source, self.keep)):
+                if stays is not None:
+                    value = np.take(value, stays, axis)
+            if value.shape != tuple(target.shape):
+                raise ValueError(
+                    f"{source.path!r} has shape {tuple(source.shape)}, of which {value.shape} stays, but "
+                    f"{type(old).__name__} {old.name!r} made again has {tuple(target.shape)}: its rule is wrong."
+                )
+            factor = factors.get(id(source), 1.0)
+            assign(target, np.array(value if factor == 1.0 else (value * factor).astype(value.dtype)))
+            if target.trainable != source.trainable:
+                target.trainable = source.trainable
+            yield source, target
+
+
+def _check_owned(graph: Graph) -> None:
+    """Refuse weights that no layer of the graph holds: there would be nobody to hold their slices."""
+    layers = [node.operation for node in graph.walk() if isinstance(node.operation, keras.Layer)]
+    owned = {id(variable) for layer in layers for variable in layer.weights}
+    lost = [variable.path for variable in graph.model.weights if id(variable) not in owned]
+    if lost:
+        raise ValueError(
+            f"{type(graph.model).__name__} {graph.model.name!r} has weights that no layer called by it holds: {lost}. "
+            "Its graph is all that a smaller model is made from. Put weights into layers, and call these."
+        )
+
+
+def _single(values: list[Any]) -> Any:
+    return values[0] if len(values) == 1 else values
+
+
+def _merged(config: Any, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration with some entries changed, at any depth."""
+    result = dict(config)
+    for key, value in changes.items():
+        result[key] = _merged(result[key], value) if isinstance(value, Mapping) else value
+    return result
+
+
+def _unbuilt(config: Any) -> Any:
+    """A configuration in which no layer says what it was built for: the shapes are others now."""
+    if isinstance(config, dict):
+        return {key: _unbuilt(value) for key, value in config.items() if key != "build_config"}
+    if isinstance(config, list | tuple):
+        return type(config)(_unbuilt(value) for value in config)
+    return config
+
+
+def _input_like(tensor: Any, shape: tuple[int | None, ...]) -> Any:
+    """A new input with the name that files and exports know the old one by."""
+    operation = tensor._keras_history.operation
+    name = operation.name if isinstance(operation, kl.InputLayer) else None
+    copy = kl.InputLayer(batch_shape=shape, dtype=tensor.dtype, sparse=tensor.sparse, name=name)
+    copy.output.name = tensor.name
+    return copy.output
+
+
+def _takes_graph(kind: type) -> bool:
+    """Whether a functional model's class is made from inputs and outputs, as `keras.Model` is."""
+    own = vars(kind).get("__init__")
+    return kind.__module__.startswith("keras.") or own is None
+
+
+@contextlib.contextmanager
+def _known_objects(operation: Any) -> Iterator[None]:
+    """The scope in which a layer's class and those inside it are found by name, without being registered."""
+    inside = list(operation._flatten_layers()) if isinstance(operation, keras.Layer) else [operation]
+    objects = {type(one).__name__: type(one) for one in inside if not type(one).__module__.startswith("keras.")}
+    for one in inside:
+        for value in vars(one).values():
+            if callable(value) and hasattr(value, "__name__") and not str(value.__module__).startswith("keras."):
+                objects[value.__name__] = value
+    with keras.saving.CustomObjectScope(objects):
+        yield

@@ -1,0 +1,101 @@
+"""Rules of what works on each number alone, on channels apart (pooling, padding), or not at all at inference."""
+
+from __future__ import annotations
+
+import numpy as np
+from keras import layers as kl
+
+from keras_prune.structured.activations import activate, keeps_zero
+from keras_prune.structured.rules import Call, Dims, Effect, rule_for
+from keras_prune.structured.rules_weights import channel_axis, only_channels
+
+UNARY = (
+    "Absolute", "Abs", "Fabs", "Arcsinh", "Arctan", "Ceil", "Celu", "Copy", "Cos", "Cosh", "Elu", "Erf",
+    "Exp", "Exp2", "Expm1", "Floor", "Gelu", "HardShrink", "HardSigmoid", "HardSilu", "HardTanh", "LeakyRelu",
+    "Log1p", "LogSigmoid", "NanToNum", "Negative", "Relu", "Relu6", "Round", "Selu", "Sigmoid", "Sign",
+    "Silu", "Sin", "Sinh", "SoftShrink", "Softplus", "Softsign", "SparsePlus", "SparseSigmoid", "Sqrt",
+    "Square", "Squareplus", "Tan", "Tanh", "TanhShrink", "Threshold", "Trunc", "Clip", "Cast", "SaturateCast",
+    "StopGradient",
+)  # fmt: skip
+
+
+@rule_for(
+    kl.Dropout, kl.GaussianDropout, kl.GaussianNoise, kl.AlphaDropout, kl.SpatialDropout1D, kl.SpatialDropout2D,
+    kl.SpatialDropout3D, kl.Identity, kl.ActivityRegularization,
+)  # fmt: skip
+def unchanged(call: Call) -> Effect:
+    """At inference the result is the input."""
+    return Effect([call.inputs[0]])
+
+
+@rule_for(kl.Activation)
+def activation(call: Call) -> Effect:
+    """The function of the layer."""
+    return Effect([activate(call, call.inputs[0], call.layer.activation)])
+
+
+@rule_for(kl.ReLU, kl.LeakyReLU, kl.ELU, *UNARY)
+def unary(call: Call) -> Effect:
+    """A function of each number alone, whose value at 0 is asked of itself."""
+    zero = keeps_zero(lambda x: call.layer.call(x)) if not call.node.args[1:] else False
+    return Effect([call.inputs[0].with_zero(zero)])
+
+
+@rule_for(kl.Softmax, "Softmax", "LogSoftmax")
+def softmax(call: Call) -> Effect:
+    """Softmax mixes the indices of its axes; the other axes it leaves apart."""
+    x = call.inputs[0]
+    axes = call.layer.axis if isinstance(call.layer.axis, list | tuple) else [call.layer.axis]
+    for axis in axes if axes != [None] else range(len(x)):
+        call.freeze(x[axis], "softmax mixes the indices of this axis")
+        x = x.replaced(axis, None)
+    return Effect([x.with_zero(False)])
+
+
+@rule_for(kl.PReLU)
+def prelu(call: Call) -> Effect:
+    """Slopes `[...]` of the input's shape without the batch, 1 where `shared_axes` says so."""
+    x, alpha = call.inputs[0], call.layer.alpha
+    for axis in range(len(alpha.shape)):
+        if axis + 1 not in (call.layer.shared_axes or ()):
+            call.bind(alpha, axis, x[axis + 1])
+    return Effect([x])
+
+
+@rule_for(kl.Rescaling)
+def rescaling(call: Call) -> Effect:
+    """`x * scale + offset`, by numbers."""
+    layer = call.layer
+    if np.ndim(layer.scale) or np.ndim(layer.offset):
+        return call.opaque("its scale or offset is a list, one number for each channel")
+    return Effect([call.inputs[0].with_zero(layer.offset == 0)])
+
+
+@rule_for(
+    kl.MaxPooling1D, kl.MaxPooling2D, kl.MaxPooling3D, kl.AveragePooling1D, kl.AveragePooling2D, kl.AveragePooling3D,
+    kl.AdaptiveAveragePooling1D, kl.AdaptiveAveragePooling2D, kl.AdaptiveAveragePooling3D, kl.AdaptiveMaxPooling1D,
+    kl.AdaptiveMaxPooling2D, kl.AdaptiveMaxPooling3D, kl.ZeroPadding1D, kl.ZeroPadding2D, kl.ZeroPadding3D,
+    kl.Cropping1D, kl.Cropping2D, kl.Cropping3D, kl.UpSampling1D, kl.UpSampling2D, kl.UpSampling3D, kl.Resizing,
+    kl.CenterCrop, "MaxPool", "AveragePool", "AdaptiveMaxPool", "AdaptiveAveragePool", "Resize",
+)  # fmt: skip
+def over_space(call: Call) -> Effect:
+    """Each channel apart; nothing that pads, crops or pools makes something of zeros."""
+    x = call.inputs[0]
+    output = only_channels(call, x, channel_axis(call.layer), len(x))
+    return Effect([output.with_zero(not getattr(call.layer, "fill_value", 0.0))])
+
+
+@rule_for(
+    kl.GlobalAveragePooling1D, kl.GlobalAveragePooling2D, kl.GlobalAveragePooling3D, kl.GlobalMaxPooling1D,
+    kl.GlobalMaxPooling2D, kl.GlobalMaxPooling3D,
+)  # fmt: skip
+def global_pooling(call: Call) -> Effect:
+    """Each channel apart, its axis the last one unless `keepdims` is set."""
+    x, axis = call.inputs[0], channel_axis(call.layer)
+    rank = len(call.output_shapes[0])
+    return Effect([only_channels(call, x, axis, len(x)) if rank == len(x) else _pooled(call, x, axis)])
+
+
+def _pooled(call: Call, x: Dims, axis: int) -> Dims:
+    kept = only_channels(call, x, axis, len(x))[axis]
+    return Dims([None, kept])

@@ -1,0 +1,237 @@
+"""Rules of recurrent layers, of their wrappers, and of attention."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from keras import layers as kl
+from keras import tree
+
+from keras_prune.structured.activations import activate, keeps_zero
+from keras_prune.structured.elements import Labels
+from keras_prune.structured.rules import Axis, Call, Cost, Dims, Effect, Width, find_rule, rule_for
+from keras_prune.structured.rules_merge import contract
+from keras_prune.structured.rules_weights import positions
+
+
+def _cell(call: Call, layer: Any, incoming: Axis | None) -> Labels:
+    """Bind a cell's variables, whose gates lie one after the other, and return its units."""
+    cell = layer.cell
+    units = call.units(cell.recurrent_kernel, 0)
+    gates = np.tile(units, cell.recurrent_kernel.shape[1] // len(units))
+    call.bind(cell.kernel, 0, incoming)
+    call.bind(cell.kernel, 1, gates)
+    call.bind(cell.recurrent_kernel, 1, gates)
+    if cell.bias is not None:
+        call.bind(cell.bias, len(cell.bias.shape) - 1, gates)
+    return units
+
+
+def _states(call: Call) -> list[Dims]:
+    """Initial states that come as tensors; a mask is an input, too, and is none."""
+    places = [call.place(leaf) for leaf in tree.flatten(call.argument("initial_state", 1))]
+    return [call.inputs[place] for place in places if place is not None]
+
+
+def _costs(layer: Any, steps: int) -> list[Cost]:
+    cell = layer.cell
+    gates = cell.kernel.shape[1] // cell.recurrent_kernel.shape[0]
+    return [
+        Cost(steps * gates, ((cell.kernel, 0), (cell.recurrent_kernel, 0))),
+        Cost(steps * gates, ((cell.recurrent_kernel, 0), (cell.recurrent_kernel, 0))),
+    ]
+
+
+def _result(call: Call, layer: Any, units: Labels) -> Effect:
+    known = all(activate(call, Dims([Axis(units)]), f)[0] is not None for f in _functions(layer.cell))
+    zero = known and keeps_zero(layer.cell.activation)
+    outputs = [Dims([None] * (len(shape) - 1) + [Axis(units, zero)]) for shape in call.output_shapes]
+    return Effect(outputs, {"units": Width(units)}, costs=_costs(layer, call.shapes[0][1] or 1))
+
+
+def _functions(cell: Any) -> list[Any]:
+    return [f for f in (cell.activation, getattr(cell, "recurrent_activation", None)) if f is not None]
+
+
+@rule_for(kl.SimpleRNN, kl.LSTM, kl.GRU)
+def recurrent(call: Call) -> Effect:
+    """Kernel `[in, gates * units]`, recurrent kernel `[units, gates * units]`."""
+    units = _cell(call, call.layer, call.inputs[0][-1])
+    for state in _states(call):
+        call.merge(Axis(units), state[-1])
+    return _result(call, call.layer, units)
+
+
+@rule_for(kl.RNN)
+def recurrent_of_cell(call: Call) -> Effect:
+    """A recurrent layer around one of Keras's own cells."""
+    if type(call.layer.cell) not in (kl.SimpleRNNCell, kl.LSTMCell, kl.GRUCell):
+        return call.opaque(f"its cell is a {type(call.layer.cell).__name__}")
+    effect = recurrent(call)
+    return Effect(effect.outputs, {"cell": {"config": effect.config}}, costs=effect.costs)
+
+
+@rule_for(kl.Bidirectional)
+def bidirectional(call: Call) -> Effect:
+    """Both directions keep the same number of units: unit j forward goes with unit j backward."""
+    layer, x = call.layer, call.inputs[0]
+    pair = (layer.forward_layer, layer.backward_layer)
+    if not all(type(one) in (kl.SimpleRNN, kl.LSTM, kl.GRU) for one in pair) or _states(call):
+        return call.opaque("it wraps another kind of layer, or is given initial states")
+    forward, backward = (_cell(call, one, x[-1]) for one in pair)
+    call.tie(forward, backward)
+    single = _result(call, pair[0], forward)
+    out = single.outputs[0]
+    zero = all(keeps_zero(one.cell.activation) for one in pair)
+    if layer.merge_mode == "concat":
+        out = out.replaced(-1, Axis(np.concatenate([forward, backward]), zero))
+    else:
+        out = out.replaced(-1, Axis(forward, zero))
+    states = [Dims([None, Axis(forward, zero)])] * (len(call.output_shapes) - 1)
+    if layer.merge_mode is None:
+        states = [*single.outputs[1:]]
+    config: dict[str, Any] = {"layer": {"config": {"units": Width(forward)}}}
+    if "backward_layer" in layer.get_config():
+        config["backward_layer"] = {"config": {"units": Width(forward)}}
+    costs = [*single.costs, *_costs(pair[1], call.shapes[0][1] or 1)]
+    return Effect([out, *states], config, costs=costs)
+
+
+@rule_for(kl.TimeDistributed)
+def time_distributed(call: Call) -> Effect:
+    """The rule of the layer inside, for each step alone."""
+    inner = call.layer.layer
+    rule = find_rule(inner)
+    if rule is None:
+        return call.opaque(f"there is no rule for the {type(inner).__name__} inside")
+
+    def without_time(entries: Any) -> Any:
+        return type(entries)([*entries[:1], *entries[2:]])
+
+    x, shape = call.inputs[0], tuple(call.shapes[0])
+    shapes = [without_time(tuple(s)) for s in call.output_shapes]
+    effect = rule(call.within(inner, [without_time(x)], [without_time(shape)], shapes))
+    outputs = [Dims([*dims[:1], None, *dims[1:]]) for dims in effect.outputs]
+    steps = shape[1] or 1
+    return Effect(
+        outputs,
+        {"layer": {"config": effect.config}} if effect.config else {},
+        scales=effect.scales,
+        costs=[Cost(steps * cost.factor, cost.parts) for cost in effect.costs],
+    )
+
+
+def _projection(call: Call, dense: Any, incoming: Axis | None, heads: Labels, size: Labels) -> None:
+    """Bind a kernel `[in, heads, size]` and its bias `[heads, size]`."""
+    call.bind(dense.kernel, 0, incoming)
+    call.bind(dense.kernel, 1, heads)
+    call.bind(dense.kernel, 2, size)
+    if dense.bias is not None:
+        call.bind(dense.bias, 0, heads)
+        call.bind(dense.bias, 1, size)
+
+
+def _attention(call: Call, groups: str, reach: int) -> tuple[Labels, Labels, Labels, list[Cost], Any]:
+    """What both attention layers have in common: heads, head sizes, costs, and the factor that keeps the scale."""
+    layer = call.layer
+    query = call.inputs[0]
+    value = call.inputs[call.place(call.argument("value", 1)) or 0]
+    given = call.place(call.argument("key", 2))
+    key = value if given is None else call.inputs[given]
+    q, k, v, o = (getattr(layer, f"_{name}_dense") for name in ("query", "key", "value", "output"))
+    heads = call.units(k.kernel, 1)
+    size, depth = call.units(q.kernel, 2), call.units(v.kernel, 2)
+    many = np.repeat(heads, reach)
+    _projection(call, q, query[-1], many, size)
+    _projection(call, k, key[-1], heads, size)
+    _projection(call, v, value[-1], heads, depth)
+    call.bind(o.kernel, 0, many)
+    call.bind(o.kernel, 1, depth)
+    if getattr(layer, groups, False):
+        _projection(call, layer._gate_dense, query[-1], many, depth)
+    rows = positions(call.shapes[0][1:-1])
+    place = call.place(call.argument("value", 1)) or 0
+    columns = positions(call.shapes[place][1:-1])
+    costs = [
+        Cost(rows, ((q.kernel, 0), (q.kernel, 1), (q.kernel, 2))),
+        Cost(columns, ((k.kernel, 0), (k.kernel, 1), (k.kernel, 2))),
+        Cost(columns, ((v.kernel, 0), (v.kernel, 1), (v.kernel, 2))),
+        Cost(rows * columns, ((q.kernel, 1), (q.kernel, 2))),
+        Cost(rows * columns, ((q.kernel, 1), (v.kernel, 2))),
+        Cost(rows, tuple((o.kernel, axis) for axis in range(len(o.kernel.shape)))),
+    ]
+    keep_scale = Width(size, lambda kept, before: math.sqrt(kept / before))
+    scales = [(variable, keep_scale) for variable in (q.kernel, q.bias) if variable is not None]
+    return heads, size, depth, costs, scales
+
+
+def _attended(call: Call, out: Axis) -> list[Dims]:
+    """The result, and the scores where they are returned: a head is an axis of these."""
+    first = Dims([None] * (len(call.output_shapes[0]) - 1) + [out])
+    return [first, *(Dims([None] * len(shape)) for shape in call.output_shapes[1:])]
+
+
+@rule_for(kl.MultiHeadAttention)
+def multi_head_attention(call: Call) -> Effect:
+    """Heads, head size of queries and keys, and of values, each by itself.
+
+    Scores are divided by the root of the head size; with a smaller one, the query's kernel makes up for it.
+    """
+    layer = call.layer
+    heads, size, depth, costs, scales = _attention(call, "_use_gate", 1)
+    kernel, bias = layer._output_dense.kernel, layer._output_dense.bias
+    if len(call.output_shapes) > 1:
+        call.freeze(heads, "its scores are a result, with an axis of heads")
+    config: dict[str, Any] = {"num_heads": Width(heads), "key_dim": Width(size), "value_dim": Width(depth)}
+    if len(kernel.shape) > 3:
+        return Effect([Dims([None] * len(s)) for s in call.output_shapes], config, scales=scales, costs=costs)
+    out = call.units(kernel, 2)
+    call.bind(bias, 0, out)
+    config["output_shape"] = [Width(out)]
+    return Effect(_attended(call, Axis(out)), config, scales=scales, costs=costs)
+
+
+@rule_for(kl.GroupQueryAttention)
+def grouped_query_attention(call: Call) -> Effect:
+    """A key-value head goes with all query heads that read it; the result has the query's width."""
+    layer = call.layer
+    reach = layer.num_query_heads // layer.num_key_value_heads
+    heads, size, depth, costs, scales = _attention(call, "use_gate", reach)
+    call.tie(size, depth)
+    kernel, bias = layer._output_dense.kernel, layer._output_dense.bias
+    if len(call.output_shapes) > 1:
+        call.freeze(heads, "its scores are a result, with an axis of heads")
+    out = call.units(kernel, 2)
+    call.bind(bias, 0, out)
+    merged = call.merge(Axis(out), call.inputs[0][-1], zero=True)
+    assert merged is not None
+    config = {
+        "num_query_heads": Width(np.repeat(heads, reach)),
+        "num_key_value_heads": Width(heads),
+        "head_dim": Width(size),
+    }
+    return Effect(_attended(call, merged), config, scales=scales, costs=costs)
+
+
+@rule_for(kl.Attention, kl.AdditiveAttention)
+def attention(call: Call) -> Effect:
+    """Queries meet keys over their last axis; the result has the values' last axis."""
+    layer = call.layer
+    order = [call.place(place) for place in call.node.args[0]]
+    query, value = call.inputs[order[0] or 0], call.inputs[order[1] or 0]
+    key = call.inputs[order[2] or 0] if len(order) > 2 else value
+    scale = getattr(layer, "scale", None)
+    if isinstance(layer, kl.AdditiveAttention) and scale is not None:
+        call.merge(query[-1], key[-1])
+        call.bind(scale, 0, query[-1])
+    elif isinstance(layer, kl.AdditiveAttention) or layer.score_mode == "concat":
+        for entry in (query[-1], key[-1]):
+            if entry is not None and call.exact and not entry.zero:
+                call.freeze(entry, "its scores are summed over values that do not become 0")
+        call.merge(query[-1], key[-1])
+    else:
+        contract(call, query[-1], key[-1])
+    output = Dims([*query[:-1], value[-1]])
+    return Effect([output, *(Dims([None] * len(shape)) for shape in call.output_shapes[1:])])

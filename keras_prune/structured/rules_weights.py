@@ -1,0 +1,202 @@
+"""Rules of layers that multiply by a kernel: dense, einsum, convolutions of every kind, embeddings."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from keras import layers as kl
+
+from keras_prune.structured.activations import activate
+from keras_prune.structured.elements import OPAQUE, Labels
+from keras_prune.structured.rules import Axis, Call, Cost, Dims, Effect, Width, rule_for
+
+__all__ = ["channel_axis", "only_channels", "positions"]
+
+
+def positions(shape: tuple[int | None, ...]) -> int:
+    """The product of the known sizes."""
+    return math.prod(size for size in shape if size is not None)
+
+
+def channel_axis(layer: Any) -> int:
+    """1 or -1, by the layer's data format."""
+    return 1 if getattr(layer, "data_format", "channels_last") == "channels_first" else -1
+
+
+def only_channels(call: Call, dims: Dims, axis: int, rank: int) -> Dims:
+    """Axes of a result that keeps the channels of its input and computes over all other axes."""
+    for place, entry in enumerate(dims):
+        if place != axis % len(dims):
+            call.freeze(entry, "this axis is computed over")
+    return Dims([None] * rank).replaced(axis, dims[axis])
+
+
+def labels_of(call: Call, entry: Axis | None, size: int) -> Labels:
+    """The elements of an axis, opaque ones if nobody may touch it."""
+    return np.full(size, OPAQUE) if entry is None else entry.labels
+
+
+@rule_for(kl.Dense)
+def dense(call: Call) -> Effect:
+    """`[..., in] x [in, units]`."""
+    layer, (x,) = call.layer, call.inputs[:1]
+    call.bind(layer.kernel, 0, x[-1])
+    units = call.units(layer.kernel, 1)
+    call.bind(layer.bias, 0, units)
+    others = x.with_zero(layer.bias is None)  # where an input is all zeros, the bias is left
+    output = activate(call, others.replaced(-1, Axis(units)), layer.activation)
+    cost = Cost(positions(call.output_shapes[0][:-1]), ((layer.kernel, 0), (layer.kernel, 1)))
+    return Effect([output], {"units": Width(units)}, costs=[cost])
+
+
+@rule_for(kl.EinsumDense)
+def einsum_dense(call: Call) -> Effect:
+    """Letters of the kernel that are no letters of the input are new; the rest run along the input's axes."""
+    layer, x = call.layer, call.inputs[0]
+    left, out = layer.equation.replace(" ", "").split("->")
+    read, kernel = left.split(",")
+    rank = len(call.output_shapes[0])
+    read, out = _spell(read, len(x)), _spell(out, rank)
+    of_input = dict(zip(read, x, strict=True))
+    entries: dict[str, Axis | None] = dict(of_input)
+    for axis, letter in enumerate(kernel):
+        if letter in of_input:
+            call.bind(layer.kernel, axis, of_input[letter])
+        else:
+            entries[letter] = Axis(call.units(layer.kernel, axis))
+    for letter in set(read) - set(kernel) - set(out):
+        call.freeze(of_input[letter], "the equation sums over this axis, which the kernel does not have")
+    covered = set(out)
+    if layer.bias is not None:
+        covered = set(layer.bias_axes)
+        start = min(out.index(letter) for letter in covered)
+        for axis, letter in enumerate(out[start:]):
+            if letter in covered:
+                call.bind(layer.bias, axis, entries[letter])
+    # Where the bias is the same for all indices of an axis, it is left when their weights are zero.
+    output = Dims(None if (entry := entries[letter]) is None else entry.with_zero(letter in covered) for letter in out)
+    given = layer.partial_output_shape
+    tail = zip(given, output[rank - len(given) :], strict=True)
+    widths = [size if size is None or entry is None else Width(entry.labels) for size, entry in tail]
+    free = [size for size, letter in zip(call.output_shapes[0], out, strict=True) if letter not in kernel]
+    cost = Cost(positions(tuple(free)), tuple((layer.kernel, axis) for axis in range(len(kernel))))
+    return Effect([activate(call, output, layer.activation)], {"output_shape": widths}, costs=[cost])
+
+
+def _spell(letters: str, rank: int) -> str:
+    """One letter an axis: an ellipsis becomes capitals, which stand for the leading axes."""
+    if "..." not in letters:
+        return letters
+    return letters.replace("...", "ABCDEFGHIJ"[: rank - len(letters.replace("...", ""))])
+
+
+@rule_for(kl.Conv1D, kl.Conv2D, kl.Conv3D)
+def conv(call: Call) -> Effect:
+    """Kernel `[..., in / groups, out]`.
+
+    With one input channel a group, a group goes with its channel. With more, the number of groups stays, and the
+    channels of the same place in each group go together, inputs and outputs each.
+    """
+    layer, x = call.layer, call.inputs[0]
+    kernel, groups = layer.kernel, layer.groups
+    axis = channel_axis(layer)
+    config: dict[str, Any] = {}
+    incoming = x[axis]
+    if groups > 1 and kernel.shape[-2] == 1:
+        each = kernel.shape[-1] // groups
+        labels = labels_of(call, incoming, groups)
+        out = np.repeat(labels, each)
+        call.bind(kernel, -1, out)
+        config["groups"] = Width(labels)
+    else:
+        if groups > 1 and incoming is not None:
+            call.tie(*_same_place(incoming.labels, groups))
+        call.bind(kernel, -2, None if incoming is None else incoming.labels[: kernel.shape[-2]])
+        out = call.units(kernel, -1)
+        if groups > 1:
+            call.tie(*_same_place(out, groups))
+    call.bind(layer.bias, 0, out)
+    output = only_channels(call, x, axis, len(x)).replaced(axis, Axis(out))
+    config["filters"] = Width(out)
+    cost = Cost(_space(call.output_shapes[0], axis) * math.prod(kernel.shape[:-2]), ((kernel, -2), (kernel, -1)))
+    return Effect([activate(call, output, layer.activation)], config, costs=[cost])
+
+
+def _same_place(labels: Labels, groups: int) -> tuple[Labels, Labels]:
+    grid = labels.reshape(groups, -1)
+    return grid[:1], grid[1:]
+
+
+def _space(shape: tuple[int | None, ...], axis: int) -> int:
+    return positions(shape[1:-1] if axis == -1 else shape[2:])
+
+
+@rule_for(kl.DepthwiseConv1D, kl.DepthwiseConv2D)
+def depthwise(call: Call) -> Effect:
+    """Kernel `[..., in, multiplier]`: output `c * multiplier + m` goes with input channel c."""
+    layer, x = call.layer, call.inputs[0]
+    axis = channel_axis(layer)
+    kernel = layer.kernel
+    call.bind(kernel, -2, x[axis])
+    out = np.repeat(labels_of(call, x[axis], kernel.shape[-2]), kernel.shape[-1])
+    call.bind(layer.bias, 0, out)
+    output = only_channels(call, x, axis, len(x)).replaced(axis, Axis(out) if x[axis] is not None else None)
+    factor = _space(call.output_shapes[0], axis) * math.prod(kernel.shape[:-2]) * kernel.shape[-1]
+    return Effect([activate(call, output, layer.activation)], costs=[Cost(factor, ((kernel, -2),))])
+
+
+@rule_for(kl.SeparableConv1D, kl.SeparableConv2D)
+def separable(call: Call) -> Effect:
+    """A depthwise kernel `[..., in, multiplier]`, then a pointwise one `[..., in * multiplier, out]`."""
+    layer, x = call.layer, call.inputs[0]
+    axis = channel_axis(layer)
+    deep, point = layer.depthwise_kernel, layer.pointwise_kernel
+    call.bind(deep, -2, x[axis])
+    call.bind(point, -2, np.repeat(labels_of(call, x[axis], deep.shape[-2]), deep.shape[-1]))
+    out = call.units(point, -1)
+    call.bind(layer.bias, 0, out)
+    output = only_channels(call, x, axis, len(x)).replaced(axis, Axis(out))
+    space = _space(call.output_shapes[0], axis)
+    costs = [
+        Cost(space * math.prod(deep.shape[:-2]) * deep.shape[-1], ((deep, -2),)),
+        Cost(space, ((point, -2), (point, -1))),
+    ]
+    return Effect([activate(call, output, layer.activation)], {"filters": Width(out)}, costs=costs)
+
+
+@rule_for(kl.Conv1DTranspose, kl.Conv2DTranspose, kl.Conv3DTranspose)
+def conv_transpose(call: Call) -> Effect:
+    """Kernel `[..., out, in]`; every input position meets the whole kernel."""
+    layer, x = call.layer, call.inputs[0]
+    axis = channel_axis(layer)
+    kernel = layer.kernel
+    call.bind(kernel, -1, x[axis])
+    out = call.units(kernel, -2)
+    call.bind(layer.bias, 0, out)
+    output = only_channels(call, x, axis, len(x)).replaced(axis, Axis(out))
+    cost = Cost(_space(call.shapes[0], axis) * math.prod(kernel.shape[:-2]), ((kernel, -2), (kernel, -1)))
+    return Effect([activate(call, output, layer.activation)], {"filters": Width(out)}, costs=[cost])
+
+
+@rule_for(kl.Embedding)
+def embedding(call: Call) -> Effect:
+    """Table `[words, units]`; words stay."""
+    layer = call.layer
+    units = call.units(layer.embeddings, 1)
+    return Effect([Dims([*call.inputs[0], Axis(units)])], {"output_dim": Width(units)})
+
+
+@rule_for(kl.ReversibleEmbedding)
+def reversible_embedding(call: Call) -> Effect:
+    """An embedding, or with `reverse` the projection back onto the words, by the same table or one of its own."""
+    if not call.argument("reverse", 1, False):
+        return embedding(call)
+    layer, x = call.layer, call.inputs[0]
+    table, axis = (layer.embeddings, 1) if layer.tie_weights else (layer.reverse_embeddings, 0)
+    units = call.units(layer.embeddings, 1)
+    call.bind(layer.embeddings, 1, x[-1])
+    call.bind(table, axis, units)
+    cost = Cost(positions(call.output_shapes[0]), ((table, axis),))
+    return Effect([x.replaced(-1, None)], {"output_dim": Width(units)}, costs=[cost])
