@@ -41,11 +41,11 @@ from tflite_export.encoding import Encoding
 from tflite_export.inputs import collect_inputs
 from tflite_export.plan import Plan, as_dense, dense_bytes, make_plan, weigh
 from tflite_export.quantize import CALIBRATION, resolve_number_type
+from tflite_export.reference import answer
 from tflite_export.runtime import Session
 from tflite_export.signature import signature_of
 from tflite_export.stock import convert
 from tflite_export.targets import Kernel, resolve_target
-from tflite_export.verify import answer
 
 ROWS, UNITS, SHARES = (1, 196), (256, 512, 1024), (0.5, 0.8, 0.9, 0.95)
 NUMBERS: dict[str | None, tuple[Encoding, ...]] = {

@@ -1,23 +1,30 @@
-"""The stages of an export: strip -> convert -> plan -> encode -> verify -> write."""
+"""The stages of an export: rewrite -> convert -> plan -> encode -> verify -> write."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
 import keras
 
-from keras_prune import strip
 from tflite_export import flatbuffer, precision
 from tflite_export.atomic import check_writable, write_atomically
+from tflite_export.borders import make_borders_integer
+from tflite_export.carray import write_c_array
+from tflite_export.dense import make_dense, may_run_sparse
 from tflite_export.eligibility import Weight
 from tflite_export.encode import encode
+from tflite_export.encoding import Encoding
 from tflite_export.errors import ExportError
-from tflite_export.inputs import SAMPLES, Inputs, collect_inputs
+from tflite_export.golden import golden_of, write_golden
+from tflite_export.inputs import SAMPLES, Inputs
+from tflite_export.loading import open_source
+from tflite_export.mcu import check_micro
 from tflite_export.memory import release
+from tflite_export.metadata import summarize
 from tflite_export.plan import Optimize, Plan, PlanLine, check_strict, make_plan
 from tflite_export.quantize import (
     CALIBRATION,
@@ -27,18 +34,25 @@ from tflite_export.quantize import (
     check_calibration,
     resolve_number_type,
 )
+from tflite_export.reference import Reference
 from tflite_export.report import ExportReport, Size
 from tflite_export.runtime import Session
-from tflite_export.signature import signature_of
-from tflite_export.stock import Converted, convert
-from tflite_export.targets import Target, resolve_target
+from tflite_export.safe import plan_for_clusters
+from tflite_export.source import Source
+from tflite_export.sparse_run import sparse_runtime, verify_where_sparse, why_not_executed
+from tflite_export.stock import Converted
+from tflite_export.targets import ANY, MCU, Target, resolve_target
 from tflite_export.tune import tune_plan
-from tflite_export.verify import Reference, Verification, answer, answers, compare
+from tflite_export.verify import Verification, answers, compare
 from tflite_export.weights import Names, collect
+from tflite_export.zeros import lost_zeros, match_kernels, with_paths
+
+SPARSE_SAMPLES = 4
+"""Samples that a file is verified on where sparse kernels are on: an emulated processor takes a second for each."""
 
 
 def export(
-    model: keras.Model,
+    model: keras.Model | Any,
     path: str | os.PathLike[str],
     *,
     target: str | Target | None = None,
@@ -49,24 +63,30 @@ def export(
     batch_size: int | None = None,
     samples: int = SAMPLES,
     tolerance: float | None = None,
+    golden: str | os.PathLike[str] | None = None,
+    c_array: str | os.PathLike[str] | None = None,
+    signature_key: str | None = None,
     strict: bool = False,
 ) -> ExportReport:
-    """Write a Keras model as a sparse .tflite that was run and found to answer the same.
+    """Write a model as a sparse .tflite that was run and found to answer the same.
 
-    Masks are taken off, TensorFlow's converter makes a dense file, a plan says for each weight how it is
-    stored and why, the sparse weights are written into the file, and the file is run in LiteRT (XNNPACK on
-    and off, 1 and 4 threads) against the model. Only then is it written, at once: on any failure, what stood
-    at the path stays.
+    Masks are taken off; where the zeros of 1x1 convolutions let a phone or a browser skip them, the model is rewritten
+    exactly so that they do; TensorFlow's converter makes a dense file; a plan says for each weight how it is
+    stored and why; the sparse weights are written into the file; and the file is run in LiteRT (XNNPACK on
+    and off, 1 and 4 threads) against the model, and where sparse kernels are on, if such a runtime is installed. Only
+    then is it written, at once: on any failure, what stood at the path stays.
 
     Args:
-        model: A built Keras 3 model on the TensorFlow backend, functional, sequential or subclassed; pruned
-            or not.
+        model: A built Keras 3 model on the TensorFlow backend, functional, sequential or subclassed; the path of a
+            ``.keras`` or ``.h5`` file or of a SavedModel's folder; or a tf_keras model. Pruned, by this library or by
+            tfmot, or not.
         path: Where to write.
         target: The device it is for: "android", "ios", "arm64", "web", "x86", "mcu" or a
             :class:`~tflite_export.targets.Target`. None: no particular one; kernels are used where they keep up
             on x86 and ARM.
         quantize: Number type: None (float32), "float16" (weights), "dynamic" (int8 weights), "int8" (weights and
-            activations), "int16x8" (int8 weights, int16 activations). Inputs and outputs stay float32.
+            activations), "int16x8" (int8 weights, int16 activations). Inputs and outputs stay float32, except for
+            "mcu", where they are int8.
         data: Inputs to verify on: an array, a list, tuple or dictionary of arrays, or a data set of batches
             (x or (x, y)). None draws a few, with a warning. "int8" and "int16x8" take the ranges of activations
             from them and need them.
@@ -74,10 +94,14 @@ def export(
             made dense when the file is loaded. "size": the smallest encoding that is right, slower or not.
         tune: Time the encodings of each weight on this machine instead of reading the target's table.
         batch_size: Fix the batch of the file to this. None leaves it free where the converter can (not with
-            recurrent layers).
+            recurrent layers, nor for "mcu").
         samples: Verify on at most so many.
         tolerance: Largest error of a float output, as a share of that output's largest absolute value; None:
             that of the number type.
+        golden: Also write inputs and the model's answers here, for a check on the device
+            (:mod:`tflite_export.golden`).
+        c_array: Also write the file as C source: this path with the endings .cc and .h.
+        signature_key: Of a SavedModel: which signature; None takes ``serving_default``, or the only one.
         strict: Raise where a weight that was stored sparse makes the file wrong, or its number type keeps it
             from being stored sparse, instead of leaving it dense with that reason.
 
@@ -86,7 +110,7 @@ def export(
 
     Raises:
         ExportError: An argument is not known, the model cannot be converted, its file does not answer the same,
-            or the path cannot be written.
+            or a path cannot be written.
 
     Example:
         >>> import tempfile
@@ -99,36 +123,45 @@ def export(
     """
     device, kind = resolve_target(target), resolve_number_type(quantize)
     _check_choices(device, kind, data, optimize, tune)
-    check_writable(path)
-    check_size(((variable.path, tuple(variable.shape)) for variable in model.variables), kind)
-    signature = signature_of(model, data)
-    collected = collect_inputs(model, signature, data, max(samples, CALIBRATION) if kind.calibrated else samples)
+    for place in (path, golden, c_array):
+        if place is not None:
+            check_writable(place)
+    source = open_source(model, signature_key)
+    check_size(((name, values.shape) for name, values in source.variables()), kind)
+    signature = source.signature(data)
+    collected = source.inputs(signature, data, max(samples, CALIBRATION) if kind.calibrated else samples)
     inputs = Inputs(tuple(array[:samples] for array in collected.arrays), collected.drawn)
-    # The file is held against the model as it was given, so that a mistake of strip shows as well.
-    with precision.float32(model) as mixed:
-        reference = answer(model, signature, inputs)
-
-    def plain() -> keras.Model:
-        stripped = strip(model)
-        if not stripped.built:  # a copy of a subclassed model is built by its first call; its weights are there already
-            with precision.float32(stripped):
-                stripped(signature.pack([array[:1] for array in inputs.arrays]), training=False)
-        return stripped
-
-    # The paths of the model that was given are the ones that its author knows.
-    names = names_of(plain(), kind) | names_of(model, kind)
-    size = 4 * model.count_params()
+    # The file is held against the model as it was given, so that a mistake of strip or of a rewrite shows as well.
+    reference = source.answer(signature, inputs)
+    names = names_of(source, kind)
+    size = 4 * source.model.count_params() if source.model is not None else 0
     release(size)
-    converted = convert(plain, signature, batch_size, kind, collected)
+    # Micro knows fixed shapes only.
+    batch_size = 1 if device is MCU and batch_size is None else batch_size
+    dense = make_dense(source, signature, batch_size, kind, collected, device)
+    converted = dense.converted
     reference = replace(reference, input_names=converted.inputs, output_names=converted.outputs)
     release(size)
-    weights = weights_of(converted, names, reference)
-    plan = make_plan(weights, device, optimize=optimize)
+    matches = match_kernels(dense.kernels, found := weights_of(converted, names, reference))
+    weights = with_paths(found, matches)
+    lost = tuple(
+        f"the converter lost {count} zeros of '{name}' when it folded it" for name, count in lost_zeros(matches).items()
+    )
+    plan, runs_sparse = _plan(converted, weights, device, kind, optimize)
     if strict:
         check_strict(plan, weights)
     if tune:
         plan = tune_plan(converted.content, plan, weights, device, reference)
-    plan, content, verification = _settle(converted.content, plan, weights, reference, kind, tolerance, strict)
+    stage = _Encoder(converted.content, weights, reference, device, kind, tolerance, strict, runs_sparse)
+    plan, content, verification, sparse_run = stage.settle(plan)
+    micro = None
+    if device is MCU:
+        content = make_borders_integer(content)
+        micro = check_micro(content, dict(zip(reference.input_names, inputs.arrays, strict=True)))
+    if golden is not None:
+        write_golden(golden, golden_of(reference, kind.tolerance if tolerance is None else tolerance))
+    if c_array is not None:
+        write_c_array(content, c_array)
     write_atomically(path, content)
     return ExportReport(
         path=os.fspath(path),
@@ -136,9 +169,12 @@ def export(
         written=Size(content),
         lines=plan.lines,
         verification=verification,
-        notes=(*converted.notes, *_mixed_note(mixed)),
+        notes=(*source.notes, *converted.notes, *dense.notes, *lost, *_mixed_notes(source)),
         target=device.name,
         quantize=kind.name,
+        changes=dense.changes,
+        sparse_run=sparse_run,
+        micro=micro,
     )
 
 
@@ -196,13 +232,9 @@ def check_size(variables: Iterable[tuple[str, tuple[int, ...]]], kind: NumberTyp
         )
 
 
-def names_of(model: keras.Model, kind: NumberType) -> Names:
+def names_of(source: Source, kind: NumberType) -> Names:
     """Return the names of a model's variables, as a file of a number type will hold them."""
-    return Names.of(
-        ((variable.path, keras.ops.convert_to_numpy(variable.value)) for variable in model.variables if variable.shape),
-        float16=kind is FLOAT16,
-        sums=kind.weight_bytes == 1,
-    )
+    return Names.of(source.variables(), float16=kind is FLOAT16, sums=kind.weight_bytes == 1)
 
 
 def weights_of(converted: Converted, names: Names, reference: Reference) -> list[Weight]:
@@ -211,7 +243,11 @@ def weights_of(converted: Converted, names: Names, reference: Reference) -> list
     return collect(dense, names=names, rows=_rows(dense, converted, reference))
 
 
-def _mixed_note(mixed: tuple[str, ...]) -> tuple[str, ...]:
+def _mixed_notes(source: Source) -> tuple[str, ...]:
+    if source.model is None:
+        return ()
+    with precision.float32(source.model) as mixed:
+        pass
     if not mixed:
         return ()
     return (
@@ -237,60 +273,115 @@ def _rows(model: Any, converted: Converted, reference: Reference) -> dict[tuple[
     return rows
 
 
-def _settle(
-    dense: bytes,
-    plan: Plan,
-    weights: list[Weight],
-    reference: Reference,
-    kind: NumberType,
-    tolerance: float | None,
-    strict: bool,
-) -> tuple[Plan, bytes, Verification]:
-    """Encode and verify; where the file is wrong, find the weights that make it so and leave them dense.
+def _plan(
+    converted: Converted, weights: list[Weight], device: Target, kind: NumberType, optimize: Optimize
+) -> tuple[Plan, bool]:
+    """Return the plan, and whether XNNPACK's sparse inference will be on."""
+    if not may_run_sparse(device, kind):
+        return make_plan(weights, device, optimize=optimize), False
+    plan, found = plan_for_clusters(flatbuffer.read(converted.content), weights, device, optimize)
+    return plan, found.on
 
-    Raises:
-        ExportError: The dense file is wrong too, or ``strict``.
+
+@dataclass(frozen=True, eq=False)
+class _Encoder:
+    """The stages encode and verify: a plan -> a file that was found to be right.
+
+    Args:
+        dense: The dense file.
+        weights: Of it.
+        reference: What the model answers.
+        device: The target.
+        kind: Number type of the file.
+        tolerance: In place of the number type's.
+        strict: Raise instead of leaving a weight dense.
+        runs_sparse: XNNPACK's sparse inference will be on where the target has it.
     """
-    # In float32 the model itself is the sharpest measure; a quantized file is held against its dense twin as well.
-    twin = answers(dense, reference, "the dense file") if kind is not FLOAT32 and plan.sparse else None
 
-    def check(content: bytes, subject: str) -> Verification:
-        return compare(content, reference, subject, kind, tolerance, twin if content is not dense else None)
+    dense: bytes
+    weights: list[Weight]
+    reference: Reference
+    device: Target
+    kind: NumberType
+    tolerance: float | None
+    strict: bool
+    runs_sparse: bool
 
-    if not plan.sparse:
-        return plan, dense, check(dense, "the dense file")
-    content = encode(dense, plan, weights)
+    def settle(self, plan: Plan) -> tuple[Plan, bytes, Verification, str | None]:
+        """Encode and verify; where the file is wrong, find the weights that make it so and leave them dense.
+
+        Raises:
+            ExportError: The dense file is wrong too, or `strict`.
+        """
+        # In float32 the model itself is the sharpest measure; a quantized file is held against its dense twin as well.
+        quantized = self.kind is not FLOAT32 and bool(plan.sparse)
+        twin = answers(self.dense, self.reference, "the dense file") if quantized else None
+
+        def check(tried: Plan, subject: str) -> tuple[bytes, Verification, str | None]:
+            content = self.encode(tried)
+            beside = twin if tried.sparse else None
+            verification = compare(content, self.reference, subject, self.kind, self.tolerance, beside)
+            return content, verification, self._where_sparse(tried, content)
+
+        try:
+            return plan, *check(plan, "the sparse file" if plan.sparse else "the dense file")
+        except ExportError as error:
+            if not plan.sparse:
+                raise
+            failure = error
+        check(plan.only([], ""), "the dense file, before any weight was stored sparse")
+        wrong = [line for line in plan.sparse if not _passes(check, plan.only([line], ""), line)]
+        if self.strict:
+            culprit = wrong[0].name if wrong else "several weights together"
+            raise ExportError(
+                f"weight '{culprit}'",
+                "stored sparse must leave the outputs as they are",
+                failure,
+                "Export with strict=False to leave it dense.",
+            ) from failure
+        kept = [line for line in plan.sparse if line not in wrong] if wrong else []
+        reason = f"stored sparse, the file was wrong: {failure.rule}, received {failure.received}"
+        settled = plan.only(kept, reason)
+        try:
+            return settled, *check(settled, "the sparse file")
+        except ExportError:
+            settled = plan.only([], reason)
+            return settled, *check(settled, "the dense file")
+
+    def encode(self, plan: Plan) -> bytes:
+        """Return the file of a plan, with a summary of it inside."""
+        # A microcontroller's flash is short.
+        summary = summarize(plan.lines, target=self.device.name, quantize=self.kind.name, detail=self.device is not MCU)
+        return encode(self.dense, plan, self.weights, summary)
+
+    def _where_sparse(self, plan: Plan, content: bytes) -> str | None:
+        """Run a file where sparse inference is on, if it will be, and say what came of it.
+
+        Raises:
+            ExportError: An output is off there.
+        """
+        if not self.runs_sparse or all(line.encoding is not Encoding.DENSIFY for line in plan.sparse):
+            return None
+        stands_for = "web" if self.device is ANY else self.device.name
+        why = why_not_executed(content, stands_for, "the sparse file")
+        if why is not None:
+            return why
+        run = verify_where_sparse(
+            content,
+            [array[:SPARSE_SAMPLES] for array in self.reference.inputs.arrays],
+            [array[:SPARSE_SAMPLES] for array in self.reference.outputs],
+            self.reference.input_names,
+            self.reference.output_names,
+            runtime=sparse_runtime(stands_for) or "web",
+            subject="the sparse file",
+            tolerance=self.kind.tolerance if self.tolerance is None else self.tolerance,
+        )
+        return str(run)
+
+
+def _passes(check: Callable[[Plan, str], Any], plan: Plan, line: PlanLine) -> bool:
     try:
-        return plan, content, check(content, "the sparse file")
-    except ExportError as error:
-        failure = error
-    check(dense, "the dense file, before any weight was stored sparse")
-    right = [line for line in plan.sparse if _alone(dense, plan, line, weights, check) is None]
-    wrong = [line for line in plan.sparse if line not in right]
-    if strict:
-        culprit = wrong[0].name if wrong else "several weights together"
-        raise ExportError(
-            f"weight '{culprit}'",
-            "stored sparse must leave the outputs as they are",
-            failure,
-            "Export with strict=False to leave it dense.",
-        ) from failure
-    kept = right if wrong else []
-    reason = f"stored sparse, the file was wrong: {failure.rule}, received {failure.received}"
-    settled = plan.only(kept, reason)
-    content = encode(dense, settled, weights)
-    try:
-        return settled, content, check(content, "the sparse file")
+        check(plan, f"the file with '{line.name}' sparse")
     except ExportError:
-        return plan.only([], reason), dense, check(dense, "the dense file")
-
-
-def _alone(
-    dense: bytes, plan: Plan, line: PlanLine, weights: list[Weight], check: Callable[[bytes, str], Verification]
-) -> ExportError | None:
-    """Return how the file fails with this one weight stored sparse, or None where it does not."""
-    try:
-        check(encode(dense, plan.only([line], ""), weights), f"the file with '{line.name}' sparse")
-    except ExportError as error:
-        return error
-    return None
+        return False
+    return True

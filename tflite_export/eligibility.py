@@ -70,7 +70,6 @@ class Consumer:
         default_layout: Its weights are in the default layout (FULLY_CONNECTED has a shuffled one too).
         computes: Type of what it gives out: "float32", "int8", "int16".
         rows: Rows that it multiplies the weight with, for one sample; None where unknown.
-        pooled_output: Its graph gives out a spatial mean with the dimensions kept.
     """
 
     operator: str
@@ -79,7 +78,6 @@ class Consumer:
     default_layout: bool = True
     computes: str = "float32"
     rows: int | None = None
-    pooled_output: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -186,29 +184,6 @@ def runtime_is_right(weight: Weight) -> Verdict:
         return Verdict(True, "")
     stored = all((consumer.operator, consumer.slot) in _FLOAT_CONSUMERS for consumer in weight.consumers)
     return Verdict(not stored, f"the runtime gets a sparse {kind} weight wrong there")
-
-
-def is_safe_pointwise(weight: Weight) -> Verdict:
-    """A 1x1 convolution stays away from two tails that XNNPACK's sparse inference breaks.
-
-    Where it switches on (ARM, WebAssembly; never on a PC with AVX, so that a run here cannot tell), a sparse
-    1x1 convolution on a 1x1 map fails to allocate or answers garbage, and a spatial mean with its dimensions
-    kept is wrong as the model's output.
-    """
-    pointwise = weight.values.ndim == 4 and weight.values.shape[1:3] == (1, 1) and weight.values.dtype.kind == "f"
-    for consumer in weight.consumers if pointwise else ():
-        if consumer.operator == "CONV_2D" and consumer.rows in (1, None):
-            return Verdict(
-                False,
-                "a 1x1 convolution on a 1x1 map, which ARM and WebAssembly get wrong when sparse: write it as Dense",
-            )
-        if consumer.operator == "CONV_2D" and consumer.pooled_output:
-            return Verdict(
-                False,
-                "the model gives out a mean with keepdims=True, which ARM and WebAssembly get wrong after a "
-                "sparse convolution: use keepdims=False",
-            )
-    return Verdict(True, "no sparse 1x1 convolution, or in a safe place")
 
 
 def feeds_sparse_kernel(weight: Weight, encoding: Encoding) -> Verdict:

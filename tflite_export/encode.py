@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,10 +11,11 @@ from ai_edge_litert import schema_py_generated as schema
 from tflite_export import flatbuffer
 from tflite_export.eligibility import Weight
 from tflite_export.encoding import SparseArray
+from tflite_export.metadata import add_metadata
 from tflite_export.plan import Encoding, Plan, encoded
 
 
-def encode(dense: bytes, plan: Plan, weights: Iterable[Weight]) -> bytes:
+def encode(dense: bytes, plan: Plan, weights: Iterable[Weight], summary: Mapping[str, Any] | None = None) -> bytes:
     """Return the file with its weights stored as planned.
 
     Changed are: the buffers and the sparsity of the planned tensors; for a sparse kernel, the version of the
@@ -25,11 +26,12 @@ def encode(dense: bytes, plan: Plan, weights: Iterable[Weight]) -> bytes:
         dense: The converter's file.
         plan: What to store how.
         weights: The weights that the plan was made from.
+        summary: Written into the file's metadata: see :mod:`tflite_export.metadata`.
 
     Raises:
         FlatbufferError: The file cannot be read or written.
     """
-    if not plan.sparse:
+    if not plan.sparse and summary is None:
         return dense
     model = flatbuffer.read(dense, "the converter's file")
     by_tensors = {weight.tensors: weight for weight in weights}
@@ -50,6 +52,8 @@ def encode(dense: bytes, plan: Plan, weights: Iterable[Weight]) -> bytes:
             for read in _drop_dequantize(model, subgraph, index) if weight.dequantized else [index]:
                 _store(subgraph, read, buffer, sparse)
                 _raise_version(model, subgraph, read)
+    if summary is not None:
+        add_metadata(model, summary)
     return flatbuffer.write(model)
 
 

@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 from tflite_export.atomic import check_writable, write_atomically
 from tflite_export.carray import write_c_arrays
 from tflite_export.errors import ExportError
+from tflite_export.measure import TOLERANCE, OutputError
+from tflite_export.reference import Reference
 from tflite_export.runtime import load
-from tflite_export.verify import TOLERANCE, OutputError, Reference
 
 VERSION = "keras-prune golden 1"
 LARGEST_HEADER = 100_000_000

@@ -107,8 +107,7 @@ def make_plan(
         weights: Of the dense file.
         target: The device.
         optimize: "speed", or "size": smaller even where it is slower.
-        clusters: Names the cluster of XNNPACK's sparse inference that a weight will be in, None where in none;
-            None: not predicted.
+        clusters: Says how XNNPACK's sparse inference will read a weight, None where it does not; None: not predicted.
     """
     weights = list(weights)
     total = dense_bytes(weights)
@@ -232,7 +231,7 @@ def weigh(
             loses.add(kernel.encoding)
     if not target.densify:
         return Options(tuple(kernels), None, tuple(slow), (f"target '{target.name}' has no DENSIFY",), frozenset(loses))
-    refusal = _first_refusal(weight, rules.accepts_densified, rules.is_safe_pointwise)
+    refusal = _first_refusal(weight, rules.accepts_densified)
     if refusal is not None:
         return Options(tuple(kernels), None, tuple(slow), (refusal,), frozenset(loses))
     return Options(tuple(kernels), _densified(weight, target, clusters), tuple(slow), (), frozenset(loses))
@@ -257,11 +256,13 @@ def _kernel_line(weight: Weight, kernel: Kernel, block: int, total: int) -> tupl
 
 def _densified(weight: Weight, target: Target, clusters: Callable[[Weight], str | None] | None) -> PlanLine:
     """Return the line of a weight behind a DENSIFY: read by SpMM in a cluster, else as any dense weight."""
-    cluster = clusters(weight) if clusters is not None and target.clusters is not None else None
-    if cluster is None or target.clusters is None:
+    read = clusters(weight) if clusters is not None else None
+    if read is not None and target is ANY:
+        return _line(weight, Encoding.DENSIFY, f"{read} where XNNPACK runs sparse, dense in memory elsewhere", None)
+    if read is None or target.clusters is None:
         return _line(weight, Encoding.DENSIFY, "dense in memory", 1.0)
     gain = target.clusters.gain(weight.sparsity)
-    return _line(weight, Encoding.DENSIFY, f"SpMM in cluster '{cluster}', expected {gain:.2g} x", gain)
+    return _line(weight, Encoding.DENSIFY, f"{read}, expected {gain:.2g} x for the network", gain)
 
 
 def _smallest(weight: Weight, options: Options) -> PlanLine:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import gzip
 import io
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from tflite_export.mcu import MicroReport
 from tflite_export.plan import PlanLine
+from tflite_export.rewrite import Change
 from tflite_export.verify import Verification
 
 WIDTH = 120
@@ -56,6 +59,9 @@ class ExportReport:
         notes: What was decided on the way: a fixed batch, drawn inputs.
         target: Name of the device it is made for.
         quantize: Its number type; None is float32.
+        changes: What exact rewrites changed in the model.
+        sparse_run: What came of running it where sparse kernels are on; None where no sparse kernel would read it.
+        micro: What TensorFlow Lite Micro needs for it, of a file for microcontrollers.
     """
 
     path: str
@@ -66,6 +72,9 @@ class ExportReport:
     notes: tuple[str, ...] = ()
     target: str = "any"
     quantize: str | None = None
+    changes: tuple[Change, ...] = ()
+    sparse_run: str | None = None
+    micro: MicroReport | None = None
 
     def __str__(self) -> str:
         """Return the report as a table."""
@@ -108,9 +117,20 @@ class ExportReport:
                 else []
             ),
             str(self.verification),
+            *([self.sparse_run] if self.sparse_run else []),
+            *self._rewrites(),
+            *([str(self.micro)] if self.micro else []),
             *self.notes,
         ]
         return render(table) + "\n".join(footer)
+
+    def _rewrites(self) -> list[str]:
+        """Return a line for each rewrite, with what it did most often first."""
+        lines = []
+        for name in dict.fromkeys(change.rewrite for change in self.changes):
+            done = Counter(change.what for change in self.changes if change.rewrite == name).most_common()
+            lines.append(f"rewritten ({name}): " + "; ".join(f"{what} ({count} x)" for what, count in done))
+        return lines
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as a JSON-able dictionary."""
@@ -122,6 +142,9 @@ class ExportReport:
             "written": self.written.to_dict(),
             "weights": [line.to_dict() for line in self.lines],
             "verification": self.verification.to_dict(),
+            "sparse_run": self.sparse_run,
+            "changes": [dict(vars(change)) for change in self.changes],
+            "micro": self.micro.to_dict() if self.micro else None,
             "notes": list(self.notes),
         }
 

@@ -20,9 +20,9 @@ from tflite_export import precision
 from tflite_export.errors import ExportError
 from tflite_export.inputs import SAMPLES, Inputs, collect_inputs
 from tflite_export.quantize import FLOAT32, NumberType, batches, check_loops, configure
+from tflite_export.reference import Reference, answer
 from tflite_export.signature import InputSpec, Signature, signature_of
 from tflite_export.stock import Converted, convert
-from tflite_export.verify import Reference, answer
 
 DEFAULT_KEY = "serving_default"
 

@@ -14,9 +14,9 @@ from tflite_export.encode import encode
 from tflite_export.encoding import Encoding
 from tflite_export.errors import ExportError
 from tflite_export.plan import LARGEST_SHARE, TABLES, Options, Plan, PlanLine, as_dense, dense_bytes, weigh
+from tflite_export.reference import Reference
 from tflite_export.runtime import Session
 from tflite_export.targets import Target
-from tflite_export.verify import Reference
 
 ROUNDS = 60
 """Timed runs of each file, at most."""

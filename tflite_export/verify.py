@@ -3,54 +3,25 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import keras
-import numpy as np
 from numpy.typing import NDArray
 
-from tflite_export import flatbuffer, precision
+from tflite_export import flatbuffer
 from tflite_export.errors import ExportError
-from tflite_export.inputs import SAMPLES, Inputs, collect_inputs
+from tflite_export.inputs import SAMPLES
+from tflite_export.isolation import IsolatedSession
+from tflite_export.loading import open_source
+from tflite_export.measure import OutputError, measure, scale_of
 from tflite_export.quantize import FLOAT32, NumberType, number_type_of
-from tflite_export.runtime import LARGEST_BATCH, Session, load
-from tflite_export.signature import Signature, output_names, signature_of
-
-TOLERANCE = FLOAT32.tolerance
-"""Largest error of a float32 file's output, as a share of the largest absolute value of it over all samples.
-
-Two right float32 implementations differ by the order of their sums: per layer about sqrt(n) * 2**-24 of the
-sum's scale, 2e-6 at n = 1000, and up to some 1e-5 through a deep network. A wrong kernel is off by 1e-2 and
-more. 1e-4 lies between. For other number types see :mod:`tflite_export.quantize`.
-"""
+from tflite_export.reference import Reference
+from tflite_export.runtime import Session, load
 
 CONFIGURATIONS = ((True, 1), (True, 4), (False, 1), (False, 4))
 """(XNNPACK delegate, threads) that a file is run with."""
-
-
-@dataclass(frozen=True)
-class OutputError:
-    """How far an output is from the model's.
-
-    Args:
-        name: Of the output.
-        max_absolute: Largest absolute difference.
-        max_relative: The same, as a share of the output's scale.
-        scale: Largest absolute value of the model's output over all samples.
-        top1: Share of the samples whose largest value stands at the model's place, for an output [samples,
-            classes]; None for others.
-        encoding: Largest difference from the dense file of the same number type in the same configuration, as
-            a share of the scale; None where there was none to compare with.
-    """
-
-    name: str
-    max_absolute: float
-    max_relative: float
-    scale: float
-    top1: float | None = None
-    encoding: float | None = None
 
 
 @dataclass(frozen=True)
@@ -140,42 +111,29 @@ class Verification:
         }
 
 
-@dataclass(frozen=True, eq=False)
-class Reference:
-    """What the Keras model answers to the inputs.
-
-    Args:
-        inputs: The samples.
-        outputs: One array [samples, ...] for each output.
-        input_names: Of the file, in the model's order.
-        output_names: Likewise.
-    """
-
-    inputs: Inputs
-    outputs: tuple[NDArray[Any], ...]
-    input_names: tuple[str, ...]
-    output_names: tuple[str, ...]
-
-
 def verify(
     path: str | os.PathLike[str],
-    model: keras.Model,
+    model: keras.Model | Any,
     data: Any = None,
     *,
     samples: int = SAMPLES,
     tolerance: float | None = None,
+    signature_key: str | None = None,
 ) -> Verification:
-    """Compare a .tflite with a Keras model, in LiteRT: with and without XNNPACK, on 1 and 4 threads.
+    """Compare a .tflite with the model that it came from, in LiteRT: with and without XNNPACK, on 1 and 4 threads.
+
+    The file may come from anywhere: it is run in a process of its own, which it may crash.
 
     error = max |file - model| / max |model|, for each float output; NaN fails. Integer outputs must be equal; in a
     quantized file, the error is the share of them that are not.
 
     Args:
         path: The file.
-        model: The model that it came from.
+        model: The model that it came from, or its path: what :func:`tflite_export.export` takes.
         data: Inputs: see :func:`tflite_export.inputs.collect_inputs`. None draws a few, with a warning.
         samples: Use at most so many.
         tolerance: Largest error allowed; None: that of the file's number type.
+        signature_key: Of a SavedModel: which signature.
 
     Returns:
         The errors, all within the tolerance.
@@ -189,39 +147,14 @@ def verify(
             ...
         tflite_export.errors.ExportError: 'missing.tflite': must be a readable file. Received: No such ...
     """
+    subject = os.fspath(path)
     content = load(path)
-    signature = signature_of(model, data)
-    inputs = collect_inputs(model, signature, data, samples)
-    with precision.float32(model):
-        reference = answer(model, signature, inputs)
-    kind = number_type_of(flatbuffer.read(content, os.fspath(path)))
-    return compare(content, _names_of_file(content, os.fspath(path), reference), os.fspath(path), kind, tolerance)
-
-
-def answer(model: keras.Model, signature: Signature, inputs: Inputs) -> Reference:
-    """Run the Keras model on the inputs.
-
-    Raises:
-        ExportError: The model itself answers NaN.
-    """
-    parts = []
-    names: tuple[str, ...] = ()
-    for start in range(0, len(inputs), LARGEST_BATCH):
-        outputs = model(
-            signature.pack([array[start : start + LARGEST_BATCH] for array in inputs.arrays]), training=False
-        )
-        names = output_names(outputs)
-        parts.append([keras.ops.convert_to_numpy(leaf) for leaf in keras.tree.flatten(outputs)])
-    columns = tuple(np.concatenate(column) for column in zip(*parts, strict=True))
-    for name, column in zip(names, columns, strict=True):
-        if column.dtype.kind == "f" and np.isnan(column).any():
-            raise ExportError(
-                f"output '{name}' of model '{model.name}'",
-                "must hold no NaN",
-                f"{int(np.isnan(column).sum())} NaN",
-                "Check the weights and the data.",
-            )
-    return Reference(inputs, columns, tuple(spec.name for spec in signature.inputs), names)
+    kind = number_type_of(flatbuffer.read(content, subject))
+    source = open_source(model, signature_key)
+    signature = source.signature(data)
+    reference = source.answer(signature, source.inputs(signature, data, samples))
+    reference = _names_of_file(content, subject, reference)
+    return compare(content, reference, subject, kind, tolerance, open_session=IsolatedSession)
 
 
 Answers = Mapping[tuple[bool, int, int], Sequence[NDArray[Any]]]
@@ -247,6 +180,8 @@ def compare(
     kind: NumberType = FLOAT32,
     tolerance: float | None = None,
     dense: Answers | None = None,
+    *,
+    open_session: Callable[..., Any] = Session,
 ) -> Verification:
     """Run a file in every configuration and compare it with the reference.
 
@@ -260,17 +195,19 @@ def compare(
         kind: Its number type, for the tolerances.
         tolerance: Largest error against the model, in place of the number type's.
         dense: What the dense file of the same number type gives out, to be compared with too.
+        open_session: Makes what runs the file: a :class:`~tflite_export.runtime.Session` for one that was just made
+            here, an :class:`~tflite_export.isolation.IsolatedSession` for any other.
 
     Raises:
         ExportError: An output is off, or the file cannot be run.
     """
     allowed = kind.tolerance if tolerance is None else tolerance
-    scales = [_scale(output) for output in reference.outputs]
+    scales = [scale_of(output) for output in reference.outputs]
     found: dict[tuple[bool, int], tuple[OutputError, ...]] = {}
-    for delegate, threads, turn, place, count, outputs in _configurations(content, reference, subject):
+    for delegate, threads, turn, place, count, outputs in _configurations(content, reference, subject, open_session):
         twins = [None] * len(outputs) if dense is None else dense[delegate, threads, turn]
         errors = tuple(
-            _measure(name, output, wanted[:count], scale, allowed, kind, twin, place)
+            measure(name, output, wanted[:count], scale, allowed, kind, twin, place)
             for name, output, wanted, scale, twin in zip(
                 reference.output_names, outputs, reference.outputs, scales, twins, strict=True
             )
@@ -288,11 +225,11 @@ def compare(
 
 
 def _configurations(
-    content: bytes, reference: Reference, subject: str
+    content: bytes, reference: Reference, subject: str, open_session: Callable[..., Any] = Session
 ) -> Iterator[tuple[bool, int, int, str, int, list[NDArray[Any]]]]:
     """Yield (delegate, threads, turn, place for errors, number of samples, outputs) of each run."""
     for delegate, threads in CONFIGURATIONS:
-        session = Session(content, subject, threads=threads, delegate=delegate)
+        session = open_session(content, subject, threads=threads, delegate=delegate)
         resized = session.batch_size is None and len(reference.inputs) > 1
         for turn, count in enumerate((1, len(reference.inputs), 1) if resized else (len(reference.inputs),)):
             outputs = session.run(
@@ -305,93 +242,9 @@ def _configurations(
         del session
 
 
-def _scale(output: NDArray[Any]) -> float:
-    """Return the largest finite absolute value of an output."""
-    values = output.astype(np.float64)
-    return float(np.abs(values[np.isfinite(values)]).max(initial=0.0))
-
-
-def _measure(
-    name: str,
-    got: NDArray[Any],
-    wanted: NDArray[Any],
-    scale: float,
-    tolerance: float,
-    kind: NumberType,
-    dense: NDArray[Any] | None,
-    subject: str,
-) -> OutputError:
-    """Return the error of one output; raise where it is too large."""
-    place = f"{subject}, output '{name}'"
-    if got.shape != wanted.shape:
-        raise ExportError(
-            place,
-            f"must have the model's shape {wanted.shape}",
-            got.shape,
-            "Was the file made from this model?",
-        )
-    if got.dtype.kind not in "fc":
-        return _measure_integers(name, got, wanted, scale, tolerance if kind is not FLOAT32 else 0.0, place)
-    if np.isnan(got).any():
-        raise ExportError(
-            place,
-            "must hold no NaN",
-            f"{int(np.isnan(got).sum())} NaN of {got.size}",
-            "Export it dense, and report the model.",
-        )
-    a, b = got.astype(np.float64), wanted.astype(np.float64)
-    finite = np.isfinite(b)
-    if not np.array_equal(a[~finite], b[~finite]):
-        raise ExportError(
-            place,
-            "must be infinite where the model is",
-            "other values",
-            "Export it dense, and report the model.",
-        )
-    absolute = float(np.abs(a[finite] - b[finite]).max(initial=0.0))
-    # A model that answers zeros only has no scale; its file must answer zeros too.
-    unit = scale if scale > 0 else 1.0
-    if not absolute / unit <= tolerance:
-        raise ExportError(
-            place,
-            f"must equal the model's to {tolerance:g} of its scale {scale:.3g}",
-            f"{absolute / unit:.3g}",
-            "Export it dense, or raise tolerance where this is accepted."
-            if kind is FLOAT32
-            else "Quantize less, give more data, or raise tolerance where this is accepted.",
-        )
-    encoding = None
-    if dense is not None:
-        encoding = float(np.abs(a[finite] - dense.astype(np.float64)[finite]).max(initial=0.0)) / unit
-        if not encoding <= kind.encoding_tolerance:
-            raise ExportError(
-                place,
-                f"must equal the dense file's to {kind.encoding_tolerance:g} of its scale {scale:.3g}",
-                f"{encoding:.3g}",
-                "Export it dense, and report the model.",
-            )
-    top1 = float(np.mean(a.argmax(1) == b.argmax(1))) if a.ndim == 2 and a.shape[1] > 1 else None
-    return OutputError(name, absolute, absolute / unit, scale, top1, encoding)
-
-
-def _measure_integers(
-    name: str, got: NDArray[Any], wanted: NDArray[Any], scale: float, tolerance: float, place: str
-) -> OutputError:
-    """Return the share of an integer output that differs; raise where it is too large."""
-    wrong = int(np.count_nonzero(got != wanted))
-    if wrong > tolerance * got.size:
-        raise ExportError(
-            place,
-            "integers must equal the model's" + (f", but for {tolerance:.0%}" if tolerance else ""),
-            f"{wrong} of {got.size} differ",
-            "Export the scores, and take the class from them.",
-        )
-    return OutputError(name, float(bool(wrong)), wrong / max(got.size, 1), scale)
-
-
 def _names_of_file(content: bytes, subject: str, reference: Reference) -> Reference:
     """Return the reference with the file's own names, by position where another tool chose them."""
-    session = Session(content, subject)
+    session = IsolatedSession(content, subject)
     inputs, outputs = tuple(session.inputs), tuple(session.outputs)
     ours = set(reference.input_names) == set(inputs) and set(reference.output_names) == set(outputs)
     if ours:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,14 +30,13 @@ def collect(model: Any, *, names: Names, rows: Mapping[tuple[int, int], int]) ->
         names: Paths of the Keras variables.
         rows: For (subgraph, tensor), the rows of that tensor as a matrix, for one sample; where known.
     """
-    pooled = {number for number, subgraph in enumerate(model.subgraphs) if _gives_out_spatial_mean(model, subgraph)}
     consumers: defaultdict[tuple[int, int], list[Consumer]] = defaultdict(list)
     outputs: defaultdict[tuple[int, int], list[tuple[int, int]]] = defaultdict(list)
     for number, subgraph in enumerate(model.subgraphs):
         for operator in subgraph.operators or []:
             for slot, tensor in enumerate(operator.inputs if operator.inputs is not None else []):
                 if tensor >= 0:
-                    consumers[number, int(tensor)].append(_consumer(model, number, operator, slot, rows, pooled))
+                    consumers[number, int(tensor)].append(_consumer(model, number, operator, slot, rows))
                     outputs[number, int(tensor)] += [(number, int(output)) for output in operator.outputs]
     sharing: defaultdict[int, list[tuple[int, int]]] = defaultdict(list)
     for number, subgraph in enumerate(model.subgraphs):
@@ -163,9 +162,7 @@ def _roundings(values: NDArray[Any], float16: bool) -> Iterator[NDArray[Any]]:
             yield values.astype(np.float16)
 
 
-def _consumer(
-    model: Any, number: int, operator: Any, slot: int, rows: Mapping[tuple[int, int], int], pooled: Set[int]
-) -> Consumer:
+def _consumer(model: Any, number: int, operator: Any, slot: int, rows: Mapping[tuple[int, int], int]) -> Consumer:
     options = operator.builtinOptions
     first = int(operator.inputs[0])
     gives = model.subgraphs[number].tensors[int(operator.outputs[0])].type if len(operator.outputs) else -1
@@ -177,16 +174,4 @@ def _consumer(
         default_layout=getattr(options, "weightsFormat", 0) == 0,
         computes=DTYPES[gives].name if gives in DTYPES else f"type {gives}",
         rows=rows.get((number, first)),
-        pooled_output=number in pooled,
-    )
-
-
-def _gives_out_spatial_mean(model: Any, subgraph: Any) -> bool:
-    """Return whether an output of a graph is a MEAN of rank 4."""
-    outputs = set(subgraph.outputs.tolist() if subgraph.outputs is not None else [])
-    return any(
-        operator_name(model, operator) == "MEAN"
-        and set(operator.outputs.tolist()) & outputs
-        and getattr(operator.builtinOptions, "keepDims", False)
-        for operator in subgraph.operators or []
     )

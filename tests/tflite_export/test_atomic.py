@@ -56,7 +56,7 @@ def test_a_process_killed_in_the_middle_leaves_what_stood_there(tmp_path):
 )
 def test_a_path_that_cannot_be_written_is_refused_before_work_begins(tmp_path, dense_net, name, message, monkeypatch):
     (tmp_path / "file").write_bytes(b"")
-    monkeypatch.setattr("tflite_export.convert.convert", lambda *_: pytest.fail("work began"))
+    monkeypatch.setattr("tflite_export.convert.make_dense", lambda *_: pytest.fail("work began"))
     with pytest.raises(ExportError, match=message):
         export(dense_net, tmp_path / name, data=np.ones((1, 64)))
 

@@ -59,7 +59,8 @@ def test_an_error_is_one_line_and_code_1(saved, tmp_path, run):
     [
         ("cut.keras", b"PK\x03\x04", "must load in safe mode"),
         ("none.keras", None, "must load in safe mode"),
-        ("model.h5", b"", "must be a .keras file"),
+        ("model.h5", b"", "must load in safe mode"),
+        ("model.bin", b"", "must be a .keras file, a .h5 file, or the folder of a SavedModel"),
     ],
 )
 def test_a_model_that_does_not_load_is_code_1(tmp_path, run, name, content, message):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tflite_export import ExportError, golden
 from tflite_export.golden import Golden, check_golden, golden_of, read_golden, write_golden, write_golden_c
 from tflite_export.inputs import Inputs
-from tflite_export.verify import Reference
+from tflite_export.reference import Reference
 
 X = np.linspace(-1, 1, 12, dtype=np.float32).reshape(3, 4)
 IDS = np.array([[1], [2], [3]], dtype=np.int32)

@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 from keras import layers
 
-from tflite_export import ExportError, FlatbufferError, export, flatbuffer
+from tflite_export import ExportError, FlatbufferError, flatbuffer
 from tflite_export.metadata import ENTRY, STANDARD_ENTRY, add_metadata, read_metadata, summarize, with_metadata
 from tflite_export.plan import Encoding, PlanLine
 from tflite_export.runtime import Session
+from tflite_export.signature import signature_of
+from tflite_export.source import KerasSource
 
 LINES = (
     PlanLine("a/kernel", (10, 4), 0.9, Encoding.BLOCK, "", 160, 20, ((0, 1),)),
@@ -20,13 +22,12 @@ LINES = (
 
 
 @pytest.fixture(scope="module")
-def content(tmp_path_factory):
+def content():
+    """A file as the converter wrote it."""
     image = keras.Input((6, 6, 3), name="image")
     x = layers.Conv2D(4, 3, activation="relu")(image)
     model = keras.Model(image, {"scores": layers.Dense(2)(layers.Flatten()(x)), "map": x})
-    path = tmp_path_factory.mktemp("metadata") / "model.tflite"
-    export(model, path, data=np.ones((2, 6, 6, 3)))
-    return path.read_bytes()
+    return KerasSource(model).convert(signature_of(model)).content
 
 
 def entries(model):

@@ -134,15 +134,14 @@ def test_verify_refuses_or_answers_and_outlives_the_runtime(seeds, damaged, monk
                 content, subject, threads=threads, delegate=delegate, seconds=SECONDS, memory=2**31, worker=worker
             )
 
-        monkeypatch.setattr(module, "Session", isolated)
         # Two configurations of the four: threads change nothing about what a file can break.
         monkeypatch.setattr(module, "CONFIGURATIONS", ((True, 1), (False, 1)))
         for name, files in damaged.items():
             reference = reference_of(seeds[name], worker)
-            assert module.compare(seeds[name], reference, name).max_relative < 1e-5
+            assert module.compare(seeds[name], reference, name, open_session=isolated).max_relative < 1e-5
             for _, content in files:
                 try:
-                    module.compare(content, reference, name)
+                    module.compare(content, reference, name, open_session=isolated)
                 except FlatbufferError:
                     outcomes["refused by structure"] += 1
                 except ExportError as error:
@@ -154,7 +153,12 @@ def test_verify_refuses_or_answers_and_outlives_the_runtime(seeds, damaged, monk
                         outcomes["answers otherwise"] += 1
                 else:
                     outcomes["answers the same"] += 1
-        assert module.compare(seeds["float"], reference_of(seeds["float"], worker), "float").max_relative < 1e-5
+        assert (
+            module.compare(
+                seeds["float"], reference_of(seeds["float"], worker), "float", open_session=isolated
+            ).max_relative
+            < 1e-5
+        )
     with capsys.disabled():
         print(f"\n  verify: {dict(outcomes)}")
     assert sum(outcomes.values()) == 4 * EACH
@@ -173,7 +177,7 @@ def test_a_file_that_kills_the_runtime_is_an_error_of_verify(tmp_path, monkeypat
     with Worker() as worker:
         monkeypatch.setattr(
             module,
-            "Session",
+            "IsolatedSession",
             lambda content, subject, **options: IsolatedSession(content, subject, worker=worker, **options),
         )
         model = keras.Sequential([keras.Input((8,)), layers.Dense(2)])

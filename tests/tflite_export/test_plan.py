@@ -124,24 +124,7 @@ def test_a_weight_without_readers_stays_dense():
     assert plan_weight(Weight("a", singles(0.9), (), ((0, 0),))).reason == "no operator reads it"
 
 
-@pytest.mark.parametrize(
-    ("consumer", "reason"),
-    [
-        (Consumer("CONV_2D", 1, rows=1), "a 1x1 convolution on a 1x1 map"),
-        (Consumer("CONV_2D", 1, rows=None), "a 1x1 convolution on a 1x1 map"),
-        (
-            Consumer("CONV_2D", 1, rows=49, pooled_output=True),
-            "the model gives out a mean with keepdims=True",
-        ),
-    ],
-)
-def test_a_pointwise_convolution_in_a_tail_that_sparse_inference_breaks_stays_dense(consumer, reason):
-    line = plan_weight(weight(singles(0.9, (64, 1, 1, 64)), consumer))
-    assert line.encoding is Encoding.DENSE
-    assert line.reason.startswith(reason)
-
-
-def test_a_pointwise_convolution_on_a_larger_map_is_stored_sparse():
+def test_a_pointwise_convolution_is_stored_sparse():
     line = plan_weight(weight(singles(0.9, (64, 1, 1, 64)), Consumer("CONV_2D", 1, rows=49)))
     assert line.encoding is Encoding.DENSIFY
 

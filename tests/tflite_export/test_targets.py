@@ -168,9 +168,11 @@ def test_for_size_the_smallest_is_taken_even_where_it_is_slower():
 
 def test_a_predicted_cluster_is_named_with_its_gain():
     conv = weight(matrix(0.9).reshape(512, 1, 1, 512), rows=49, operator="CONV_2D")
-    line = plan_weight(conv, TARGETS["web"], clusters=lambda weight: "body")
+    line = plan_weight(conv, TARGETS["web"], clusters=lambda weight: "multiplied in the body")
     assert line.encoding is Encoding.DENSIFY
-    assert line.reason.endswith("of its dense bytes in the file, SpMM in cluster 'body', expected 3.4 x")
+    assert line.reason.endswith(
+        "of its dense bytes in the file, multiplied in the body, expected 3.4 x for the network"
+    )
     assert line.gain == pytest.approx(3.37, abs=0.01)
     for target, clusters in (("web", None), ("web", lambda weight: None), ("x86", lambda weight: "body")):
         line = plan_weight(conv, TARGETS[target], clusters=clusters)

@@ -1,0 +1,131 @@
+"""The stages before the plan: rewrite where that makes the model run sparse, and convert to a dense file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import keras
+import numpy as np
+from numpy.typing import NDArray
+
+from tflite_export import flatbuffer, precision
+from tflite_export.clusters import analyse
+from tflite_export.heads import HeadsPass
+from tflite_export.inputs import Inputs
+from tflite_export.mirror import MirrorPass
+from tflite_export.prediction import Analysis
+from tflite_export.quantize import NumberType
+from tflite_export.ranks import lower_pooled_outputs, raise_scalar_constants
+from tflite_export.rewrite import Change, rewrite_model
+from tflite_export.signature import Signature
+from tflite_export.source import KerasSource, Source
+from tflite_export.stock import Converted, convert
+from tflite_export.targets import ANY, Target
+from tflite_export.zeros import kernels_of
+
+WORTH_TRYING = 1 / 3
+"""Share of zeros in a model's 1x1 convolutions from which it is rewritten and converted to see what becomes of it.
+
+Sparse inference needs more than 2/3 (XNNPACK ``src/subgraph.c``), of those convolutions only that it reaches.
+"""
+SAMPLES = 4
+"""Inputs that rewrites are compared on; the file is verified on all."""
+
+
+@dataclass(frozen=True, eq=False)
+class Dense:
+    """A dense file, and what was done to the model before.
+
+    Args:
+        converted: The file.
+        kernels: The kernels of the model that was converted, in TFLite's layout, by path.
+        changes: What rewrites changed, in the model and in the file.
+        notes: For the report.
+    """
+
+    converted: Converted
+    kernels: Mapping[str, NDArray[Any]]
+    changes: tuple[Change, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def may_run_sparse(target: Target, kind: NumberType) -> bool:
+    """Return whether XNNPACK's sparse inference may meet a file: on a target that has it, or on no particular one."""
+    return (target is ANY or target.clusters is not None) and kind.name in (None, "float16")
+
+
+def make_dense(
+    source: Source, signature: Signature, batch_size: int | None, kind: NumberType, data: Inputs, target: Target
+) -> Dense:
+    """Convert a model, rewritten where its zeros and the target let that pay.
+
+    Args:
+        source: What is exported.
+        signature: Of it.
+        batch_size: Fix the batch to this.
+        kind: Number type of the file.
+        data: Samples: rewrites are compared on a few, and some number types take their ranges from all.
+        target: The device.
+
+    Raises:
+        ExportError: The converter fails, or a rewrite changes the model's answers.
+    """
+    tried: Dense | None = None
+    if isinstance(source, KerasSource) and may_run_sparse(target, kind) and _is_worth_trying(source.keras):
+        tried = _rewritten(source, signature, batch_size, kind, data)
+        found = analyse(file := flatbuffer.read(tried.converted.content), assume_sparse=_pruned_pointwise(file))
+        if found.on and not found.dangers:
+            return tried
+    converted = source.convert(signature, batch_size, kind, data)
+    kernels = kernels_of(source.model) if source.model is not None else {}
+    return Dense(converted, kernels, notes=() if tried is None or not tried.changes else (_why_not(found),))
+
+
+def _rewritten(
+    source: KerasSource, signature: Signature, batch_size: int | None, kind: NumberType, data: Inputs
+) -> Dense:
+    made: dict[str, Any] = {}
+
+    def make() -> keras.Model:
+        plain = source.plain()
+        with precision.float32(plain):
+            result = rewrite_model(plain, (HeadsPass(), MirrorPass()), [array[:SAMPLES] for array in data.arrays])
+        # The arrays, not the model: it is let go before the converter runs.
+        made.update(changes=result.changes, refusals=result.refusals, kernels=kernels_of(result.model))
+        return result.model
+
+    converted = convert(make, signature, batch_size, kind, data)
+    file = flatbuffer.read(converted.content, "the converter's file")
+    edits = raise_scalar_constants(file) + lower_pooled_outputs(file)
+    if edits:
+        converted = replace(converted, content=flatbuffer.write(file))
+    notes = tuple(f"not rewritten: {refusal.place}: {refusal.reason}" for refusal in made["refusals"])
+    return Dense(converted, made["kernels"], made["changes"] + edits, notes)
+
+
+def _is_worth_trying(model: keras.Model) -> bool:
+    pointwise = [kernel for kernel in kernels_of(model).values() if kernel.ndim == 4 and kernel.shape[1:3] == (1, 1)]
+    weights = sum(kernel.size for kernel in pointwise)
+    return sum(kernel.size - int(np.count_nonzero(kernel)) for kernel in pointwise) > WORTH_TRYING * weights
+
+
+def _pruned_pointwise(file: Any) -> set[tuple[int, int]]:
+    """Return (subgraph, tensor) of the 4-D constants with 1x1 windows that hold zeros."""
+    places = set()
+    for number, subgraph in enumerate(file.subgraphs):
+        for index, tensor in enumerate(subgraph.tensors or []):
+            values = flatbuffer.constant(file, tensor)
+            pointwise = values is not None and values.ndim == 4 and values.shape[1:3] == (1, 1)
+            if pointwise and values is not None and values.dtype.kind == "f" and (values == 0).any():
+                places.add((number, index))
+    return places
+
+
+def _why_not(found: Analysis) -> str:
+    if found.dangers:
+        danger = found.dangers[0]
+        return f"not rewritten for sparse inference, which would answer wrongly: {danger.subject}: {danger.rule}"
+    reasons = "; ".join(cluster.reason for cluster in found.clusters) or "no 1x1 convolution is where it begins"
+    return f"not rewritten for sparse inference, which would stay off: {reasons}"

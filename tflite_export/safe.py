@@ -1,0 +1,57 @@
+"""The plan held against XNNPACK's sparse inference: where it would answer wrongly, and which weights it would read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from tflite_export.clusters import analyse
+from tflite_export.eligibility import Weight
+from tflite_export.encoding import Encoding
+from tflite_export.plan import Optimize, Plan, make_plan
+from tflite_export.prediction import Analysis
+from tflite_export.targets import Target
+
+
+def plan_for_clusters(
+    file: Any, weights: Iterable[Weight], target: Target, optimize: Optimize = "speed"
+) -> tuple[Plan, Analysis]:
+    """Return the plan for a file that sparse inference may meet, with what that will do.
+
+    Args:
+        file: The dense file's ``ModelT``.
+        weights: Of it.
+        target: The device.
+        optimize: As for :func:`tflite_export.plan.make_plan`.
+    """
+    weights = list(weights)
+    plan, found = without_dangers(make_plan(weights, target, optimize=optimize), file)
+    if not found.on:
+        return plan, found
+
+    def reads(weight: Weight) -> str | None:
+        use = found.use(*weight.tensors[0])
+        return use.reason if use is not None and use.spmm else None
+
+    return make_plan(weights, target, optimize=optimize, clusters=reads), found
+
+
+def without_dangers(plan: Plan, file: Any) -> tuple[Plan, Analysis]:
+    """Return a plan in which nothing behind a DENSIFY makes the file wrong where sparse inference is on.
+
+    One weight that XNNPACK reads from a DENSIFY is enough to switch its graph over, the dense weights with it.
+
+    Args:
+        plan: Of the file.
+        file: The dense file's ``ModelT``.
+    """
+    places = {place for line in plan.sparse if line.encoding is Encoding.DENSIFY for place in line.tensors}
+    found = analyse(file, assume_sparse=places)
+    if not found.dangers:
+        return plan, found
+    danger = found.dangers[0]
+    kept = [line for line in plan.sparse if line.encoding is not Encoding.DENSIFY]
+    reason = (
+        f"behind a DENSIFY, ARM and WebAssembly would answer wrongly: {danger.subject}: {danger.rule}; {danger.cure}"
+    )
+    return plan, analyse(file)
