@@ -51,7 +51,6 @@ def without_dangers(plan: Plan, file: Any) -> tuple[Plan, Analysis]:
         return plan, found
     danger = found.dangers[0]
     kept = [line for line in plan.sparse if line.encoding is not Encoding.DENSIFY]
-    reason = (
-        f"behind a DENSIFY, ARM and WebAssembly would answer wrongly: {danger.subject}: {danger.rule}; {danger.cure}"
-    )
+    reason = f"{danger.subject}: {danger.rule}; {danger.cure}"
+    plan = plan.only(kept, f"behind a DENSIFY, ARM and WebAssembly would answer wrongly: {reason}")
     return plan, analyse(file)

@@ -94,6 +94,24 @@ def test_where_sparse_inference_would_be_wrong_nothing_switches_it_on(tmp_path, 
     assert any("would answer wrongly" in note or "would stay off" in note for note in report.notes)
 
 
+@pytest.mark.parametrize("target", ["web", None])
+def test_a_cluster_that_would_be_fed_on_in_the_wrong_order_is_never_switched_on(tmp_path, pictures, target):
+    image = keras.Input((SIZE, SIZE, 3))
+    x = layers.Conv2D(8, 3, strides=2, activation="relu")(layers.ZeroPadding2D(1)(image))
+    x = layers.MaxPooling2D(2, strides=1)(layers.Conv2D(32, 1, activation="relu", name="mix")(x))
+    x = layers.Conv2D(32, 1, activation="relu", name="later")(x)
+    model = keras.Model(image, layers.Dense(16)(layers.GlobalAveragePooling2D()(x)))
+    kp.prune(model, 0.9, scope=kp.Scope(include=".*(mix|later)/kernel"), allocation="uniform")
+    assert inspect(model, target="web").dangers
+    report = export(model, tmp_path / "model.tflite", target=target, data=pictures)
+    found = inspect(tmp_path / "model.tflite", target="web")
+    assert not found.runs_sparse
+    assert not found.dangers
+    (line,) = (line for line in report.lines if line.name == "mix/kernel")
+    assert line.encoding is Encoding.DENSE
+    assert line.reason.startswith("behind a DENSIFY, ARM and WebAssembly would answer wrongly: ")
+
+
 def test_what_is_beside_the_file_is_written_with_it(tmp_path, pictures):
     model = mobile_net()
     export(
