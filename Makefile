@@ -21,14 +21,22 @@ PYTEST  = $(BIN)/python -m pytest -n $(JOBS) --dist worksteal --nbmake-timeout=3
 demo: $(VENV)/.installed-demo
 	$(BIN)/keras-prune demo --out build/demo
 
-# One run of pytest for all that it can run, so that its closing line counts everything.
+# One run of pytest for all that it can run, so that its closing line counts everything. Where npm is there, LiteRT.js is
+# fetched once, and files are run in WebAssembly too; without it those tests are skipped, with the reason.
 test: lint types
+	@if command -v npm >/dev/null; then $(BIN)/python -m tflite_export.litertjs; else echo "no npm: nothing is run in WebAssembly"; fi
 	$(PYTEST) --doctest-modules --nbmake keras_prune tflite_export tests $(wildcard notebooks)
 
 bench: $(VENV)/.installed-tfmot
 	$(BIN)/python -m benchmarks.train_step
 	$(BIN)/python -m benchmarks.mask_update
 	$(BIN)/python -m benchmarks.lenet_mnist
+	$(BIN)/python -m benchmarks.dense_blocks
+	$(BIN)/python -m benchmarks.never_slower
+	$(BIN)/python -m benchmarks.export_large
+	$(BIN)/python -m benchmarks.structured_zoo
+	$(BIN)/python -m tflite_export.litertjs
+	$(BIN)/python -m benchmarks.web_models
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
