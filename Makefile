@@ -24,7 +24,7 @@ demo: $(VENV)/.installed-demo
 # One run of pytest for all that it can run, so that its closing line counts everything. Where npm is there, LiteRT.js is
 # fetched once, and files are run in WebAssembly too; without it those tests are skipped, with the reason.
 test: lint types
-	@if command -v npm >/dev/null; then $(BIN)/python -m tflite_export.litertjs; else echo "no npm: nothing is run in WebAssembly"; fi
+	@if command -v npm >/dev/null; then $(BIN)/python -m tflite_export.litertjs || echo "nothing is run in WebAssembly"; else echo "no npm: nothing is run in WebAssembly"; fi
 	$(PYTEST) --doctest-modules --nbmake keras_prune tflite_export tests $(wildcard notebooks)
 
 bench: $(VENV)/.installed-tfmot

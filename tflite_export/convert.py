@@ -277,10 +277,11 @@ def _plan(
     converted: Converted, weights: list[Weight], device: Target, kind: NumberType, optimize: Optimize
 ) -> tuple[Plan, bool]:
     """Return the plan, and whether XNNPACK's sparse inference will be on."""
-    if not may_run_sparse(device, kind):
+    if not device.densify or kind not in (FLOAT32, FLOAT16):
         return make_plan(weights, device, optimize=optimize), False
+    # A file for a PC, where sparse inference is off, may get to a phone all the same.
     plan, found = plan_for_clusters(flatbuffer.read(converted.content), weights, device, optimize)
-    return plan, found.on
+    return plan, found.on and may_run_sparse(device, kind)
 
 
 @dataclass(frozen=True, eq=False)

@@ -123,6 +123,14 @@ def read_golden(path: str | os.PathLike[str]) -> Golden:
 
     Raises:
         ExportError: It cannot be read, is damaged, or is another safetensors file.
+
+    Example:
+        >>> import tempfile
+        >>> golden = Golden({"x": np.ones((2, 3))}, {"y": np.zeros((2, 1))}, {"y": 1e-4})
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_golden(f"{folder}/golden.safetensors", golden)
+        ...     read_golden(f"{folder}/golden.safetensors").bounds
+        {'y': 0.0001}
     """
     content, subject = load(path), f"'{os.fspath(path)}'"
     try:
@@ -165,6 +173,11 @@ def check_golden(golden: Golden, outputs: Mapping[str, NDArray[Any]], subject: s
 
     Raises:
         ExportError: An output is missing, has another shape, or is off by more than its bound; NaN is.
+
+    Example:
+        >>> golden = Golden({"x": np.ones((2, 3))}, {"y": np.zeros((2, 1))}, {"y": 1e-4})
+        >>> [error.max_absolute for error in check_golden(golden, {"y": np.full((2, 1), 5e-5)})]
+        [5e-05]
     """
     errors = []
     for name, wanted in golden.outputs.items():
@@ -209,6 +222,14 @@ def write_golden_c(path: str | os.PathLike[str], golden: Golden, samples: int = 
 
     Raises:
         ExportError: A type has no C++ name, or the path cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> golden = Golden({"x": np.ones((2, 3))}, {"y": np.zeros((2, 1))}, {"y": 1e-4})
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     source, header = write_golden_c(f"{folder}/golden", golden)
+        ...     "extern const double input_x[];" in header.read_text()
+        True
     """
     arrays = {name.replace(":", "_", 1): values[:samples] for name, values in _named(golden).items()}
     bounds = {f"bound_{name}": np.array([bound], dtype=np.float32) for name, bound in golden.bounds.items()}

@@ -91,9 +91,15 @@ def check_micro(
         FlatbufferError: The file is damaged.
         ExportError: It holds what TFLM cannot take (sparse tensors, free shapes, an operator that it lacks), or answers
             other than LiteRT does.
+
+    Example:
+        >>> check_micro(b"not a file")
+        Traceback (most recent call last):
+            ...
+        tflite_export.errors.FlatbufferError: ...
     """
-    require_micro()
     model = read(content, subject)
+    require_micro()
     check_structure(model, subject)
     if full_int8:
         check_full_int8(model, subject)

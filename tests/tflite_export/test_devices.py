@@ -94,7 +94,7 @@ def test_where_sparse_inference_would_be_wrong_nothing_switches_it_on(tmp_path, 
     assert any("would answer wrongly" in note or "would stay off" in note for note in report.notes)
 
 
-@pytest.mark.parametrize("target", ["web", None])
+@pytest.mark.parametrize("target", ["web", "x86", None])
 def test_a_cluster_that_would_be_fed_on_in_the_wrong_order_is_never_switched_on(tmp_path, pictures, target):
     image = keras.Input((SIZE, SIZE, 3))
     x = layers.Conv2D(8, 3, strides=2, activation="relu")(layers.ZeroPadding2D(1)(image))

@@ -84,7 +84,7 @@ def test_a_gain_lies_between_those_of_its_neighbours_in_rows_and_bytes():
 @given(st.sampled_from([k for t in TARGETS.values() for k in t.kernels]), st.sampled_from([1, 3, 50, 1000]))
 def test_the_threshold_is_where_the_gain_begins_to_pay(kernel, rows):
     threshold = kernel.threshold(rows, 2000 * KB)
-    if kernel.table and threshold <= 1:
+    if kernel.table and 0 < threshold <= 1:
         assert kernel.gain(rows, 2000 * KB, threshold) >= PAYS > kernel.gain(rows, 2000 * KB, threshold - 0.01)
 
 
@@ -96,7 +96,7 @@ def test_the_same_zeros_are_stored_as_each_target_gains_most():
         "android": Encoding.DENSIFY,  # 0.9 x there, in instructions
         "ios": Encoding.DENSIFY,
         "arm64": Encoding.DENSIFY,
-        "web": Encoding.DENSIFY,
+        "web": Encoding.BLOCK,
         "x86": Encoding.BLOCK,
         "mcu": Encoding.DENSE,
     }
