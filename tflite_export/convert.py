@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import replace
 from math import prod
 from typing import Any
 
@@ -16,16 +16,13 @@ from tflite_export.borders import make_borders_integer
 from tflite_export.carray import write_c_array
 from tflite_export.dense import make_dense, may_run_sparse
 from tflite_export.eligibility import Weight
-from tflite_export.encode import encode
-from tflite_export.encoding import Encoding
 from tflite_export.errors import ExportError
 from tflite_export.golden import golden_of, write_golden
 from tflite_export.inputs import SAMPLES, Inputs
 from tflite_export.loading import open_source
 from tflite_export.mcu import check_micro
 from tflite_export.memory import release
-from tflite_export.metadata import summarize
-from tflite_export.plan import Optimize, Plan, PlanLine, check_strict, make_plan
+from tflite_export.plan import Optimize, Plan, check_strict, make_plan
 from tflite_export.quantize import (
     CALIBRATION,
     FLOAT16,
@@ -38,17 +35,13 @@ from tflite_export.reference import Reference
 from tflite_export.report import ExportReport, Size
 from tflite_export.runtime import Session
 from tflite_export.safe import plan_for_clusters
+from tflite_export.settle import Settlement
 from tflite_export.source import Source
-from tflite_export.sparse_run import sparse_runtime, verify_where_sparse, why_not_executed
 from tflite_export.stock import Converted
-from tflite_export.targets import ANY, MCU, Target, resolve_target
+from tflite_export.targets import MCU, Target, resolve_target
 from tflite_export.tune import tune_plan
-from tflite_export.verify import Verification, answers, compare
 from tflite_export.weights import Names, collect
 from tflite_export.zeros import lost_zeros, match_kernels, with_paths
-
-SPARSE_SAMPLES = 4
-"""Samples that a file is verified on where sparse kernels are on: an emulated processor takes a second for each."""
 
 
 def export(
@@ -152,7 +145,7 @@ def export(
         check_strict(plan, weights)
     if tune:
         plan = tune_plan(converted.content, plan, weights, device, reference)
-    stage = _Encoder(converted.content, weights, reference, device, kind, tolerance, strict, runs_sparse)
+    stage = Settlement(converted.content, weights, reference, device, kind, tolerance, strict, runs_sparse)
     plan, content, verification, sparse_run = stage.settle(plan)
     micro = None
     if device is MCU:
@@ -282,107 +275,3 @@ def _plan(
     # A file for a PC, where sparse inference is off, may get to a phone all the same.
     plan, found = plan_for_clusters(flatbuffer.read(converted.content), weights, device, optimize)
     return plan, found.on and may_run_sparse(device, kind)
-
-
-@dataclass(frozen=True, eq=False)
-class _Encoder:
-    """The stages encode and verify: a plan -> a file that was found to be right.
-
-    Args:
-        dense: The dense file.
-        weights: Of it.
-        reference: What the model answers.
-        device: The target.
-        kind: Number type of the file.
-        tolerance: In place of the number type's.
-        strict: Raise instead of leaving a weight dense.
-        runs_sparse: XNNPACK's sparse inference will be on where the target has it.
-    """
-
-    dense: bytes
-    weights: list[Weight]
-    reference: Reference
-    device: Target
-    kind: NumberType
-    tolerance: float | None
-    strict: bool
-    runs_sparse: bool
-
-    def settle(self, plan: Plan) -> tuple[Plan, bytes, Verification, str | None]:
-        """Encode and verify; where the file is wrong, find the weights that make it so and leave them dense.
-
-        Raises:
-            ExportError: The dense file is wrong too, or `strict`.
-        """
-        # In float32 the model itself is the sharpest measure; a quantized file is held against its dense twin as well.
-        quantized = self.kind is not FLOAT32 and bool(plan.sparse)
-        twin = answers(self.dense, self.reference, "the dense file") if quantized else None
-
-        def check(tried: Plan, subject: str) -> tuple[bytes, Verification, str | None]:
-            content = self.encode(tried)
-            beside = twin if tried.sparse else None
-            verification = compare(content, self.reference, subject, self.kind, self.tolerance, beside)
-            return content, verification, self._where_sparse(tried, content)
-
-        try:
-            return plan, *check(plan, "the sparse file" if plan.sparse else "the dense file")
-        except ExportError as error:
-            if not plan.sparse:
-                raise
-            failure = error
-        check(plan.only([], ""), "the dense file, before any weight was stored sparse")
-        wrong = [line for line in plan.sparse if not _passes(check, plan.only([line], ""), line)]
-        if self.strict:
-            culprit = wrong[0].name if wrong else "several weights together"
-            raise ExportError(
-                f"weight '{culprit}'",
-                "stored sparse must leave the outputs as they are",
-                failure,
-                "Export with strict=False to leave it dense.",
-            ) from failure
-        kept = [line for line in plan.sparse if line not in wrong] if wrong else []
-        reason = f"stored sparse, the file was wrong: {failure.rule}, received {failure.received}"
-        settled = plan.only(kept, reason)
-        try:
-            return settled, *check(settled, "the sparse file")
-        except ExportError:
-            settled = plan.only([], reason)
-            return settled, *check(settled, "the dense file")
-
-    def encode(self, plan: Plan) -> bytes:
-        """Return the file of a plan, with a summary of it inside."""
-        # A microcontroller's flash is short.
-        summary = summarize(plan.lines, target=self.device.name, quantize=self.kind.name, detail=self.device is not MCU)
-        return encode(self.dense, plan, self.weights, summary)
-
-    def _where_sparse(self, plan: Plan, content: bytes) -> str | None:
-        """Run a file where sparse inference is on, if it will be, and say what came of it.
-
-        Raises:
-            ExportError: An output is off there.
-        """
-        if not self.runs_sparse or all(line.encoding is not Encoding.DENSIFY for line in plan.sparse):
-            return None
-        stands_for = "web" if self.device is ANY else self.device.name
-        why = why_not_executed(content, stands_for, "the sparse file")
-        if why is not None:
-            return why
-        run = verify_where_sparse(
-            content,
-            [array[:SPARSE_SAMPLES] for array in self.reference.inputs.arrays],
-            [array[:SPARSE_SAMPLES] for array in self.reference.outputs],
-            self.reference.input_names,
-            self.reference.output_names,
-            runtime=sparse_runtime(stands_for) or "web",
-            subject="the sparse file",
-            tolerance=self.kind.tolerance if self.tolerance is None else self.tolerance,
-        )
-        return str(run)
-
-
-def _passes(check: Callable[[Plan, str], Any], plan: Plan, line: PlanLine) -> bool:
-    try:
-        check(plan, f"the file with '{line.name}' sparse")
-    except ExportError:
-        return False
-    return True
