@@ -270,7 +270,7 @@ def _plan(
     converted: Converted, weights: list[Weight], device: Target, kind: NumberType, optimize: Optimize
 ) -> tuple[Plan, bool]:
     """Return the plan, and whether XNNPACK's sparse inference will be on."""
-    if not device.densify or kind not in (FLOAT32, FLOAT16):
+    if not device.densify:
         return make_plan(weights, device, optimize=optimize), False
     # A file for a PC, where sparse inference is off, may get to a phone all the same.
     plan, found = plan_for_clusters(flatbuffer.read(converted.content), weights, device, optimize)

@@ -133,7 +133,9 @@ def test_every_cell_is_right_or_refused(kind, quantize, models, tmp_path):
             assert re.match(REASON, line.reason), line
             assert zeros not in SAVES[reader] or not FOUND[reader, quantize] or "_stem" not in line.name
         else:
-            assert line.encoding in FOUND[reader, quantize], line
+            # The converter quantizes no weight of fewer than 1024 elements: it is read as in a float32 file.
+            is_float = quantize == "dynamic" and line.dense_bytes == 4 * np.prod(line.shape)
+            assert line.encoding in FOUND[reader, None if is_float else quantize], line
             assert zeros != "none"
             assert line.stored_bytes < line.dense_bytes
     stored = {zeros_of(line.name) for line in kernels if line.encoding is not Encoding.DENSE}
