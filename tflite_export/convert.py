@@ -34,7 +34,7 @@ from tflite_export.quantize import (
 from tflite_export.reference import Reference
 from tflite_export.report import ExportReport, Size
 from tflite_export.runtime import Session
-from tflite_export.safe import plan_for_clusters
+from tflite_export.safe import plan_for_clusters, without_dangers
 from tflite_export.settle import Settlement
 from tflite_export.source import Source
 from tflite_export.stock import Converted
@@ -144,7 +144,10 @@ def export(
     if strict:
         check_strict(plan, weights)
     if tune:
-        plan = tune_plan(converted.content, plan, weights, device, reference)
+        tuned = tune_plan(converted.content, plan, weights, device, reference)
+        # It knows what is fast here, not what would be wrong elsewhere.
+        plan, prediction = without_dangers(tuned, flatbuffer.read(converted.content))
+        runs_sparse = prediction.on and may_run_sparse(device, kind)
     stage = Settlement(converted.content, weights, reference, device, kind, tolerance, strict, runs_sparse)
     plan, content, verification, sparse_run = stage.settle(plan)
     micro = None

@@ -8,7 +8,7 @@ import pytest
 from keras import layers
 
 import keras_prune as kp
-from tflite_export import Encoding, ExportError, export, flatbuffer, inspect, read_golden, sparse_run
+from tflite_export import Encoding, ExportError, export, flatbuffer, inspect, read_golden, sparse_run, tune
 from tflite_export.metadata import read_metadata
 
 SIZE = 16
@@ -110,6 +110,21 @@ def test_a_cluster_that_would_be_fed_on_in_the_wrong_order_is_never_switched_on(
     (line,) = (line for line in report.lines if line.name == "mix/kernel")
     assert line.encoding is Encoding.DENSE
     assert line.reason.startswith("behind a DENSIFY, ARM and WebAssembly would answer wrongly: ")
+
+
+def test_tuning_does_not_bring_back_what_was_taken_out_as_wrong_elsewhere(tmp_path, pictures, monkeypatch):
+    image = keras.Input((SIZE, SIZE, 3))
+    x = layers.Conv2D(8, 3, strides=2, activation="relu")(layers.ZeroPadding2D(1)(image))
+    x = layers.MaxPooling2D(2, strides=1)(layers.Conv2D(32, 1, activation="relu", name="mix")(x))
+    x = layers.Conv2D(32, 1, activation="relu", name="later")(x)
+    model = keras.Model(image, layers.Dense(64, name="head")(layers.GlobalAveragePooling2D()(x)))
+    kp.prune(model, 0.9, allocation="uniform", scope=kp.Scope(include=".*(mix|later|head)/kernel"))
+    # A PC finds a DENSIFY in front of the head as fast as anything, and it takes the fewest bytes.
+    monkeypatch.setattr(tune, "measure", lambda sessions: dict.fromkeys(sessions, 1.0))
+    export(model, tmp_path / "model.tflite", data=pictures, tune=True)
+    found = inspect(tmp_path / "model.tflite", target="web")
+    assert not found.runs_sparse
+    assert not found.dangers
 
 
 def test_what_is_beside_the_file_is_written_with_it(tmp_path, pictures):
