@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import types
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -139,7 +138,7 @@ class _Copier:
 
     def _from_config(self, layer: Any, name: str | None) -> Any:
         cls: Any = VARIANTS.get(type(layer), type(layer))
-        with self._reasons(layer), _known_objects(layer):
+        with self._reasons(layer), known_objects(layer):
             config = _plain_config(layer.get_config())
             if cls is not type(layer):
                 del config["straight_through"]
@@ -221,13 +220,13 @@ def _plain_config(config: Any) -> Any:
 
 
 @contextlib.contextmanager
-def _known_objects(layer: Any) -> Iterator[None]:
+def known_objects(layer: Any) -> Iterator[None]:
     """The scope in which the classes and functions in use in a layer are found by name, without being registered."""
     inside = list(layer._flatten_layers()) if isinstance(layer, keras.Layer) else [layer]
     objects: dict[str, Any] = {type(one).__name__: type(one) for one in inside if not _is_keras(type(one))}
     for one in inside:
-        functions = [value for value in vars(one).values() if isinstance(value, types.FunctionType)]
-        objects.update({function.__name__: function for function in functions if not _is_keras(function)})
+        named = [value for value in vars(one).values() if callable(value) and hasattr(value, "__name__")]
+        objects.update({value.__name__: value for value in named if not _is_keras(value)})
     with keras.saving.CustomObjectScope(objects):
         yield
 
@@ -291,7 +290,7 @@ def _compile_like(model: keras.Model, plain: keras.Model) -> None:
     if not model.compiled:
         return
     try:
-        with _known_objects(model):
+        with known_objects(model):
             plain.compile_from_config(model.get_compile_config())
     except Exception as error:
         warnings.warn(

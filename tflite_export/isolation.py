@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tflite_export.children import end
 from tflite_export.errors import ExportError, FlatbufferError
 from tflite_export.flatbuffer import read
 from tflite_export.frames import pack, read_frame
@@ -151,14 +152,7 @@ class Worker:
             if process is None:
                 return
             self.generation += 1
-            process.kill()
-            process.wait()
-            for stream in (process.stdin, process.stdout):
-                assert stream is not None
-                try:
-                    stream.close()
-                except BrokenPipeError:
-                    continue  # what was still to be written has no reader any more
+            end(process)
 
     def __enter__(self) -> Worker:
         return self

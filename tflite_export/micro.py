@@ -22,6 +22,7 @@ from ai_edge_litert import schema_py_generated as schema
 from numpy.typing import NDArray
 
 from tflite_export import micro_child
+from tflite_export.children import end
 from tflite_export.errors import ExportError
 from tflite_export.flatbuffer import DTYPES, read
 from tflite_export.runtime import require_names, run_in_batches
@@ -287,10 +288,5 @@ def _last_words(said: str) -> str:
 
 
 def _stop(process: subprocess.Popen[bytes], folder: tempfile.TemporaryDirectory[str]) -> None:
-    process.kill()
-    for stream in (process.stdin, process.stdout):
-        if stream is not None:
-            with contextlib.suppress(BrokenPipeError):
-                stream.close()
-    process.wait()
+    end(process)
     folder.cleanup()

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
+from tflite_export.children import end
 from tflite_export.errors import ExportError
 from tflite_export.frames import pack, read_frame
 from tflite_export.litertjs import ASSETS, find_web_runtime
@@ -122,14 +123,7 @@ class NodeHost:
 
     def close(self) -> None:
         """End the process."""
-        self._process.kill()
-        self._process.wait()
-        for stream in (self._process.stdin, self._process.stdout, self._errors):
-            if stream is not None and not stream.closed:
-                try:
-                    stream.close()
-                except BrokenPipeError:
-                    continue  # what was still to be written has no reader any more
+        end(self._process, self._errors)
 
     def __enter__(self) -> NodeHost:
         return self

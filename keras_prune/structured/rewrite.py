@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -11,6 +10,7 @@ import numpy as np
 from keras import layers as kl
 from keras import tree
 
+from keras_prune.strip import known_objects
 from keras_prune.structured.graph import Graph, Node, Ref
 from keras_prune.structured.groups import Analysis, Keep
 from keras_prune.structured.rules import Effect, Width
@@ -121,7 +121,7 @@ class _Rebuild:
     def _from_config(self, operation: Any) -> Any:
         _, effect = self.effects[id(operation)]
         try:
-            with _known_objects(operation):
+            with known_objects(operation):
                 config = _merged(_unbuilt(operation.get_config()), self._evaluate(dict(effect.config)))
                 if isinstance(operation, kl.Lambda):
                     copy = type(operation).from_config(config, safe_mode=False)
@@ -232,16 +232,3 @@ def _takes_graph(kind: type) -> bool:
     """Whether a functional model's class is made from inputs and outputs, as `keras.Model` is."""
     own = vars(kind).get("__init__")
     return kind.__module__.startswith("keras.") or own is None
-
-
-@contextlib.contextmanager
-def _known_objects(operation: Any) -> Iterator[None]:
-    """The scope in which a layer's class and those inside it are found by name, without being registered."""
-    inside = list(operation._flatten_layers()) if isinstance(operation, keras.Layer) else [operation]
-    objects = {type(one).__name__: type(one) for one in inside if not type(one).__module__.startswith("keras.")}
-    for one in inside:
-        for value in vars(one).values():
-            if callable(value) and hasattr(value, "__name__") and not str(value.__module__).startswith("keras."):
-                objects[value.__name__] = value
-    with keras.saving.CustomObjectScope(objects):
-        yield

@@ -15,23 +15,12 @@ import numpy as np
 import pytest
 from keras import layers
 
+from tests.tflite_export.installed import missing
 from tflite_export import ExportError, export, frames, litertjs
 from tflite_export.chromium import FLAGS, find_chromium
 from tflite_export.golden import Golden, write_golden
 from tflite_export.serve import make_server, serve
 from tflite_export.server import GuardedServer, Resource
-
-
-def missing(*finders):
-    """Return what is not installed here, as one text, or an empty one."""
-    reasons = []
-    for find in finders:
-        try:
-            find()
-        except ExportError as error:
-            reasons.append(str(error))
-    return "; ".join(reasons)
-
 
 WITHOUT_RUNTIME = missing(litertjs.find_web_runtime)
 WITHOUT_CHROMIUM = missing(litertjs.find_web_runtime, find_chromium)

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from keras import layers
 
+from tests.tflite_export.installed import missing
 from tflite_export import ExportError, benchmark, flatbuffer, frames, litertjs
 from tflite_export.agreement import difference
 from tflite_export.cache import cache_folder
@@ -19,18 +20,6 @@ from tflite_export.node import NodeHost, find_node, node_command
 from tflite_export.runtime import Session
 from tflite_export.sparse_run import sparse_runtime, verify_where_sparse, why_not_executed
 from tflite_export.web import WebSession, fix_batch, open_web, web_refusal
-
-
-def missing(*finders):
-    """Return what is not installed here, as one text, or an empty one."""
-    reasons = []
-    for find in finders:
-        try:
-            find()
-        except ExportError as error:
-            reasons.append(str(error))
-    return "; ".join(reasons)
-
 
 WITHOUT_NODE = missing(litertjs.find_web_runtime, find_node)
 WITHOUT_CHROMIUM = missing(litertjs.find_web_runtime, find_chromium)
