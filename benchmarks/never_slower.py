@@ -39,6 +39,7 @@ from tflite_export.convert import names_of, weights_of
 from tflite_export.encode import encode
 from tflite_export.encoding import Encoding
 from tflite_export.inputs import collect_inputs
+from tflite_export.loading import open_source
 from tflite_export.plan import Plan, as_dense, dense_bytes, make_plan, weigh
 from tflite_export.quantize import CALIBRATION, resolve_number_type
 from tflite_export.reference import answer
@@ -102,7 +103,7 @@ def candidates(case: Case, model: keras.Model) -> dict[str, bytes]:
     inputs = collect_inputs(model, signature, case.data(), CALIBRATION)
     converted = convert(lambda: model, signature, case.rows, kind, inputs)
     reference = replace(answer(model, signature, inputs), input_names=converted.inputs, output_names=converted.outputs)
-    weights = weights_of(converted, names_of(model, kind), reference)
+    weights = weights_of(converted, names_of(open_source(model), kind), reference)
     # Every kernel, whatever it gains.
     kernels = tuple(Kernel(e, "", pays_from=(0, 0)) for e in Encoding if e not in (Encoding.DENSE, Encoding.DENSIFY))
     target = replace(resolve_target("x86"), kernels=kernels)

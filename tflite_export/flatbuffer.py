@@ -101,7 +101,7 @@ def write(model: Any) -> bytes:
     packed.buffers = [_AlignedBuffer(buffer) for buffer in model.buffers]
     builder = flatbuffers.Builder(total + 2**16)
     builder.Finish(packed.Pack(builder), file_identifier=IDENTIFIER)
-    return bytes(builder.Output())
+    return bytes(memoryview(builder.Bytes)[builder.Head() :])  # Output() would copy once more
 
 
 class _AlignedBuffer:
