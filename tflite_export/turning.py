@@ -41,11 +41,13 @@ class Edit:
         padding: Zeros to put around its input in place of its own padding and of a ZeroPadding2D before it;
             None where both stay.
         replaced: What that padding was, for the report.
+        channels: Whether it reads its channels in reverse order too.
     """
 
     flips: Flips
     padding: Paddings | None = None
     replaced: str = ""
+    channels: bool = False
 
 
 def turns(node: Any) -> bool:
@@ -138,9 +140,10 @@ def apply_edit(layer: Any, edit: Edit) -> str | None:
     done = []
     axes = tuple(axis for axis in (0, 1) if edit.flips[axis])
     kernel = _kernel(layer)
-    if any(kernel.shape[axis] > 1 for axis in axes):
-        kernel.assign(np.ascontiguousarray(np.flip(kernel.numpy(), axes)))
-        done.append(f"kernel reversed in {in_words(edit.flips)}")
+    if any(kernel.shape[axis] > 1 for axis in axes) or edit.channels:
+        reversed_axes = (*axes, 2) if edit.channels else axes
+        kernel.assign(np.ascontiguousarray(np.flip(kernel.numpy(), reversed_axes)))
+        done.append(f"kernel reversed in {in_words(edit.flips, channels=edit.channels)}")
     if edit.padding is not None:
         done.append(f"padding {edit.replaced} -> {edit.padding}")
         layer.padding = "valid"
@@ -151,9 +154,10 @@ def _kernel(layer: Any) -> Any:
     return getattr(layer, _KERNELS[type(layer)])
 
 
-def in_words(flips: Flips) -> str:
-    """Return the reversed axes as words: ``height and width``."""
-    return " and ".join(name for name, flip in zip(AXES, flips, strict=True) if flip)
+def in_words(flips: Flips, *, channels: bool = False) -> str:
+    """Return the reversed axes as words: ``height and width``, or ``height, width and channels``."""
+    names = [name for name, flip in zip((*AXES, "channels"), (*flips, channels), strict=True) if flip]
+    return " and ".join([", ".join(names[:-1]), names[-1]] if names[1:] else names)
 
 
 def turned(paddings: Sequence[Sequence[int]], flips: Flips) -> Paddings:

@@ -18,7 +18,8 @@ from tflite_export.stock import convert
 from tflite_export.turning import turned
 from tflite_export.windows import Window, same_padding
 
-REVERSED = "reversed in height and width"
+TURNED = "reversed in height and width"
+REVERSED = "reversed in height, width and channels"
 
 
 def randomized(model, seed=0):
@@ -118,10 +119,11 @@ def test_one_reversal_at_the_input_and_none_after_a_mean():
     model = net(stem(), kl.Conv2D(5, 1), kl.GlobalAveragePooling2D(), kl.Dense(2))
     result = mirrored(model)
     assert [(change.place, change.what) for change in result.changes] == [
-        ("stem", "kernel reversed in height and width; padding 'same' -> ((1, 1), (1, 1))"),
+        ("stem", "kernel reversed in height, width and channels; padding 'same' -> ((1, 1), (1, 1))"),
         ("image", REVERSED),
     ]
-    np.testing.assert_array_equal(result.model.get_layer("stem").kernel, model.get_layer("stem").kernel[::-1, ::-1])
+    kernel = model.get_layer("stem").kernel
+    np.testing.assert_array_equal(result.model.get_layer("stem").kernel, kernel[::-1, ::-1, ::-1])
     assert [type(node.operation).__name__ for node in nodes_of(result.model)] == [
         *("Flip", "ZeroPadding2D", "Conv2D", "Conv2D", "GlobalAveragePooling2D", "Dense")
     ]
@@ -251,6 +253,38 @@ def test_a_layer_called_in_two_places_that_need_different_paddings_is_refused():
     assert [refusal.place for refusal in result.refusals] == ["shared"]
 
 
+def reversals(model):
+    """For each reversal of a model, what it reads from, and its axes."""
+    flips = [node for node in nodes_of(model) if type(node.operation).__name__ == "Flip"]
+    return [(node.input_tensors[0]._keras_history.operation.name, node.operation.axis) for node in flips]
+
+
+def test_what_works_place_by_place_comes_before_the_reversal_with_its_channels_in_order():
+    layers = [
+        kl.Rescaling([0.5, 1.0, 2.0], name="scale"),
+        kl.Normalization(mean=[1.0, 2.0, 3.0], variance=[4.0, 1.0, 2.0]),
+    ]
+    for more in ([], [kl.ZeroPadding2D(((0, 1), (0, 1)))]):
+        result = mirrored(
+            net(*layers, *more, stem("valid" if more else "same"), kl.Conv2D(5, 1), kl.GlobalMaxPooling2D())
+        )
+        assert reversals(result.model) == [(layers[1].name, (1, 2, 3))]
+
+
+def test_an_image_that_others_read_is_reversed_for_each_as_it_needs():
+    image = keras.Input((16, 16, 3), name="image")
+    x = kl.Conv2D(3, 1)(kl.UpSampling2D()(stem()(image)))
+    model = randomized(keras.Model(image, kl.GlobalAveragePooling2D()(kl.Conv2D(4, 1)(kl.Add()([x, image])))))
+    assert sorted(axes for _, axes in reversals(mirrored(model).model)) == [(1, 2), (1, 2, 3)]
+
+
+def test_a_first_convolution_of_a_map_that_is_turned_already_keeps_its_channels():
+    result = mirrored(
+        net(kl.DepthwiseConv2D(3, 2, padding="same"), stem(), kl.Conv2D(5, 1), kl.GlobalMaxPooling2D(), size=(32, 32))
+    )
+    assert reversals(result.model) == [("image", (1, 2))]
+
+
 def test_a_twin_network_shares_its_mirrored_layers():
     branch = keras.Sequential([keras.Input((16, 16, 3)), stem(), kl.Conv2D(4, 1), kl.GlobalAveragePooling2D()])
     a, b = keras.Input((16, 16, 3), name="a"), keras.Input((16, 16, 3), name="b")
@@ -275,7 +309,7 @@ def test_blocks_with_skips_squeezes_and_operations_of_keras():
     result = mirrored(model)
     assert [change.what for change in result.changes if "kernel" not in change.what] == [
         REVERSED,
-        f"{REVERSED[:8]} back{REVERSED[8:]}",
+        f"{TURNED[:8]} back{TURNED[8:]}",
     ]
     assert uneven(result.model) == []
 
