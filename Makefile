@@ -24,7 +24,7 @@ demo: $(VENV)/.installed-demo
 # One run of pytest for all that it can run, so that its closing line counts everything. Where npm is there, LiteRT.js is
 # fetched once, and files are run in WebAssembly too; without it those tests are skipped, with the reason.
 test: lint types
-	@if command -v npm >/dev/null; then $(BIN)/python -m tflite_export.litertjs || echo "nothing is run in WebAssembly"; else echo "no npm: nothing is run in WebAssembly"; fi
+	@if command -v npm >/dev/null; then $(BIN)/python -m tflite_export.runtimes.litertjs || echo "nothing is run in WebAssembly"; else echo "no npm: nothing is run in WebAssembly"; fi
 	$(PYTEST) --doctest-modules --nbmake keras_prune tflite_export tests $(wildcard notebooks)
 
 bench: $(VENV)/.installed-tfmot
@@ -35,7 +35,7 @@ bench: $(VENV)/.installed-tfmot
 	$(BIN)/python -m benchmarks.never_slower
 	$(BIN)/python -m benchmarks.export_large
 	$(BIN)/python -m benchmarks.structured_zoo
-	$(BIN)/python -m tflite_export.litertjs
+	$(BIN)/python -m tflite_export.runtimes.litertjs
 	$(BIN)/python -m benchmarks.web_models
 
 lint: $(VENV)/.installed-dev

@@ -1,6 +1,6 @@
 r"""What the sparse FULLY_CONNECTED kernels gain in WebAssembly: the table of the target "web".
 
-    python -m tflite_export.litertjs        once: LiteRT.js, by npm
+    python -m tflite_export.runtimes.litertjs        once: LiteRT.js, by npm
     python -m benchmarks.web_dense
 
 Three Dense(n) in a row, with zeros of which the kernel can skip each: 1x4 blocks, 1x16 blocks (int8), or single ones.
@@ -20,7 +20,7 @@ import numpy as np
 import tflite_export as tx
 from benchmarks.timing import machine, print_table
 from tflite_export.encoding import Encoding
-from tflite_export.litertjs import VERSION
+from tflite_export.runtimes.litertjs import VERSION
 from tflite_export.targets import Kernel, Target
 
 KERNELS = {

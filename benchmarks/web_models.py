@@ -1,6 +1,6 @@
 r"""Stock networks at 90 % zeros in WebAssembly: ours against the same network dense, and beside the stock converter's.
 
-    python -m tflite_export.litertjs        once: LiteRT.js, by npm
+    python -m tflite_export.runtimes.litertjs        once: LiteRT.js, by npm
     python -m benchmarks.web_models
 
 Each network of keras.applications has random weights, 90 % of its 1x1 convolutions' weights zero. It is written three
@@ -18,7 +18,7 @@ from pathlib import Path
 import tflite_export as tx
 from benchmarks import zoo
 from benchmarks.timing import machine, print_table
-from tflite_export.litertjs import VERSION
+from tflite_export.runtimes.litertjs import VERSION
 
 ASKED = {"MobileNet": 2.4, "MobileNetV2": 2.2, "MobileNetV3Small": 1.9, "MobileNetV3Large": 2.0, "EfficientNetB0": 1.8}
 ERROR = 1e-5

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from tflite_export import flatbuffer
-from tflite_export.flatbuffer import operator_name
+from tflite_export.file import flatbuffer
+from tflite_export.file.flatbuffer import operator_name
 
 
 def make_borders_integer(content: bytes, subject: str = "the file") -> bytes:

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tflite_export.atomic import check_writable, write_atomically
 from tflite_export.errors import ExportError
+from tflite_export.file.atomic import check_writable, write_atomically
 
 ALIGNMENT = 16
 """Bytes: what the interpreter asks of a model, and of the constants inside it (``force_align: 16``)."""

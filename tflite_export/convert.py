@@ -10,17 +10,17 @@ from typing import Any
 
 import keras
 
-from tflite_export import flatbuffer, precision
-from tflite_export.atomic import check_writable, write_atomically
+from tflite_export import precision
 from tflite_export.borders import make_borders_integer
 from tflite_export.carray import write_c_array
 from tflite_export.dense import make_dense, may_run_sparse
 from tflite_export.eligibility import Weight
 from tflite_export.errors import ExportError
+from tflite_export.file import flatbuffer
+from tflite_export.file.atomic import check_writable, write_atomically
 from tflite_export.golden import golden_of, write_golden
 from tflite_export.inputs import SAMPLES, Inputs
 from tflite_export.loading import open_source
-from tflite_export.mcu import check_micro
 from tflite_export.memory import release
 from tflite_export.plan import Optimize, Plan, check_strict, make_plan
 from tflite_export.quantize import (
@@ -39,6 +39,7 @@ from tflite_export.settle import Settlement
 from tflite_export.source import Source
 from tflite_export.stock import Converted
 from tflite_export.targets import MCU, Target, resolve_target
+from tflite_export.tflm.mcu import check_micro
 from tflite_export.tune import tune_plan
 from tflite_export.weights import Names, collect
 from tflite_export.zeros import lost_zeros, match_kernels, with_paths

@@ -10,19 +10,20 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from tflite_export import flatbuffer, precision
-from tflite_export.clusters import analyse
-from tflite_export.heads import HeadsPass
+from tflite_export import precision
+from tflite_export.file import flatbuffer
 from tflite_export.inputs import Inputs
-from tflite_export.mirror import MirrorPass
-from tflite_export.prediction import Analysis
 from tflite_export.quantize import NumberType
-from tflite_export.ranks import lower_pooled_outputs, raise_scalar_constants
-from tflite_export.rewrite import Change, rewrite_model
+from tflite_export.rewrites.heads import HeadsPass
+from tflite_export.rewrites.mirror import MirrorPass
+from tflite_export.rewrites.ranks import lower_pooled_outputs, raise_scalar_constants
+from tflite_export.rewrites.rewrite import Change, rewrite_model
 from tflite_export.signature import Signature
 from tflite_export.source import KerasSource, Source
 from tflite_export.stock import Converted, convert
 from tflite_export.targets import ANY, Target
+from tflite_export.xnnpack.clusters import analyse
+from tflite_export.xnnpack.prediction import Analysis
 from tflite_export.zeros import kernels_of
 
 WORTH_TRYING = 1 / 3

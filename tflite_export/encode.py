@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from tflite_export import flatbuffer
 from tflite_export.eligibility import Weight
 from tflite_export.encoding import SparseArray
+from tflite_export.file import flatbuffer
 from tflite_export.metadata import add_metadata
 from tflite_export.plan import Encoding, Plan, encoded
 

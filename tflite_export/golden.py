@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tflite_export.atomic import check_writable, write_atomically
 from tflite_export.carray import write_c_arrays
 from tflite_export.errors import ExportError
+from tflite_export.file.atomic import check_writable, write_atomically
 from tflite_export.measure import TOLERANCE, OutputError
 from tflite_export.reference import Reference
 from tflite_export.runtime import load

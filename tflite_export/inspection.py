@@ -13,17 +13,18 @@ import numpy as np
 from rich.table import Table
 
 from keras_prune import strip
-from tflite_export import flatbuffer, precision
-from tflite_export.clusters import analyse
-from tflite_export.integrity import text
-from tflite_export.prediction import Analysis, Cluster, Danger, OperatorVerdict
+from tflite_export import precision
+from tflite_export.file import flatbuffer
+from tflite_export.file.integrity import text
+from tflite_export.file.storage import BITS
 from tflite_export.report import render
 from tflite_export.runtime import load
 from tflite_export.signature import signature_of
 from tflite_export.stock import convert
-from tflite_export.storage import BITS
-from tflite_export.subgraphs import UNPACKING
 from tflite_export.targets import Target, resolve_target
+from tflite_export.xnnpack.clusters import analyse
+from tflite_export.xnnpack.prediction import Analysis, Cluster, Danger, OperatorVerdict
+from tflite_export.xnnpack.subgraphs import UNPACKING
 
 _TYPES = {code: name for name, code in vars(flatbuffer.schema.TensorType).items() if isinstance(code, int)}
 _FORMATS = {0: "dense", 1: "CSR"}

@@ -18,8 +18,8 @@ import flatbuffers
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from tflite_export import flatbuffer
 from tflite_export.errors import ExportError, FlatbufferError
+from tflite_export.file import flatbuffer
 from tflite_export.plan import PlanLine
 
 ENTRY = "keras_prune"

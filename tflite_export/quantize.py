@@ -11,7 +11,7 @@ from ai_edge_litert import schema_py_generated as schema
 from numpy.typing import NDArray
 
 from tflite_export.errors import ExportError
-from tflite_export.flatbuffer import operator_name
+from tflite_export.file.flatbuffer import operator_name
 from tflite_export.inputs import Inputs
 
 CALIBRATION = 128

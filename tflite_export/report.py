@@ -11,9 +11,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from tflite_export.mcu import MicroReport
 from tflite_export.plan import PlanLine
-from tflite_export.rewrite import Change
+from tflite_export.rewrites.rewrite import Change
+from tflite_export.tflm.mcu import MicroReport
 from tflite_export.verify import Verification
 
 WIDTH = 120

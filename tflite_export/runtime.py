@@ -16,7 +16,7 @@ from ai_edge_litert.interpreter import Interpreter, OpResolverType
 from numpy.typing import NDArray
 
 from tflite_export.errors import ExportError
-from tflite_export.flatbuffer import read
+from tflite_export.file.flatbuffer import read
 
 LARGEST_BATCH = 32
 """Samples that a file with a free batch is given at once."""
@@ -97,7 +97,7 @@ class Session:
     """A file loaded into an interpreter.
 
     Args:
-        content: The file's bytes; checked by :func:`tflite_export.flatbuffer.read` first, since the runtime
+        content: The file's bytes; checked by :func:`tflite_export.file.flatbuffer.read` first, since the runtime
             follows offsets unchecked.
         subject: What to call it in errors.
         threads: Threads of the runtime.

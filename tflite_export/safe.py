@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from tflite_export.clusters import analyse
 from tflite_export.eligibility import Weight
 from tflite_export.encoding import Encoding
 from tflite_export.plan import Optimize, Plan, make_plan
-from tflite_export.prediction import Analysis
 from tflite_export.targets import Target
+from tflite_export.xnnpack.clusters import analyse
+from tflite_export.xnnpack.prediction import Analysis
 
 
 def plan_for_clusters(

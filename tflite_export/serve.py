@@ -18,16 +18,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tflite_export import litertjs
 from tflite_export.agreement import AGREEMENT
 from tflite_export.errors import ExportError
-from tflite_export.frames import pack
 from tflite_export.golden import Golden, read_golden
-from tflite_export.litertjs import ASSETS, find_web_runtime, web_files
 from tflite_export.runtime import Session, load
-from tflite_export.server import LOOPBACK, GuardedServer, Resource
+from tflite_export.runtimes import litertjs
+from tflite_export.runtimes.frames import pack
+from tflite_export.runtimes.litertjs import ASSETS, find_web_runtime, web_files
+from tflite_export.runtimes.server import LOOPBACK, GuardedServer, Resource
+from tflite_export.runtimes.web import fix_batch, web_refusal
 from tflite_export.timing import feeds_for, matching_names
-from tflite_export.web import fix_batch, web_refusal
 
 PAGES = ("serve.css", "serve.mjs", "icon.svg")
 SAMPLES = 4

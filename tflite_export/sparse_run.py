@@ -9,11 +9,11 @@ from typing import Any
 from numpy.typing import NDArray
 
 from tflite_export.agreement import require_right
-from tflite_export.arm64 import find_arm64_runtime, run_on_arm64
 from tflite_export.errors import ExportError
-from tflite_export.litertjs import find_web_runtime
-from tflite_export.node import find_node
-from tflite_export.web import Host, WebSession, open_web, web_refusal
+from tflite_export.runtimes.arm64 import find_arm64_runtime, run_on_arm64
+from tflite_export.runtimes.litertjs import find_web_runtime
+from tflite_export.runtimes.node import find_node
+from tflite_export.runtimes.web import Host, WebSession, open_web, web_refusal
 
 PREFERRED = {"web": ("web",), "android": ("arm64", "web"), "ios": ("arm64", "web"), "arm64": ("arm64", "web")}
 """For each target with sparse kernels, the runtimes that stand for it, the nearest first."""

@@ -11,8 +11,9 @@ from typing import Any
 
 import keras
 
-from tflite_export import flatbuffer, precision
+from tflite_export import precision
 from tflite_export.errors import ExportError
+from tflite_export.file import flatbuffer
 from tflite_export.inputs import Inputs
 from tflite_export.memory import release
 from tflite_export.quantize import FLOAT32, NumberType, batches, check_loops, configure

@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 from tflite_export.agreement import AGREEMENT, difference, require_right
-from tflite_export.arm64 import ROUNDS as ARM64_ROUNDS
-from tflite_export.arm64 import measure_on_arm64
 from tflite_export.errors import ExportError
 from tflite_export.inputs import SEED
 from tflite_export.report import render
 from tflite_export.runtime import Case, Session, load, measure_here
+from tflite_export.runtimes.arm64 import ROUNDS as ARM64_ROUNDS
+from tflite_export.runtimes.arm64 import measure_on_arm64
+from tflite_export.runtimes.web import measure_on_web
 from tflite_export.twin import is_sparse, twin
-from tflite_export.web import measure_on_web
 
 RUNTIMES = ("litert", "web", "arm64")
 ALIASES = {"wasm": "web"}

@@ -13,8 +13,8 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 from numpy.typing import NDArray
 
-from tflite_export import flatbuffer
 from tflite_export.errors import FlatbufferError
+from tflite_export.file import flatbuffer
 
 _WAY_OUT = "The file is damaged, or made by another tool: report it."
 

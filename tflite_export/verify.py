@@ -10,15 +10,15 @@ from typing import Any
 import keras
 from numpy.typing import NDArray
 
-from tflite_export import flatbuffer
 from tflite_export.errors import ExportError
+from tflite_export.file import flatbuffer
 from tflite_export.inputs import SAMPLES
-from tflite_export.isolation import IsolatedSession
 from tflite_export.loading import open_source
 from tflite_export.measure import OutputError, measure, scale_of
 from tflite_export.quantize import FLOAT32, NumberType, number_type_of
 from tflite_export.reference import Reference
 from tflite_export.runtime import Session, load
+from tflite_export.runtimes.isolation import IsolatedSession
 
 CONFIGURATIONS = ((True, 1), (True, 4), (False, 1), (False, 4))
 """(XNNPACK delegate, threads) that a file is run with."""
@@ -196,7 +196,7 @@ def compare(
         tolerance: Largest error against the model, in place of the number type's.
         dense: What the dense file of the same number type gives out, to be compared with too.
         open_session: Makes what runs the file: a :class:`~tflite_export.runtime.Session` for one that was just made
-            here, an :class:`~tflite_export.isolation.IsolatedSession` for any other.
+            here, an :class:`~tflite_export.runtimes.isolation.IsolatedSession` for any other.
 
     Raises:
         ExportError: An output is off, or the file cannot be run.

@@ -12,7 +12,7 @@ from ai_edge_litert import schema_py_generated as schema
 from numpy.typing import NDArray
 
 from tflite_export.eligibility import Consumer, Weight
-from tflite_export.flatbuffer import DTYPES, constant, operator_name
+from tflite_export.file.flatbuffer import DTYPES, constant, operator_name
 
 Fingerprint = tuple[int, int, int]
 _ACTIVATIONS = {code: name for name, code in vars(schema.ActivationFunctionType).items() if isinstance(code, int)}

@@ -68,7 +68,7 @@ def inputs():
 @pytest.fixture(scope="session")
 def operators():
     """A function that lists the operators of a file, of all subgraphs."""
-    from tflite_export import flatbuffer
+    from tflite_export.file import flatbuffer
 
     def names(path):
         model = flatbuffer.read(path.read_bytes())

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 from keras import layers
 
-from tflite_export import ExportError, arm64, benchmark, export
+from tflite_export import ExportError, benchmark, export
 from tflite_export.runtime import Case, Session
+from tflite_export.runtimes import arm64
 from tflite_export.sparse_run import verify_where_sparse
 
 
@@ -41,7 +42,7 @@ def emulator(tmp_path, monkeypatch):
 def test_what_is_not_installed_is_refused_with_the_command_that_installs_it(emulator, tmp_path):
     case = Case("a", b"", ("x",), ("y",))
     with pytest.raises(
-        ExportError, match=r"LiteRT for aarch64: must be installed.* Run: python -m tflite_export\.arm64"
+        ExportError, match=r"LiteRT for aarch64: must be installed.* Run: python -m tflite_export\.runtimes\.arm64"
     ):
         arm64.measure_on_arm64([case], [np.ones(1)], 1, 1)
     with pytest.raises(ExportError, match=r"cpu: must be one of .*'cortex-a76'\]\. Received: 'max'"):

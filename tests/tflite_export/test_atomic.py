@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tflite_export import ExportError, export
-from tflite_export.atomic import write_atomically
+from tflite_export.file.atomic import write_atomically
 
 
 def test_a_file_is_written_whole(tmp_path):

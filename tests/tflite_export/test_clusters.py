@@ -5,9 +5,9 @@ import pytest
 from ai_edge_litert import schema_py_generated as schema
 
 from tests.tflite_export.graphs import Net
-from tflite_export import flatbuffer
-from tflite_export.clusters import analyse
+from tflite_export.file import flatbuffer
 from tflite_export.runtime import Session
+from tflite_export.xnnpack.clusters import analyse
 
 
 def net(zeros=0.9, sparse=True, channels=8):

@@ -8,7 +8,8 @@ import pytest
 from keras import layers
 
 import keras_prune as kp
-from tflite_export import Encoding, ExportError, export, flatbuffer, inspect, read_golden, sparse_run, tune
+from tflite_export import Encoding, ExportError, export, inspect, read_golden, sparse_run, tune
+from tflite_export.file import flatbuffer
 from tflite_export.metadata import read_metadata
 
 SIZE = 16

@@ -5,7 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.tflite_export.graphs import Net
-from tflite_export import ExportError, FlatbufferError, export, flatbuffer
+from tflite_export import ExportError, FlatbufferError, export
+from tflite_export.file import flatbuffer
 from tflite_export.runtime import Session
 
 

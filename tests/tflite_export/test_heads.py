@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from keras import layers as kl
 
-from tflite_export import flatbuffer
-from tflite_export.graph import nodes_of
-from tflite_export.heads import HeadsPass
-from tflite_export.rewrite import rewrite_model
+from tflite_export.file import flatbuffer
+from tflite_export.rewrites.graph import nodes_of
+from tflite_export.rewrites.heads import HeadsPass
+from tflite_export.rewrites.rewrite import rewrite_model
 from tflite_export.signature import signature_of
 from tflite_export.stock import convert
 

@@ -9,8 +9,9 @@ from ai_edge_litert import schema_py_generated as schema
 from keras import layers
 
 from tests.tflite_export.graphs import Net
-from tflite_export import ExportError, FlatbufferError, flatbuffer
+from tflite_export import ExportError, FlatbufferError
 from tflite_export.encoding import encode_blocks
+from tflite_export.file import flatbuffer
 from tflite_export.inspection import inspect
 
 DEVICES = ("android", "ios", "arm64", "web", "x86", "mcu")

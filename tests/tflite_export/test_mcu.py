@@ -10,11 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from keras import layers
 
-from tflite_export import ExportError, encoding, flatbuffer
+from tflite_export import ExportError, encoding
 from tflite_export.borders import make_borders_integer
-from tflite_export.mcu import check_full_int8, check_micro, check_structure
-from tflite_export.micro import MicroSession, Port
+from tflite_export.file import flatbuffer
 from tflite_export.runtime import Session
+from tflite_export.tflm.mcu import check_full_int8, check_micro, check_structure
+from tflite_export.tflm.micro import MicroSession, Port
 
 needs_tflm = pytest.mark.skipif(importlib.util.find_spec("tflite_micro") is None, reason="needs tflite-micro")
 
@@ -250,7 +251,7 @@ def test_quantizing_and_back_is_off_by_half_a_step_at_most(scale, zero_point, pl
 def test_frames_end_where_the_stream_does():
     import io
 
-    from tflite_export.micro_child import read_frame, write_frame
+    from tflite_export.tflm.micro_child import read_frame, write_frame
 
     stream = io.BytesIO()
     write_frame(stream, act="run", input0=np.arange(3))

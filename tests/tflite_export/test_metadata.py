@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from keras import layers
 
-from tflite_export import ExportError, FlatbufferError, flatbuffer
+from tflite_export import ExportError, FlatbufferError
+from tflite_export.file import flatbuffer
 from tflite_export.metadata import ENTRY, STANDARD_ENTRY, add_metadata, read_metadata, summarize, with_metadata
 from tflite_export.plan import Encoding, PlanLine
 from tflite_export.runtime import Session

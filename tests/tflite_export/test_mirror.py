@@ -9,14 +9,14 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from keras import layers as kl
 
-from tflite_export import flatbuffer
-from tflite_export.graph import flat_copy, nodes_of
-from tflite_export.mirror import MirrorPass
-from tflite_export.rewrite import rewrite_model
+from tflite_export.file import flatbuffer
+from tflite_export.rewrites.graph import flat_copy, nodes_of
+from tflite_export.rewrites.mirror import MirrorPass
+from tflite_export.rewrites.rewrite import rewrite_model
+from tflite_export.rewrites.turning import turned
+from tflite_export.rewrites.windows import Window, same_padding
 from tflite_export.signature import signature_of
 from tflite_export.stock import convert
-from tflite_export.turning import turned
-from tflite_export.windows import Window, same_padding
 
 TURNED = "reversed in height and width"
 REVERSED = "reversed in height, width and channels"

@@ -19,8 +19,8 @@ from tests.tflite_export.mutants import mutants
 from tflite_export import ExportError, FlatbufferError, verify
 from tflite_export.inputs import Inputs
 from tflite_export.inspection import inspect
-from tflite_export.isolation import IsolatedSession, Worker
 from tflite_export.runtime import Session
+from tflite_export.runtimes.isolation import IsolatedSession, Worker
 
 EACH = 560
 SECONDS = 3.0

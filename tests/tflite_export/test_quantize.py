@@ -3,9 +3,10 @@ import numpy as np
 import pytest
 from keras import layers
 
-from tflite_export import Encoding, ExportError, export, flatbuffer, verify
+from tflite_export import Encoding, ExportError, export, verify
 from tflite_export import quantize as numbers
 from tflite_export.convert import check_size
+from tflite_export.file import flatbuffer
 from tflite_export.inputs import Inputs
 from tflite_export.quantize import NUMBER_TYPES, number_type_of, resolve_number_type
 from tflite_export.weights import Names, fingerprint
@@ -160,7 +161,7 @@ def test_a_model_above_the_limit_of_the_format_is_refused_before_anything_is_mad
     check_size([table], numbers.FLOAT16)
     with pytest.raises(ExportError, match=r"Received: 2400000000 bytes in int8"):
         check_size([(table[0], (40_000, 60_000))], numbers.INT8)
-    monkeypatch.setattr("tflite_export.flatbuffer.LARGEST_FILE", 40_000)
+    monkeypatch.setattr("tflite_export.file.flatbuffer.LARGEST_FILE", 40_000)
     monkeypatch.setattr("tflite_export.convert.make_dense", lambda *_: pytest.fail("work began"))
     with pytest.raises(ExportError, match=r"Received: 41536 bytes in float32, 'one/kernel' the largest with 32768"):
         export(net, tmp_path / "model.tflite", data=np.ones((1, 64)))

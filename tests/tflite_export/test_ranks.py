@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from keras import layers as kl
 
-from tflite_export import flatbuffer
+from tflite_export.file import flatbuffer
 from tflite_export.quantize import resolve_number_type
-from tflite_export.ranks import lower_pooled_outputs, raise_scalar_constants
+from tflite_export.rewrites.ranks import lower_pooled_outputs, raise_scalar_constants
 from tflite_export.runtime import Session
 from tflite_export.signature import signature_of
 from tflite_export.stock import convert

@@ -10,8 +10,8 @@ import pytest
 from keras import layers as kl
 
 from tflite_export.errors import ExportError
-from tflite_export.graph import flat_copy, joined, nodes_of, refusal_of
-from tflite_export.rewrite import Change, Refusal, Rewritten, difference, rewrite_model
+from tflite_export.rewrites.graph import flat_copy, joined, nodes_of, refusal_of
+from tflite_export.rewrites.rewrite import Change, Refusal, Rewritten, difference, rewrite_model
 from tflite_export.signature import signature_of
 
 
@@ -95,8 +95,8 @@ def test_rounding_that_a_model_blows_up_is_told_from_an_error():
 
 
 def test_a_model_in_mixed_precision_is_compared_in_float32():
-    from tflite_export.heads import HeadsPass
-    from tflite_export.mirror import MirrorPass
+    from tflite_export.rewrites.heads import HeadsPass
+    from tflite_export.rewrites.mirror import MirrorPass
 
     mixed = {"dtype": "mixed_float16"}
     model = keras.Sequential(

@@ -16,11 +16,12 @@ import pytest
 from keras import layers
 
 from tests.tflite_export.installed import missing
-from tflite_export import ExportError, export, frames, litertjs
-from tflite_export.chromium import FLAGS, find_chromium
+from tflite_export import ExportError, export
 from tflite_export.golden import Golden, write_golden
+from tflite_export.runtimes import frames, litertjs
+from tflite_export.runtimes.chromium import FLAGS, find_chromium
+from tflite_export.runtimes.server import GuardedServer, Resource
 from tflite_export.serve import make_server, serve
-from tflite_export.server import GuardedServer, Resource
 
 WITHOUT_RUNTIME = missing(litertjs.find_web_runtime)
 WITHOUT_CHROMIUM = missing(litertjs.find_web_runtime, find_chromium)
@@ -245,7 +246,7 @@ def test_what_cannot_be_served_is_refused(files, tmp_path, monkeypatch):
         with pytest.raises(ExportError, match="must be a readable file"):
             serve([tmp_path / "none.tflite"])
     monkeypatch.setenv("KERAS_PRUNE_CACHE", str(tmp_path))
-    with pytest.raises(ExportError, match=r"Run: python -m tflite_export\.litertjs"):
+    with pytest.raises(ExportError, match=r"Run: python -m tflite_export\.runtimes\.litertjs"):
         serve([files / "first.tflite"])
 
 

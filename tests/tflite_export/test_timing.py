@@ -8,9 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from keras import layers
 
-from tflite_export import ExportError, FlatbufferError, benchmark, export, flatbuffer
+from tflite_export import ExportError, FlatbufferError, benchmark, export
 from tflite_export.agreement import difference
 from tflite_export.encoding import decode, encode_blocks, encode_csr
+from tflite_export.file import flatbuffer
 from tflite_export.runtime import Session
 from tflite_export.timing import BenchmarkReport, Timing
 from tflite_export.twin import is_sparse, twin, unfold

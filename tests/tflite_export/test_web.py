@@ -11,15 +11,17 @@ from hypothesis import strategies as st
 from keras import layers
 
 from tests.tflite_export.installed import missing
-from tflite_export import ExportError, benchmark, flatbuffer, frames, litertjs
+from tflite_export import ExportError, benchmark
 from tflite_export.agreement import difference
-from tflite_export.cache import cache_folder
-from tflite_export.chromium import find_chromium
 from tflite_export.encoding import encode_csr
-from tflite_export.node import NodeHost, find_node, node_command
+from tflite_export.file import flatbuffer
 from tflite_export.runtime import Session
+from tflite_export.runtimes import frames, litertjs
+from tflite_export.runtimes.cache import cache_folder
+from tflite_export.runtimes.chromium import find_chromium
+from tflite_export.runtimes.node import NodeHost, find_node, node_command
+from tflite_export.runtimes.web import WebSession, fix_batch, open_web, web_refusal
 from tflite_export.sparse_run import sparse_runtime, verify_where_sparse, why_not_executed
-from tflite_export.web import WebSession, fix_batch, open_web, web_refusal
 
 WITHOUT_NODE = missing(litertjs.find_web_runtime, find_node)
 WITHOUT_CHROMIUM = missing(litertjs.find_web_runtime, find_chromium)
@@ -118,7 +120,9 @@ def test_a_stray_print_is_no_frame():
 def test_what_is_not_installed_is_refused_with_the_command_that_installs_it(tmp_path, monkeypatch):
     monkeypatch.setenv("KERAS_PRUNE_CACHE", str(tmp_path))
     assert cache_folder() == tmp_path
-    with pytest.raises(ExportError, match=r"must be installed.* Run: python -m tflite_export\.litertjs") as caught:
+    with pytest.raises(
+        ExportError, match=r"must be installed.* Run: python -m tflite_export\.runtimes\.litertjs"
+    ) as caught:
         litertjs.find_web_runtime()
     assert caught.value.received == f"nothing of that version in '{tmp_path / 'litertjs-2.5.3'}'"
     assert [sparse_runtime(target) for target in ("web", "android", "x86")] == [None, None, None]

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from keras import layers as kl
 
-from tflite_export import flatbuffer
 from tflite_export.eligibility import Weight
+from tflite_export.file import flatbuffer
 from tflite_export.signature import signature_of
 from tflite_export.stock import convert
 from tflite_export.weights import Names, collect

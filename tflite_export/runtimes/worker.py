@@ -1,6 +1,6 @@
 """The child process in which untrusted files run: answers requests on its standard input.
 
-It imports the runtime and NumPy, and of this package only what needs no Keras: :mod:`tflite_export.isolation`
+It imports the runtime and NumPy, and of this package only what needs no Keras: :mod:`tflite_export.runtimes.isolation`
 starts it below an empty package of the same name, so that ``tflite_export/__init__.py`` is not run. That takes
 0.2 s where TensorFlow would take 4.
 """
@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tflite_export.errors import ExportError, FlatbufferError
-from tflite_export.frames import pack, read_frame
 from tflite_export.runtime import Session
+from tflite_export.runtimes.frames import pack, read_frame
 
 Answer = tuple[dict[str, Any], list[NDArray[Any]]]
 

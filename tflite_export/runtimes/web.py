@@ -15,11 +15,11 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 from numpy.typing import NDArray
 
-from tflite_export import flatbuffer
-from tflite_export.chromium import ChromiumHost
 from tflite_export.errors import ExportError
-from tflite_export.node import NodeHost
+from tflite_export.file import flatbuffer
 from tflite_export.runtime import Case, Measurement, require_names, run_in_batches
+from tflite_export.runtimes.chromium import ChromiumHost
+from tflite_export.runtimes.node import NodeHost
 
 TYPES: dict[int, type[np.generic]] = {
     schema.TensorType.FLOAT32: np.float32,

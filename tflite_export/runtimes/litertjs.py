@@ -1,6 +1,6 @@
 """LiteRT.js, the WebAssembly runtime of .tflite files: found in the cache, or installed there on request.
 
-    python -m tflite_export.litertjs
+    python -m tflite_export.runtimes.litertjs
 
 installs it by npm, at the versions and checksums of ``assets/package-lock.json``. Nothing else installs anything.
 """
@@ -14,13 +14,13 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tflite_export.cache import cache_folder
 from tflite_export.errors import ExportError
-from tflite_export.server import Resource
+from tflite_export.runtimes.cache import cache_folder
+from tflite_export.runtimes.server import Resource
 
 VERSION = "2.5.3"
 """Of ``@litertjs/core``. Which kernels are sparse, and where it fails silently, was measured with this one."""
-COMMAND = "python -m tflite_export.litertjs"
+COMMAND = "python -m tflite_export.runtimes.litertjs"
 ASSETS = Path(__file__).parent / "assets"
 BUILDS = ("litert_wasm_internal", "litert_wasm_compat_internal")
 """For one thread: with relaxed SIMD, and without."""

@@ -105,7 +105,7 @@ def rewrite_model(
         ExportError: A pass changed what the model answers, which is a mistake of the pass.
 
     Example:
-        >>> from tflite_export.heads import HeadsPass
+        >>> from tflite_export.rewrites.heads import HeadsPass
         >>> model = keras.Sequential([keras.Input((1, 1, 8)), keras.layers.Conv2D(4, 1), keras.layers.Flatten()])
         >>> rewritten = rewrite_model(model, [HeadsPass()])
         >>> [change.what for change in rewritten.changes]

@@ -17,9 +17,19 @@ import numpy as np
 from keras import layers as kl
 from keras.src.ops.numpy import Mean
 
-from tflite_export.graph import Builder, flat_copy, is_map, is_single, joined, model_like, nodes_of, path_of, refusal_of
-from tflite_export.positions import forgets_places, is_placewise
-from tflite_export.rewrite import Change, Refusal, Rewritten
+from tflite_export.rewrites.graph import (
+    Builder,
+    flat_copy,
+    is_map,
+    is_single,
+    joined,
+    model_like,
+    nodes_of,
+    path_of,
+    refusal_of,
+)
+from tflite_export.rewrites.positions import forgets_places, is_placewise
+from tflite_export.rewrites.rewrite import Change, Refusal, Rewritten
 
 NAME = "heads"
 VECTORS, SINGLES = 2, 4

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from tflite_export import flatbuffer
-from tflite_export.rewrite import Change
+from tflite_export.file import flatbuffer
+from tflite_export.rewrites.rewrite import Change
 
 NAME = "ranks"
 _FLOATS = (schema.TensorType.FLOAT32, schema.TensorType.FLOAT16)

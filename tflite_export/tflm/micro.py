@@ -21,11 +21,11 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 from numpy.typing import NDArray
 
-from tflite_export import micro_child
-from tflite_export.children import end
 from tflite_export.errors import ExportError
-from tflite_export.flatbuffer import DTYPES, read
+from tflite_export.file.flatbuffer import DTYPES, read
 from tflite_export.runtime import require_names, run_in_batches
+from tflite_export.runtimes.children import end
+from tflite_export.tflm import micro_child
 
 PATIENCE = 120.0
 """Seconds that one answer of the interpreter may take; its reference kernels are slow."""
@@ -75,8 +75,8 @@ class MicroSession:
     quantized on the way in and back on the way out.
 
     Args:
-        content: The file's bytes, its structure checked by :func:`tflite_export.mcu.check_structure`: sparse tensors
-            would be read as if they were dense.
+        content: The file's bytes, its structure checked by :func:`tflite_export.tflm.mcu.check_structure`: sparse
+            tensors would be read as if they were dense.
         subject: What to call it in errors.
 
     Raises:

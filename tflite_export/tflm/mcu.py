@@ -13,10 +13,10 @@ from ai_edge_litert import schema_py_generated as schema
 from numpy.typing import NDArray
 
 from tflite_export.errors import ExportError
-from tflite_export.flatbuffer import operator_name, read
+from tflite_export.file.flatbuffer import operator_name, read
 from tflite_export.measure import OutputError
-from tflite_export.micro import TYPE_NAMES, MicroSession, Port, require_micro, tensor_name
 from tflite_export.runtime import Session
+from tflite_export.tflm.micro import TYPE_NAMES, MicroSession, Port, require_micro, tensor_name
 
 STEPS = 8
 """Steps of an output's quantization, of 255, that TFLM may differ from LiteRT.

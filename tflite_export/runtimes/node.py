@@ -11,10 +11,10 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
-from tflite_export.children import end
 from tflite_export.errors import ExportError
-from tflite_export.frames import pack, read_frame
-from tflite_export.litertjs import ASSETS, find_web_runtime
+from tflite_export.runtimes.children import end
+from tflite_export.runtimes.frames import pack, read_frame
+from tflite_export.runtimes.litertjs import ASSETS, find_web_runtime
 
 RELAXED_FLAG = "--experimental-wasm-relaxed-simd"
 """Of Node 20; from V8 11.4 on relaxed SIMD needs no flag, and the flag is in time withdrawn."""

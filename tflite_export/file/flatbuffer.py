@@ -10,10 +10,10 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 from numpy.typing import NDArray
 
-from tflite_export.bounds import check_bounds
 from tflite_export.encoding import CsrLevel, DenseLevel, SparseArray
 from tflite_export.errors import FlatbufferError
-from tflite_export.integrity import OPERATOR_NAMES, builtin_code, check_model
+from tflite_export.file.bounds import check_bounds
+from tflite_export.file.integrity import OPERATOR_NAMES, builtin_code, check_model
 
 IDENTIFIER = b"TFL3"
 LARGEST_FILE = 2**31 - 2**20

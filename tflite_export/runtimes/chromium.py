@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from tflite_export.errors import ExportError
-from tflite_export.frames import pack, unpack
-from tflite_export.litertjs import ASSETS, find_web_runtime, web_files
-from tflite_export.server import GuardedServer, Resource
+from tflite_export.runtimes.frames import pack, unpack
+from tflite_export.runtimes.litertjs import ASSETS, find_web_runtime, web_files
+from tflite_export.runtimes.server import GuardedServer, Resource
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 FLAGS = (

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tflite_export.flatbuffer import DTYPES, operator_name
-from tflite_export.integrity import text
+from tflite_export.file.flatbuffer import DTYPES, operator_name
+from tflite_export.file.integrity import text
 
 UNPACKING = frozenset({"DENSIFY", "DEQUANTIZE"})
 """Operators that XNNPACK's delegate runs once, when the file is loaded, where they read a constant."""
@@ -40,7 +40,7 @@ class Graph:
     """One subgraph.
 
     Args:
-        model: A sound ``ModelT``: see :func:`tflite_export.flatbuffer.read`.
+        model: A sound ``ModelT``: see :func:`tflite_export.file.flatbuffer.read`.
         number: Of the subgraph.
         assume_sparse: Tensors of this subgraph, dense constants, to be treated as if a DENSIFY unpacked them.
     """

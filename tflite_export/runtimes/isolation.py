@@ -22,11 +22,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tflite_export.children import end
 from tflite_export.errors import ExportError, FlatbufferError
-from tflite_export.flatbuffer import read
-from tflite_export.frames import pack, read_frame
+from tflite_export.file.flatbuffer import read
 from tflite_export.runtime import require_names, run_in_batches
+from tflite_export.runtimes.children import end
+from tflite_export.runtimes.frames import pack, read_frame
 
 SECONDS = 120.0
 """That one request may take: loading, feeding, or one run."""
@@ -39,7 +39,7 @@ _START = (
     "import json, sys, types; sys.path[:] = json.loads(sys.argv[1]); "
     "package = types.ModuleType('tflite_export'); package.__path__ = [sys.argv[2]]; "
     "sys.modules['tflite_export'] = package; "
-    "from tflite_export.worker import serve; serve()"
+    "from tflite_export.runtimes.worker import serve; serve()"
 )
 _WAY_OUT = (
     "The file is damaged, or needs more than the limits of isolation: get or export it again, "
@@ -121,7 +121,7 @@ class Worker:
     def _running(self) -> subprocess.Popen[bytes]:
         if self._process is None:
             # -c, not -m: the package's __init__ would import Keras.
-            command = [sys.executable, "-c", _START, json.dumps(sys.path), str(Path(__file__).parent)]
+            command = [sys.executable, "-c", _START, json.dumps(sys.path), str(Path(__file__).parents[1])]
             self._process = subprocess.Popen(
                 command,
                 stdin=subprocess.PIPE,

@@ -1,4 +1,4 @@
-"""What :func:`tflite_export.clusters.analyse` says of a file: operators, clusters, weights, and where it is wrong."""
+"""What `tflite_export.xnnpack.clusters.analyse` says of a file: operators, clusters, weights, where it is wrong."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from typing import Any
 from ai_edge_litert import schema_py_generated as schema
 from numpy.typing import NDArray
 
-from tflite_export.subgraphs import Graph
+from tflite_export.xnnpack.subgraphs import Graph
 
 SAME = schema.Padding.SAME
 FUSED = frozenset(

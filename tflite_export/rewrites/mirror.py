@@ -17,10 +17,10 @@ import keras
 from keras import layers as kl
 from keras.src.ops.numpy import Flip
 
-from tflite_export.graph import Builder, flat_copy, is_map, joined, model_like, nodes_of, path_of, refusal_of
-from tflite_export.positions import forgets_places, is_placewise
-from tflite_export.rewrite import Change, Refusal, Rewritten
-from tflite_export.turning import (
+from tflite_export.rewrites.graph import Builder, flat_copy, is_map, joined, model_like, nodes_of, path_of, refusal_of
+from tflite_export.rewrites.positions import forgets_places, is_placewise
+from tflite_export.rewrites.rewrite import Change, Refusal, Rewritten
+from tflite_export.rewrites.turning import (
     NO_PADDING,
     Edit,
     Flips,

@@ -4,7 +4,7 @@ XNNPACK's sparse kernels are on there, as on phones. Time under an emulator says
 guest instructions repeats to 1e-5, and is what is reported. It sees no caches: a smaller file gains more on a device
 than here where its dense weights fall out of the cache.
 
-    python -m tflite_export.arm64
+    python -m tflite_export.runtimes.arm64
 
 installs what is needed into the cache: a few packages of Debian for arm64, unpacked and never run on this machine, the
 aarch64 wheels of LiteRT and NumPy, and the counter, compiled from ``assets/count_instructions.c``.
@@ -26,12 +26,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tflite_export.cache import cache_folder
 from tflite_export.errors import ExportError
-from tflite_export.litertjs import ASSETS
 from tflite_export.runtime import Case, Measurement, Session, in_batches, joined
+from tflite_export.runtimes.cache import cache_folder
+from tflite_export.runtimes.litertjs import ASSETS
 
-COMMAND = "python -m tflite_export.arm64"
+COMMAND = "python -m tflite_export.runtimes.arm64"
 EMULATOR = "qemu-aarch64"
 TOOLS = {EMULATOR: "qemu-user", "debootstrap": "debootstrap", "dpkg-deb": "dpkg", "tar": "tar", "cc": "gcc"}
 """What the installation runs, and Debian's package that holds it; afterwards only the emulator is needed."""

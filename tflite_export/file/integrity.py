@@ -10,7 +10,7 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from tflite_export.errors import FlatbufferError
-from tflite_export.storage import check_storage
+from tflite_export.file.storage import check_storage
 
 SCHEMA_VERSION = 3
 GET_IT_AGAIN = "The file is damaged: get or export it again."

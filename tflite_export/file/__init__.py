@@ -1,0 +1,1 @@
+"""A .tflite as a file: read, checked, edited, written."""

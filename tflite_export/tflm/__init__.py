@@ -1,0 +1,1 @@
+"""TensorFlow Lite Micro: the check of files for microcontrollers."""
