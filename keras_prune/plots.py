@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["plot_history", "plot_sparsity"]
+__all__ = ["plot_amounts", "plot_history", "plot_sparsity"]
 
 INK = "#333333"
 FAINT = "#d9d9d9"
@@ -26,22 +26,7 @@ def plot_sparsity(sparsities: Mapping[str, float], path: Path, *, mean: float | 
         path: the file; its ending gives the format.
         mean: the sparsity of all together, drawn as a line.
     """
-    figure, axes = _figure(height=1.2 + 0.32 * len(sparsities))
-    places = np.arange(len(sparsities))
-    values = [100 * value for value in sparsities.values()]
-    axes.barh(places, values, height=0.7, color=COLOURS[0])
-    axes.set_yticks(places, list(sparsities))
-    axes.set_ylim(len(sparsities) - 0.4, -0.6)
-    for place, value in zip(places, values, strict=True):
-        axes.annotate(
-            f"{value:.1f} %",
-            (value, place),
-            (4, 0),
-            textcoords="offset points",
-            va="center",
-            color=INK,
-            backgroundcolor="white",
-        )
+    figure, axes = _bars({name: 100 * value for name, value in sparsities.items()}, "{:.1f} %")
     if mean is not None:
         axes.axvline(100 * mean, color=COLOURS[1], linewidth=1.5, linestyle="--", zorder=0)
         axes.set_title(f"Sparsity by tensor (together: {mean:.1%})", loc="left", color=INK)
@@ -50,6 +35,41 @@ def plot_sparsity(sparsities: Mapping[str, float], path: Path, *, mean: float | 
     axes.set_xlabel("zeros, %")
     axes.grid(axis="x", color=FAINT, linewidth=0.8)
     figure.savefig(path)
+
+
+def plot_amounts(amounts: Mapping[str, float], path: Path, *, label: str) -> None:
+    """Write a bar chart of amounts by name, in the order given, from the top.
+
+    Args:
+        amounts: numbers from 0.
+        path: the file; its ending gives the format.
+        label: what they are.
+    """
+    figure, axes = _bars(amounts, "{:,.0f}")
+    axes.set_xlim(0, 1.18 * max(amounts.values()))
+    axes.set_xlabel(label)
+    axes.grid(axis="x", color=FAINT, linewidth=0.8)
+    figure.savefig(path)
+
+
+def _bars(values: Mapping[str, float], form: str) -> tuple[Any, Any]:
+    """A bar for each name, with its number at the end."""
+    figure, axes = _figure(height=1.2 + 0.32 * len(values))
+    places = np.arange(len(values))
+    axes.barh(places, list(values.values()), height=0.7, color=COLOURS[0])
+    axes.set_yticks(places, list(values))
+    axes.set_ylim(len(values) - 0.4, -0.6)
+    for place, value in zip(places, values.values(), strict=True):
+        axes.annotate(
+            form.format(value),
+            (value, place),
+            (4, 0),
+            textcoords="offset points",
+            va="center",
+            color=INK,
+            backgroundcolor="white",
+        )
+    return figure, axes
 
 
 def plot_history(

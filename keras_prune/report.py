@@ -1,4 +1,4 @@
-"""What was pruned, what was not, and why."""
+"""What was pruned, what was not, and why; and what a model weighs, computes and holds in memory, layer by layer."""
 
 from __future__ import annotations
 
@@ -17,12 +17,14 @@ from rich.table import Table
 from rich.text import Text
 
 from keras_prune.scope import Scope, Skipped
-from keras_prune.strip import effective_mask
+from keras_prune.strip import effective_mask, strip
+from keras_prune.structured.counting import Count, Counts, count
 from keras_prune.variables import read
 
 __all__ = ["Report", "Row", "Totals", "report"]
 
 WIDTH = 100
+AMOUNTS = {"params": "parameters", "macs": "multiplications for one sample", "peak": "live bytes of activations"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,19 +64,24 @@ class Row(Totals):
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """The sparsity of a model, tensor by tensor; `str(report)` is a table.
+    """A model, tensor by tensor and layer by layer; `str(report)` is two tables.
 
     Attributes:
         model: the model's name.
         rows: the prunable tensors, in the model's order.
         skipped: the variables that are left out, each with the reason.
         whole: all weights of the model together, masks not counted.
+        counts: parameters, multiplications and activation memory for one sample, of each layer and of all, with zeros
+            counted as other weights; None if they are not known.
+        not_known: why they are not; empty if they are.
     """
 
     model: str
     rows: tuple[Row, ...]
     skipped: tuple[Skipped, ...]
     whole: Totals
+    counts: Counts | None = None
+    not_known: str = ""
 
     @property
     def prunable(self) -> Totals:
@@ -94,24 +101,48 @@ class Report:
             "skipped": [dataclasses.asdict(skipped) for skipped in self.skipped],
             "prunable": _counts(self.prunable),
             "whole": _counts(self.whole),
+            "layers": None if self.counts is None else [_entries(layer) for layer in self.counts.layers],
+            "total": None if self.counts is None else _entries(self.counts.total),
+            "not_counted": [dataclasses.asdict(skipped) for skipped in self._not_counted],
+            "not_known": self.not_known,
         }
 
-    def plot(self, path: str | os.PathLike[str]) -> None:
-        """Write a bar chart of the sparsity of each tensor to `path`; its ending gives the format (.png, .svg, .pdf).
+    @property
+    def _not_counted(self) -> tuple[Skipped, ...]:
+        return () if self.counts is None else self.counts.not_counted
+
+    def plot(self, path: str | os.PathLike[str], what: str = "sparsity") -> None:
+        """Write a bar chart to `path`; its ending gives the format (.png, .svg, .pdf).
+
+        Args:
+            path: the file.
+            what: "sparsity" of each tensor; or of each layer that has some, "params", "macs", or "peak": the bytes of
+                activations that live while it runs.
 
         Raises:
             ImportError: matplotlib is not installed; the message has the command.
-            ValueError: there is no prunable tensor to draw.
+            ValueError: `what` is none of these, or there is nothing of it to draw (with the reason).
         """
         from keras_prune import plots
 
-        if not self.rows:
-            raise ValueError(f"{self.model!r} has no prunable tensor, so there is nothing to plot.")
-        plots.plot_sparsity({row.path: row.sparsity for row in self.rows}, path, mean=self.sparsity)
+        if what == "sparsity":
+            if not self.rows:
+                raise ValueError(f"{self.model!r} has no prunable tensor, so there is nothing to plot.")
+            plots.plot_sparsity({row.path: row.sparsity for row in self.rows}, path, mean=self.sparsity)
+            return
+        if what not in AMOUNTS:
+            raise ValueError(f"report.plot: what must be one of {('sparsity', *AMOUNTS)}. Received: {what!r}")
+        if self.counts is None:
+            raise ValueError(f"{what} of {self.model!r} by layer are not known: {self.not_known}")
+        amounts = {layer.path: getattr(layer, what) for layer in self.counts.layers if getattr(layer, what)}
+        if not amounts:
+            raise ValueError(f"{self.model!r} has no {what}, so there is nothing to plot.")
+        plots.plot_amounts(amounts, path, label=AMOUNTS[what])
 
     def __str__(self) -> str:
         parts: list[Any] = [self._table()] if self.rows else [Text(f"{self.model}: no prunable tensor.")]
         parts += self._left_out()
+        parts += self._layers()
         console = Console(width=WIDTH, file=io.StringIO(), color_system=None, force_terminal=False, highlight=False)
         with console.capture() as capture:
             console.print(Group(*parts))
@@ -134,10 +165,43 @@ class Report:
         return table
 
     def _left_out(self) -> list[Text]:
-        reasons: dict[str, list[str]] = {}
-        for skipped in self.skipped:
-            reasons.setdefault(skipped.reason, []).append(skipped.path)
-        return [Text(f"Left out: {_some(paths)}: {reason}.") for reason, paths in reasons.items()]
+        return [Text(f"Left out: {_some(paths)}: {reason}.") for reason, paths in _by_reason(self.skipped).items()]
+
+    def _layers(self) -> list[Any]:
+        """The second table: layers with weights or multiplications, and the one that needs the most memory."""
+        if self.counts is None:
+            return [Text(f"Layers, MACs and activation memory: not known: {self.not_known}")]
+        total = self.counts.total
+        largest = next((layer for layer in self.counts.layers if layer.peak == total.peak), None)
+        shown = [layer for layer in self.counts.layers if layer.params or layer.macs or layer is largest]
+        table = Table(title=f"Layers of {self.model}, for one sample", title_justify="left", box=box.SIMPLE)
+        table.add_column("layer", overflow="fold")
+        for name in ("parameters", "MACs", "result, bytes", "live, bytes"):
+            table.add_column(name, justify="right", no_wrap=True)
+        for layer in shown:
+            table.add_row(layer.path, *_amounts(layer))
+        table.add_section()
+        table.add_row(f"all {len(self.counts.layers)} layers", *_amounts(total))
+        words = f"FLOPs: {total.flops:,}, two for a MAC. Live: activations that are held while the layer runs."
+        if largest is not None:
+            words += f" The peak of {total.peak:,} bytes is at {largest.path}."
+        reasons = _by_reason(self._not_counted).items()
+        return [table, Text(words), *(Text(f"MACs not known: {_some(paths)}: {reason}.") for reason, paths in reasons)]
+
+
+def _by_reason(skipped: Iterable[Skipped]) -> dict[str, list[str]]:
+    reasons: dict[str, list[str]] = {}
+    for one in skipped:
+        reasons.setdefault(one.reason, []).append(one.path)
+    return reasons
+
+
+def _entries(layer: Count) -> dict[str, Any]:
+    return {**dataclasses.asdict(layer), "flops": layer.flops}
+
+
+def _amounts(layer: Count) -> tuple[str, ...]:
+    return tuple(f"{number:,}" for number in (layer.params, layer.macs, layer.activations, layer.peak))
 
 
 def _counts(totals: Totals) -> dict[str, Any]:
@@ -154,10 +218,15 @@ def _some(paths: list[str], most: int = 4) -> str:
 
 
 def report(model: keras.Layer, *, scope: Scope | None = None) -> Report:
-    """Count the zeros of a built model, tensor by tensor.
+    """Count the zeros of a built model, tensor by tensor; and parameters, MACs and memory, layer by layer.
 
     What a layer computes with is counted: a weight under a wrapper's mask is zero, whatever its variable holds. A model
-    without prunable tensors has a report too, which says so, and why.
+    without prunable tensors has a report too, which says so, and why. Where the graph of a model cannot be seen, its
+    layers are not counted, and the report says why.
+
+    Layers are counted as `keras_prune.structured.count` does, on the model without masks. Peak activation memory is
+    that of an executor that runs calls in the topological order of the graph, gives each a result of its own, and frees
+    a tensor after the last call that reads it; batch 1, numbers of the compute policy's type.
 
     Args:
         model: a built model or layer.
@@ -172,6 +241,8 @@ def report(model: keras.Layer, *, scope: Scope | None = None) -> Report:
         TensorShape([4, 2])
         >>> report(model).sparsity, report(model).whole
         (0.75, Totals(weights=10, nonzero=2))
+        >>> report(model).counts.total.macs, report(model).counts.total.peak
+        (8, 24)
     """
     survey = (scope or Scope()).survey(model, may_be_empty=True)
     masks = effective_mask(model)
@@ -186,7 +257,20 @@ def report(model: keras.Layer, *, scope: Scope | None = None) -> Report:
         )
         for target in survey.targets
     )
-    return Report(str(model.name), rows, survey.skipped, _total(_without_masks(model), masks))
+    whole = _total(_without_masks(model), masks)
+    counts, not_known = _count(model)
+    return Report(str(model.name), rows, survey.skipped, whole, counts, not_known)
+
+
+def _count(model: keras.Layer) -> tuple[Counts | None, str]:
+    """Count layers, or say why they cannot be counted."""
+    if not isinstance(model, keras.Model):
+        return None, f"{type(model).__name__} is a layer, and only models have a graph of layers."
+    try:
+        masked = any(hasattr(layer, "mask_pairs") for layer in model._flatten_layers())
+        return count(strip(model) if masked else model), ""
+    except ValueError as error:
+        return None, str(error)
 
 
 def _nonzero(variable: keras.Variable, mask: Any) -> int:

@@ -13,6 +13,7 @@ from keras_prune.masks import Mask
 from keras_prune.plots import plot_history
 from keras_prune.report import Totals, report
 from keras_prune.scope import Scope
+from keras_prune.structured.counting import Count
 
 
 def small_model():
@@ -99,6 +100,103 @@ def test_a_model_without_prunable_tensors_has_a_report_that_says_so(tmp_path):
     assert "BatchNormalization has no kernel of this name" in str(found).replace("\n", " ")
     with pytest.raises(ValueError, match="'norm' has no prunable tensor, so there is nothing to plot"):
         found.plot(tmp_path / "none.png")
+
+
+def test_layers_are_counted_as_they_are_without_masks():
+    found = report(small_model()).counts
+    assert found.layers == (
+        Count("a", params=16, macs=12, activations=16, peak=4 * (3 + 4)),
+        Count("b", params=10, macs=8, activations=8, peak=4 * (4 + 2)),
+    )
+    assert found.total == Count("small", params=26, macs=20, activations=24, peak=28)
+    assert found.total.flops == 40
+
+
+def test_layers_are_in_the_text_and_in_the_dictionary():
+    found = report(small_model())
+    lines = [line.split() for line in str(found).splitlines()]
+    assert ["a", "16", "12", "16", "28"] in lines
+    assert ["all", "2", "layers", "26", "20", "24", "28"] in lines
+    assert "FLOPs: 40, two for a MAC" in str(found)
+    assert "The peak of 28 bytes is at a." in " ".join(str(found).split())
+    written = json.loads(json.dumps(found.to_dict()))
+    assert written["layers"][1] == {"path": "b", "params": 10, "macs": 8, "flops": 16, "activations": 8, "peak": 24}
+    assert written["total"]["peak"] == 28
+    assert (written["not_known"], written["not_counted"]) == ("", [])
+
+
+def test_a_model_without_weights_has_layers_too():
+    found = report(keras.Sequential([keras.Input((4,)), kl.ReLU(name="relu")], name="plain"))
+    assert found.counts.total == Count("plain", 0, 0, 16, 32)
+    assert "plain: no prunable tensor." in str(found)
+    assert ["relu", "0", "0", "16", "32"] in [line.split() for line in str(found).splitlines()]
+
+
+class Unseen(keras.Model):
+    """A model whose `call` goes past Keras."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.dense = kl.Dense(2)
+
+    def call(self, x):
+        import tensorflow as tf
+
+        return tf.raw_ops.Relu(features=self.dense(x))
+
+
+def test_a_graph_that_cannot_be_seen_is_told_and_the_rest_is_reported(tmp_path):
+    model = Unseen(name="unseen")
+    model(np.ones((1, 3), "float32"))
+    found = report(model)
+    assert found.prunable == Totals(6, 6)
+    assert found.counts is None
+    assert "The graph of Unseen 'unseen' cannot be seen" in found.not_known
+    text = " ".join(str(found).split())
+    assert "Layers, MACs and activation memory: not known: The graph of Unseen 'unseen' cannot be seen" in text
+    written = json.loads(json.dumps(found.to_dict()))
+    assert (written["layers"], written["total"]) == (None, None)
+    assert written["not_known"] == found.not_known
+    with pytest.raises(ValueError, match="macs of 'unseen' by layer are not known: The graph of"):
+        found.plot(tmp_path / "no.png", "macs")
+    layer = kl.Dense(2)
+    layer.build((None, 3))
+    assert report(layer).not_known.startswith("Dense is a layer")
+
+
+class Twice(keras.layers.Layer):
+    """A layer that no rule knows."""
+
+    def build(self, shape):
+        self.w = self.add_weight(shape=(shape[-1], shape[-1]), name="w")
+
+    def call(self, x):
+        return x @ self.w @ self.w
+
+
+def test_multiplications_that_no_rule_knows_are_named():
+    found = report(keras.Sequential([keras.Input((4,)), Twice(name="twice"), kl.Dense(2, name="b")]))
+    assert [(skipped.path, skipped.reason) for skipped in found.counts.not_counted] == [
+        ("twice", "there is no rule for Twice")
+    ]
+    assert found.counts.total.params == 16 + 10
+    assert found.counts.total.macs == 8
+    assert "MACs not known: twice: there is no rule for Twice." in str(found)
+    assert found.to_dict()["not_counted"] == [{"path": "twice", "reason": "there is no rule for Twice"}]
+
+
+@pytest.mark.parametrize("what", ["params", "macs", "peak"])
+def test_amounts_are_plotted_by_layer(what, tmp_path):
+    report(small_model()).plot(tmp_path / "bars.svg", what)
+    assert "<svg" in (tmp_path / "bars.svg").read_text()
+
+
+def test_what_cannot_be_plotted_is_told(tmp_path):
+    with pytest.raises(ValueError, match=r"what must be one of \('sparsity', 'params', 'macs', 'peak'\).*'speed'"):
+        report(small_model()).plot(tmp_path / "no.png", "speed")
+    with pytest.raises(ValueError, match="'plain' has no macs, so there is nothing to plot"):
+        report(keras.Sequential([keras.Input((4,)), kl.ReLU()], name="plain")).plot(tmp_path / "no.png", "macs")
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_unbuilt_model_is_refused():

@@ -3,17 +3,34 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from keras_prune.strategy import check_fraction
-from keras_prune.structured.counting import Counter, Kept
+from keras_prune.structured.counting import Counter
 from keras_prune.structured.groups import Analysis, Keep
+from keras_prune.structured.widths import Kept
 
-__all__ = ["check_reachable", "fewest", "keep_best", "kept_after", "labels_of_layer", "least_kept", "order_units"]
+__all__ = [
+    "check_reachable",
+    "fewest",
+    "keep_best",
+    "kept_after",
+    "labels_of_layer",
+    "least_kept",
+    "multiples",
+    "order_units",
+    "share_left",
+    "why_not_more",
+]
+
+OPTIONS = {"params": "params", "macs": "flops", "peak": "memory"}
+"""Fields of a `Count` that targets are of, by the names that users give them."""
+
+PerLayer = int | Mapping[str, int]
 
 
 def labels_of_layer(analysis: Analysis, name: str) -> Any:
@@ -28,7 +45,9 @@ def labels_of_layer(analysis: Analysis, name: str) -> Any:
     raise ValueError(f"{analysis.graph.model.name!r} has no layer {name!r}.")
 
 
-def least_kept(analysis: Analysis, max_share: float | Mapping[str, float], min_width: int, round_to: int) -> Kept:
+def least_kept(
+    analysis: Analysis, max_share: float | Mapping[str, float], min_width: PerLayer, round_to: PerLayer | Kept
+) -> Kept:
     """How many units each group keeps at least."""
     share = np.ones(len(analysis.groups))
     if isinstance(max_share, Mapping):
@@ -40,8 +59,32 @@ def least_kept(analysis: Analysis, max_share: float | Mapping[str, float], min_w
         check_fraction("plan: max_share", max_share, below_one=False)
         share[:] = max_share
     sizes = np.array([group.size for group in analysis.groups], np.int64)
-    least = np.maximum(np.ceil(sizes * (1.0 - share) - 1e-9).astype(np.int64), min_width)
-    return np.minimum(sizes, -(-least // round_to) * round_to)
+    width = _numbers(analysis, "min_width", min_width, max)
+    least = np.maximum(np.ceil(sizes * (1.0 - share) - 1e-9).astype(np.int64), width)
+    return _rounded(sizes, least, multiples(analysis, round_to))
+
+
+def multiples(analysis: Analysis, round_to: PerLayer | Kept) -> Kept:
+    """For each group, the number that it keeps a multiple of; layers of one group share the least common one."""
+    return round_to if isinstance(round_to, np.ndarray) else _numbers(analysis, "round_to", round_to, math.lcm)
+
+
+def _numbers(analysis: Analysis, what: str, given: PerLayer, join: Callable[[int, int], int]) -> Kept:
+    """A number for each group, from one for all or from numbers of layers; 1 for groups of no layer named."""
+    by_layer = given if isinstance(given, Mapping) else {"": given}
+    result = np.ones(len(analysis.groups), np.int64)
+    for name, number in by_layer.items():
+        of_layer = f" of {name!r}" if name else ""
+        if not isinstance(number, int) or isinstance(number, bool) or number < 1:
+            raise ValueError(f"plan: {what}{of_layer} must be a whole number from 1. Received: {number!r}")
+        for group in _groups_of(analysis, name, 0.0) if name else range(len(result)):
+            result[group] = join(int(result[group]), number)
+    return result
+
+
+def _rounded(sizes: Kept, kept: Kept, round_to: int | Kept) -> Kept:
+    """The next multiple, or all where there are not as many."""
+    return np.minimum(sizes, -(-kept // round_to) * round_to)
 
 
 def _groups_of(analysis: Analysis, name: str, value: float) -> list[int]:
@@ -60,16 +103,17 @@ def check_reachable(analysis: Analysis, counter: Counter, targets: Mapping[str, 
         before, best = getattr(whole, name), getattr(smallest, name)
         if share is not None and best > share * before:
             raise ValueError(
-                f"plan: {'params' if name == 'params' else 'flops'}={share} cannot be met: at the most, "
-                f"{best / before if before else 1.0:.4f} is left ({best:,} of {before:,}). Ask for a larger share, "
-                "lower min_width or round_to, or free layers; what stays, and why: " + _why(analysis)
+                f"plan: {OPTIONS[name]}={share} cannot be met: at the most, "
+                f"{best / before if before else 1.0:.4f} is left ({best:,} of {before:,}). {why_not_more(analysis)}"
             )
 
 
-def _why(analysis: Analysis) -> str:
+def why_not_more(analysis: Analysis) -> str:
+    """What to do about a target that cannot be met, and what stays, with the reasons."""
     shown = [f"{skipped.path} ({skipped.reason})" for skipped in analysis.skipped[:5]]
     more = len(analysis.skipped) - len(shown)
-    return "; ".join(shown or ["nothing else"]) + (f"; and {more} more" if more > 0 else "")
+    stays = "; ".join(shown or ["nothing else"]) + (f"; and {more} more" if more > 0 else "")
+    return f"Ask for a larger share, lower min_width or round_to, or free layers; what stays, and why: {stays}"
 
 
 def order_units(analysis: Analysis, scores: npt.NDArray[np.float64], scope: str) -> npt.NDArray[np.int64]:
@@ -86,13 +130,18 @@ def order_units(analysis: Analysis, scores: npt.NDArray[np.float64], scope: str)
     return order[np.isfinite(place[order])]
 
 
-def kept_after(analysis: Analysis, gone: npt.NDArray[np.int64], least: Kept, round_to: int) -> Kept:
+def kept_after(analysis: Analysis, gone: npt.NDArray[np.int64], least: Kept, round_to: int | Kept) -> Kept:
     """How many units stay in each group when these go, limits and multiples kept."""
     starts = np.array([group.start for group in analysis.groups], np.int64)
     sizes = np.array([group.size for group in analysis.groups], np.int64)
     lost = np.bincount(np.searchsorted(starts, gone, side="right") - 1, minlength=len(sizes))
-    kept = np.maximum(sizes - lost, np.minimum(least, sizes))
-    return np.minimum(sizes, -(-kept // round_to) * round_to)
+    return _rounded(sizes, np.maximum(sizes - lost, np.minimum(least, sizes)), round_to)
+
+
+def share_left(counter: Counter, kept: Kept) -> float:
+    """What is left of a model's multiplications; of its parameters, if it has no multiplications."""
+    before, after = counter.total(counter.sizes), counter.total(kept)
+    return after.macs / before.macs if before.macs else after.params / max(before.params, 1)
 
 
 def fewest(
@@ -101,7 +150,7 @@ def fewest(
     targets: Mapping[str, float | None],
     order: npt.NDArray[np.int64],
     least: Kept,
-    round_to: int,
+    round_to: int | Kept,
 ) -> int:
     """How many units of `order` have to go to meet all targets; counts fall with each, so by halving."""
     whole = counter.total(counter.sizes)

@@ -1,21 +1,22 @@
-"""Parameters and multiplications of a model, layer by layer, as it is and as it would be."""
+"""Parameters, multiplications and memory of a model, layer by layer, as it is and as it would be."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import keras
 import numpy as np
-import numpy.typing as npt
 
+from keras_prune.scope import Skipped
+from keras_prune.structured.graph import Node
 from keras_prune.structured.groups import Analysis, analyse
+from keras_prune.structured.memory import Memory
+from keras_prune.structured.rules import find_rule
+from keras_prune.structured.widths import Kept, Products, Widths
 
 __all__ = ["Count", "Counter", "Counts", "count"]
-
-Kept = npt.NDArray[np.int64]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,20 +27,37 @@ class Count:
         path: the layer's path; the model's name.
         params: the number of its weights, trainable or not.
         macs: its multiplications with addition for one sample, an axis of unknown length counted as 1. Only products
-            with kernels and between tensors (attention, `matmul`, `einsum`) count; FLOPs are twice as many.
+            with kernels and between tensors (attention, `matmul`, `einsum`) count.
+        activations: bytes of its results for one sample.
+        peak: the most bytes of activations that live at once while it runs, those of other layers' too (see
+            `keras_prune.structured.memory.Memory`).
     """
 
     path: str
     params: int
     macs: int
+    activations: int
+    peak: int
+
+    @property
+    def flops(self) -> int:
+        """Floating-point operations for one sample: a multiplication with addition is two."""
+        return 2 * self.macs
 
 
 @dataclasses.dataclass(frozen=True)
 class Counts:
-    """A model's layers and their sum; shared layers' weights count once, their multiplications at every call."""
+    """A model's layers and their sum; shared layers' weights count once, what they compute at every call.
+
+    Attributes:
+        layers: in the order in which they run first.
+        total: sums, and the peak of all.
+        not_counted: calls whose multiplications are not known, with the reasons: they are in no sum.
+    """
 
     layers: tuple[Count, ...]
     total: Count
+    not_counted: tuple[Skipped, ...] = ()
 
 
 class Counter:
@@ -50,23 +68,13 @@ class Counter:
     """
 
     def __init__(self, analysis: Analysis) -> None:
-        groups = analysis.groups
-        stops = np.array([group.stop for group in groups], np.int64)
-        sizes = np.array([group.size for group in groups], np.int64)
-        entries: list[tuple[Any, ...]] = []
-        self._base = np.zeros(len(analysis.slots) + 1, np.int64)
-        for i, slot in enumerate(analysis.slots):
-            inside = slot.units[slot.units >= 0]
-            self._base[i] = len(slot.units) - len(inside)
-            on, number = np.unique(np.searchsorted(stops, inside, side="right"), return_counts=True)
-            entries += [(i, group, n / sizes[group]) for group, n in zip(on, number, strict=True)]
-        self._slot, self._group = (np.array([e[k] for e in entries], np.int64) for k in (0, 1))
-        self._times = np.array([e[2] for e in entries], np.float64)
-        self.sizes: Kept = sizes
+        self.sizes: Kept = np.array([group.size for group in analysis.groups], np.int64)
+        self._widths = Widths(analysis.groups, [slot.units for slot in analysis.slots])
         slot_of = {id(slot): i for i, slot in enumerate(analysis.slots)}
         variables = {id(v): v for v in analysis.graph.model.weights}.values()
-        self._params = _Products(self._rows_of_variables(analysis, variables, slot_of), len(analysis.slots))
-        self._macs = _Products(self._rows_of_costs(analysis, slot_of), len(analysis.slots))
+        self._params = Products(self._rows_of_variables(analysis, variables, slot_of), len(analysis.slots))
+        self._macs = Products(self._rows_of_costs(analysis, slot_of), len(analysis.slots))
+        self._memory = Memory(analysis)
         self._owners = _owners(analysis)
         self._variables = [id(v) for v in variables]
         self._paths = [path for path, _ in analysis.costs]
@@ -101,41 +109,40 @@ class Counter:
             rows.append((float(factor), on))
         return rows
 
-    def widths(self, kept: Kept) -> npt.NDArray[np.float64]:
-        """The number of indices that stay on each slot, with `kept` units in each group; 1 at the end."""
-        added = np.bincount(self._slot, self._times * kept[self._group], minlength=len(self._base))
-        result = self._base + np.rint(added)
-        result[-1] = 1
-        return np.asarray(result)
-
     def total(self, kept: Kept) -> Count:
         """The whole model with `kept` units in each group."""
-        widths = self.widths(kept)
-        return Count(self._name, round(self._params(widths).sum()), round(self._macs(widths).sum()))
+        widths = self._widths(kept)
+        return Count(
+            self._name,
+            params=round(self._params(widths).sum()),
+            macs=round(self._macs(widths).sum()),
+            activations=int(self._memory.made(kept).sum()),
+            peak=self._memory.peak(kept),
+        )
 
     def layers(self, kept: Kept) -> tuple[Count, ...]:
         """Each layer with `kept` units in each group."""
-        widths = self.widths(kept)
-        params: dict[str, float] = dict.fromkeys(self._owners.values(), 0.0)
+        widths = self._widths(kept)
+        params: dict[str, float] = {}
         macs: dict[str, float] = {}
+        activations: dict[str, int] = {}
+        peaks: dict[str, int] = {}
         for variable, number in zip(self._variables, self._params(widths), strict=True):
-            params[self._owners[variable]] = params.get(self._owners[variable], 0.0) + number
+            _add(params, self._owners[variable], number)
         for path, number in zip(self._paths, self._macs(widths), strict=True):
-            macs[path] = macs.get(path, 0.0) + number
-        return tuple(Count(p, round(params.get(p, 0)), round(macs.get(p, 0))) for p in dict.fromkeys([*params, *macs]))
+            _add(macs, path, number)
+        for path, made, live in zip(self._memory.paths, self._memory.made(kept), self._memory.live(kept), strict=False):
+            _add(activations, path, int(made))
+            peaks[path] = max(peaks.get(path, 0), int(live))
+        paths = dict.fromkeys([*self._memory.paths, *params])
+        return tuple(
+            Count(p, round(params.get(p, 0)), round(macs.get(p, 0)), activations.get(p, 0), peaks.get(p, 0))
+            for p in paths
+        )
 
 
-class _Products:
-    """Sums of products: a fixed factor times the widths of some slots, for many rows at once."""
-
-    def __init__(self, rows: Sequence[tuple[float, list[int]]], one: int) -> None:
-        depth = max((len(slots) for _, slots in rows), default=0)
-        self._factor = np.array([factor for factor, _ in rows])
-        self._slots = np.array([slots + [one] * (depth - len(slots)) for _, slots in rows], np.int64)
-        self._slots = self._slots.reshape(len(rows), depth)
-
-    def __call__(self, widths: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        return np.asarray(self._factor * np.prod(widths[self._slots], axis=1))
+def _add(sums: dict[str, Any], path: str, number: Any) -> None:
+    sums[path] = sums.get(path, 0) + number
 
 
 def _owners(analysis: Analysis) -> dict[int, str]:
@@ -150,18 +157,37 @@ def _owners(analysis: Analysis) -> dict[int, str]:
     return owners
 
 
+def _not_counted(node: Node) -> str:
+    """Why the multiplications of a call are not known; empty if they are."""
+    operation = node.operation
+    if find_rule(operation) is None:
+        return f"there is no rule for {type(operation).__name__}"
+    if getattr(operation, "quantization_mode", None) is not None or getattr(operation, "lora_enabled", False):
+        return "it is quantized, or LoRA is enabled on it"
+    return ""
+
+
 def count(model: keras.Model, input_shape: Any = None) -> Counts:
-    """Count a model's parameters and multiplications, layer by layer.
+    """Count a model's parameters, multiplications and bytes of activations, layer by layer.
 
     Args:
         model: built.
         input_shape: as for `trace`.
 
+    Raises:
+        ValueError: the graph cannot be seen.
+
     Example:
         >>> a, b = keras.layers.Dense(3, name="a"), keras.layers.Dense(2, name="b")
-        >>> model = keras.Sequential([keras.Input((4,)), a, b])
-        >>> count(model).layers
-        (Count(path='a', params=15, macs=12), Count(path='b', params=8, macs=6))
+        >>> model = keras.Sequential([keras.Input((4,)), a, b], name="net")
+        >>> found = count(model)
+        >>> found.layers[0]
+        Count(path='a', params=15, macs=12, activations=12, peak=28)
+        >>> found.total
+        Count(path='net', params=23, macs=18, activations=20, peak=28)
     """
-    counter = Counter(analyse(model, input_shape=input_shape))
-    return Counts(counter.layers(counter.sizes), counter.total(counter.sizes))
+    analysis = analyse(model, input_shape=input_shape)
+    counter = Counter(analysis)
+    calls = {node.path: node for node in analysis.graph.walk() if node.body is None}
+    not_counted = tuple(Skipped(path, why) for path, node in calls.items() if (why := _not_counted(node)))
+    return Counts(counter.layers(counter.sizes), counter.total(counter.sizes), not_counted)

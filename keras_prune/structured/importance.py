@@ -30,6 +30,7 @@ __all__ = [
     "Gradient",
     "Importance",
     "Random",
+    "Scored",
     "Taylor",
 ]
 
@@ -55,6 +56,19 @@ NORMALISATIONS: Mapping[str, Callable[[Array], float]] = {
 def data_field() -> Any:
     """A field for data: neither compared nor written into the configuration."""
     return dataclasses.field(default=None, metadata={"config": False}, compare=False, repr=False)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Scored:
+    """The scores of all units, and what an importance found on the way.
+
+    Attributes:
+        scores: `[units]`; infinity where a unit has to stay.
+        notes: lines that a plan prints.
+    """
+
+    scores: Scores
+    notes: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,6 +129,14 @@ class Importance(Strategy):
             else:
                 scores[group.start : group.stop] = np.inf
         return scores
+
+    def score(self, model: keras.Model, analysis: Analysis) -> Scored:
+        """Return the scores, with notes for the plan; an importance that has something to tell defines this, too.
+
+        Raises:
+            ValueError: as calling it.
+        """
+        return Scored(self(model, analysis))
 
     def _used(self, analysis: Analysis, group: Group) -> list[int]:
         """The slots of a group that count: all, or those of kernels if there are any."""

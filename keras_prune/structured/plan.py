@@ -23,12 +23,17 @@ from keras_prune.structured.choice import (
     kept_after,
     labels_of_layer,
     least_kept,
+    multiples,
     order_units,
+    share_left,
+    why_not_more,
 )
-from keras_prune.structured.counting import Count, Counter, Kept
+from keras_prune.structured.counting import Count, Counter
 from keras_prune.structured.groups import Analysis, Keep, analyse
+from keras_prune.structured.latency import Latency, Measure, Trials, find_measure
 from keras_prune.structured.names import resolve_importance
 from keras_prune.structured.rewrite import rebuild
+from keras_prune.structured.widths import Kept
 
 __all__ = ["Plan", "plan", "prune", "remove"]
 
@@ -42,10 +47,14 @@ class Plan:
     Attributes:
         analysis: of the model.
         keep: for each unit, whether it stays.
+        notes: what the importance found.
+        latency: what was measured, if latency was the target.
     """
 
     analysis: Analysis
     keep: Keep
+    notes: tuple[str, ...] = ()
+    latency: Latency | None = None
 
     @property
     def kept(self) -> Kept:
@@ -54,13 +63,13 @@ class Plan:
 
     @property
     def before(self) -> Count:
-        """Parameters and multiplications of the model as it is."""
+        """Parameters, multiplications and memory of the model as it is."""
         counter = Counter(self.analysis)
         return counter.total(counter.sizes)
 
     @property
     def after(self) -> Count:
-        """Parameters and multiplications that will be left."""
+        """Parameters, multiplications and memory that will be left."""
         return Counter(self.analysis).total(self.kept)
 
     @property
@@ -83,6 +92,8 @@ class Plan:
                 for i, (group, kept) in enumerate(zip(self.analysis.groups, self.kept, strict=True))
             ],
             "skipped": [dataclasses.asdict(skipped) for skipped in self.skipped],
+            "notes": list(self.notes),
+            "latency": None if self.latency is None else dataclasses.asdict(self.latency),
         }
 
     def _names(self, group: int) -> list[str]:
@@ -105,6 +116,10 @@ class Plan:
         lines = [line.rstrip() for line in capture.get().splitlines()]
         lines.append(f"parameters {before.params:,} -> {after.params:,} ({_share(after.params, before.params)})")
         lines.append(f"MACs {before.macs:,} -> {after.macs:,} ({_share(after.macs, before.macs)})")
+        lines.append(f"peak activation bytes {before.peak:,} -> {after.peak:,} ({_share(after.peak, before.peak)})")
+        if self.latency is not None:
+            lines.append(str(self.latency))
+        lines += self.notes
         lines += [f"left alone: {skipped.path} ({skipped.reason})" for skipped in self.skipped]
         return "\n".join(lines).strip("\n")
 
@@ -118,12 +133,15 @@ def plan(
     *,
     params: float | None = None,
     flops: float | None = None,
+    memory: float | None = None,
+    latency: float | None = None,
     threshold: float | None = None,
+    measure: Measure | None = None,
     importance: Any = "l2",
     data: Any = None,
     scope: str = "local",
-    round_to: int = 1,
-    min_width: int = 1,
+    round_to: int | Mapping[str, int] = 1,
+    min_width: int | Mapping[str, int] = 1,
     max_share: float | Mapping[str, float] = 1.0,
     frozen: Iterable[str] = (),
     exact: bool = True,
@@ -134,15 +152,22 @@ def plan(
     Args:
         model: built; compiled, if the importance takes gradients. It stays as it is.
         params: the share of parameters that may be left, a fraction in (0, 1): 0.5 leaves at most half of them.
-        flops: the share of floating-point operations that may be left, likewise. With both, both hold.
+        flops: the share of floating-point operations that may be left, likewise. With several shares, all hold.
+        memory: the share of peak activation memory that may be left, likewise (`Count.peak`).
+        latency: the share of measured latency that may be left, likewise. Plans along the order of removal are made and
+            measured until one meets it with no more than 0.03 to spare, ten at most; the plan returned is one that was
+            measured to meet it.
+        measure: the way to measure: a function from a model to the seconds of a run. None for that of an installed
+            package: `tflite_export` times the exported file in LiteRT, in turn with the whole model's.
         threshold: instead of a share: units whose score, not normalised, is not above it go, as far as limits allow.
         importance: an `Importance`, or a name: of weights "l1", "l2", "fpgm", "lamp", "batch_norm_scale", "random"; of
             gradients "taylor", "gradient", "fisher"; of activations "mean_activation", "apoz", "activation_sum",
-            "entropy".
-        data: `(x, y)` or batches of it, for an importance that takes data and has none of its own.
+            "entropy"; or "learned", which measures a sample of units and predicts the others.
+        data: `(x, y)` or batches of it, for an importance that takes data and has none of its own, and to run files on
+            when latency is measured.
         scope: "local" takes the same share of units in each group, "global" the lowest of the whole model.
-        round_to: groups that shrink keep a multiple of this many units, if they have as many.
-        min_width: units that each group keeps at least.
+        round_to: groups that shrink keep a multiple of this many units, if they have as many; or numbers by layer.
+        min_width: units that each group keeps at least; or numbers by layer (name or path).
         max_share: the share of units that may go in each group; or shares by layer (name or path), 0 to keep all.
         frozen: layers or nested models that stay as they are: names, paths or regular expressions.
         exact: whether only such removals are allowed that leave outputs as they are once the removed weights are 0;
@@ -161,22 +186,40 @@ def plan(
         >>> [layer.units for layer in made.apply().layers]
         [7, 2]
     """
-    _check(model, params, flops, threshold, scope, round_to, min_width)
+    _check(model, {"params": params, "flops": flops, "memory": memory, "latency": latency}, threshold, scope)
+    if measure is not None and latency is None:
+        raise ValueError("plan: measure is how latency is taken. Received: measure without latency. Give latency=0.5.")
     analysis = analyse(model, exact=exact, frozen=frozen, input_shape=input_shape)
     counter = Counter(analysis)
-    targets = {"params": params, "macs": flops}
-    least = least_kept(analysis, max_share, min_width, round_to)
+    targets = {"params": params, "macs": flops, "peak": memory}
+    step = multiples(analysis, round_to)
+    least = least_kept(analysis, max_share, min_width, step)
     check_reachable(analysis, counter, targets, least)
     chosen = resolve_importance(importance, data)
     if threshold is not None:
-        scores = dataclasses.replace(chosen, normalise="none")(model, analysis)
-        gone = np.flatnonzero(scores <= threshold)
-    else:
-        scores = chosen(model, analysis)
-        order = order_units(analysis, scores, scope)
-        gone = order[: fewest(analysis, counter, targets, order, least, round_to)]
-    kept = kept_after(analysis, gone, least, round_to)
-    return Plan(analysis, keep_best(analysis, scores, kept))
+        scored = dataclasses.replace(chosen, normalise="none").score(model, analysis)
+        gone = np.flatnonzero(scored.scores <= threshold)
+        return Plan(analysis, keep_best(analysis, scored.scores, kept_after(analysis, gone, least, step)), scored.notes)
+    scored = chosen.score(model, analysis)
+    order = order_units(analysis, scored.scores, scope)
+    number = fewest(analysis, counter, targets, order, least, step)
+
+    def keep(number: int) -> Keep:
+        return keep_best(analysis, scored.scores, kept_after(analysis, order[:number], least, step))
+
+    if latency is None:
+        return Plan(analysis, keep(number), scored.notes)
+    trials = Trials(
+        measure or find_measure(model, data),
+        model,
+        keep,
+        build=lambda keep: rebuild(analysis, keep),
+        macs=lambda number: share_left(counter, kept_after(analysis, order[:number], least, step)),
+    )
+    found = trials.meet(latency, number, len(order))
+    if found is None:
+        raise ValueError(f"plan: latency={latency} cannot be met: {trials}. {why_not_more(analysis)}")
+    return Plan(analysis, keep(found[0]), scored.notes, found[1])
 
 
 def prune(model: keras.Model, **options: Any) -> keras.Model:
@@ -228,30 +271,20 @@ def remove(
     return Plan(analysis, keep)
 
 
-def _check(
-    model: keras.Model,
-    params: float | None,
-    flops: float | None,
-    threshold: float | None,
-    scope: str,
-    round_to: int,
-    min_width: int,
-) -> None:
-    if (params is None and flops is None) == (threshold is None):
+def _check(model: keras.Model, shares: Mapping[str, float | None], threshold: float | None, scope: str) -> None:
+    if all(share is None for share in shares.values()) == (threshold is None):
+        received = ", ".join(f"{name}={value}" for name, value in (*shares.items(), ("threshold", threshold)))
         raise ValueError(
-            "plan needs one kind of target: params=0.5 or flops=0.5 leaves at most half, threshold=0.1 the units with "
-            f"a score above it. Received: params={params}, flops={flops}, threshold={threshold}."
+            "plan needs one kind of target: params=0.5, flops=0.5, memory=0.5 or latency=0.5 leaves at most half, "
+            f"threshold=0.1 the units with a score above it. Received: {received}."
         )
-    for name, value in (("params", params), ("flops", flops)):
+    for name, value in shares.items():
         if value is not None:
             check_fraction(f"plan: {name}", value)
             if value == 0.0:
                 raise ValueError(f"plan: {name} is the share that may be left, so it is above 0. Received: {value}")
     if scope not in ("local", "global"):
         raise ValueError(f"plan: scope must be 'local' or 'global'. Received: {scope!r}")
-    for name, number in (("round_to", round_to), ("min_width", min_width)):
-        if not isinstance(number, int) or number < 1:
-            raise ValueError(f"plan: {name} must be a whole number from 1. Received: {number!r}")
     _check_bare(model)
 
 

@@ -117,8 +117,8 @@ def test_targets_out_of_reach_say_the_nearest():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "needs one kind of target.*params=None, flops=None, threshold=None"),
-        ({"params": 0.5, "threshold": 1.0}, "needs one kind of target.*params=0.5, flops=None, threshold=1.0"),
+        ({}, "needs one kind of target.*params=None, flops=None, memory=None, latency=None, threshold=None"),
+        ({"params": 0.5, "threshold": 1.0}, "needs one kind of target.*params=0.5, flops=None.*threshold=1.0"),
         ({"params": 50}, r"params must be a fraction in \[0, 1\). Received: 50.*write 0.5"),
         ({"flops": 0.0}, "flops is the share that may be left, so it is above 0. Received: 0.0"),
         ({"params": 0.5, "scope": "layer"}, "'local' or 'global'. Received: 'layer'"),

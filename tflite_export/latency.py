@@ -1,0 +1,111 @@
+"""Seconds of a run of a model in LiteRT, on the exported file: what a plan of structured pruning measures with.
+
+`keras_prune.structured.plan(model, latency=0.5)` finds :class:`Stopwatch` by its entry point in `keras_prune.latency`;
+`plan(model, latency=0.5, measure=Stopwatch(x, quantize="int8"))` measures other files than float32 ones.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from tflite_export.convert import export
+from tflite_export.golden import read_golden
+from tflite_export.runtime import Session, load
+from tflite_export.targets import Target
+
+SECONDS = 2.0
+"""For the rounds of one model, once the fewest are done."""
+FEWEST, MOST = 15, 200
+"""Rounds."""
+
+
+class Stopwatch:
+    """Measures models against the first one that it was given.
+
+    Each model is exported and verified, and its file run in LiteRT at batch 1. In each round the first model's file and
+    the new one are run twice in a row, and the second run of each is timed, so that what the other one pushed out of
+    the caches is not charged to it. With t the lower decile over the rounds,
+
+        seconds = (t of the first model when it was measured alone) * t of the model / t of the first one beside it
+
+    so that a slow spell of the machine between two calls does not count. The lower decile, and with one thread the
+    processor's time of the thread instead of the clock's, because on a busy machine long runs are interrupted more
+    often than short ones: a median of ratios then shows speed-ups that are not there.
+
+    Args:
+        data: Inputs, as :func:`tflite_export.export` takes them; None draws some.
+        target: The device that files are made for; they are timed here all the same.
+        quantize: Number type of the files.
+        threads: Threads of the runtime.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4), keras.layers.Dense(1)])
+        >>> Stopwatch()(model) > 0
+        True
+    """
+
+    def __init__(
+        self,
+        data: Any = None,
+        *,
+        target: str | Target | None = None,
+        quantize: str | None = None,
+        threads: int = 1,
+    ) -> None:
+        self.data = data
+        self.target = target
+        self.quantize = quantize
+        self.threads = threads
+        self._first: tuple[Session, float] | None = None
+
+    def __call__(self, model: keras.Model) -> float:
+        """Return the seconds of a run of a model.
+
+        Raises:
+            ExportError: It cannot be exported, or its file does not answer the same.
+        """
+        session = self._open(model)
+        if self._first is None:
+            (seconds,) = self._times([session])
+            self._first = session, seconds
+            return seconds
+        first, before = self._first
+        beside, seconds = self._times([first, session])
+        return before * seconds / beside
+
+    def _open(self, model: keras.Model) -> Session:
+        """Return the exported file in the runtime, its inputs set."""
+        with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+            # Time does not depend on whether the inputs are real.
+            warnings.filterwarnings("ignore", "no data given", UserWarning)
+            path, golden = Path(folder) / "model.tflite", Path(folder) / "golden.safetensors"
+            export(model, path, target=self.target, quantize=self.quantize, data=self.data, samples=2, golden=golden)
+            session = Session(load(path), f"the file of {model.name!r}", threads=self.threads)
+            inputs = read_golden(golden).inputs
+        batch = session.batch_size or 1
+        session.feed([np.repeat(values[:1], batch, axis=0) for values in inputs.values()], list(inputs))
+        return session
+
+    def _times(self, sessions: list[Session]) -> list[float]:
+        """Return the seconds of a run of each, run in turn."""
+        # The system's clock of a thread ticks every 16 ms on Windows.
+        clock = time.thread_time if self.threads == 1 and sys.platform != "win32" else time.perf_counter
+        rows: list[list[float]] = []
+        end = time.monotonic() + SECONDS
+        while len(rows) < FEWEST or (len(rows) < MOST and time.monotonic() < end):
+            row = []
+            for session in sessions:
+                session.invoke()
+                start = clock()
+                session.invoke()
+                row.append(clock() - start)
+            rows.append(row)
+        return [float(seconds) for seconds in np.quantile(np.array(rows), 0.1, axis=0)]
