@@ -23,7 +23,7 @@ from keras_prune.schedules import Schedule
 from keras_prune.scope import Scope, Skipped, Target
 from keras_prune.sensitivity import Curve, measure_curves, with_curves
 from keras_prune.state import TrainingState, innermost, strategy_scope
-from keras_prune.step import ActivePart, HiddenWeights, Part, merge
+from keras_prune.step import HiddenWeights, Part, merge
 from keras_prune.sums import TrainingSums
 from keras_prune.variables import read
 
@@ -130,7 +130,7 @@ class Session:
                 level = self._state.variable(f"level{i}:{self._keys[0]}", (), "float32", 0.0)
                 self._levels.append((part, level))
             weights = kernels + (biases if part.on_biases else [])
-            self._install(ActivePart(part, weights, level, self._optimizer))
+            self._install(part.bind(self.model, weights, level, self._optimizer))
 
     def _install(self, part: Any) -> None:
         self._installed.append(part)

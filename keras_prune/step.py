@@ -16,6 +16,7 @@ from keras.saving import register_keras_serializable
 
 from keras_prune.masks import select
 from keras_prune.schedules import Schedule
+from keras_prune.state import StepPart
 from keras_prune.strategy import Strategy
 
 __all__ = ["L1", "ActivePart", "ClipGradients", "HiddenWeights", "Part", "dense", "merge"]
@@ -100,6 +101,17 @@ class Part(Strategy):
     def after(self, weight: Any, learning_rate: Any, level: Any) -> Any | None:
         """Return the weight's new value, or None to leave it."""
         return None
+
+    def bind(self, model: keras.Model, weights: Sequence[int], level: Any, optimizer: Any) -> StepPart:
+        """Return what acts in the step: this part on each of the weights alone; one that acts otherwise overrides it.
+
+        Args:
+            model: compiled.
+            weights: ids of the variables in scope.
+            level: where the ramp stands, a scalar variable, or 1.0.
+            optimizer: gives the learning rate.
+        """
+        return ActivePart(self, weights, level, optimizer)
 
 
 @_register

@@ -27,6 +27,7 @@ METHODS = {
     "set": lambda: kp.DynamicPruning(STEADY, "set"),
     "surgery": lambda: kp.DynamicPruning(RAMP, "surgery"),
     "rewinding": lambda: kp.Pruning(ROUNDS),
+    "structured": lambda: kp.StructuredPruning(params=0.5, begin_step=3, end_step=40, frequency=3),
 }
 
 

@@ -37,7 +37,7 @@ def test_ten_kills_with_backup_and_restore(method):
 
 
 def test_a_kill_with_other_methods():
-    _check(_trainings(["movement", "set", "rewinding"], 2, "backup"), 2)
+    _check(_trainings(["movement", "set", "rewinding", "structured"], 2, "backup"), 2)
 
 
 def test_going_on_from_a_keras_file():

@@ -50,9 +50,9 @@ def copy_training_state(
 
 
 def _chain(optimizer: Any) -> list[Any]:
-    """An optimizer, and the one that it scales the loss for."""
-    inner = getattr(optimizer, "inner_optimizer", None)
-    return [optimizer] if inner is None else [optimizer, *_chain(inner)]
+    """An optimizer, and those that it hands the work to: the one it scales the loss for, or one for each weight."""
+    inner = [getattr(optimizer, "inner_optimizer", None), *getattr(optimizer, "optimizers", ())]
+    return [optimizer, *(found for one in inner if one is not None for found in _chain(one))]
 
 
 def _copy_state(old: Any, new: Any, partners: dict[int, keras.Variable], indices: Indices) -> None:

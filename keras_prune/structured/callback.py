@@ -1,0 +1,308 @@
+"""Structured pruning while `fit` trains: gates close unit by unit, and the model shrinks at the end."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import keras
+
+from keras_prune.schedules import PolynomialDecay, Schedule
+from keras_prune.scope import Skipped
+from keras_prune.step import Part
+from keras_prune.strategy import check_fraction
+from keras_prune.structured.choice import OPTIONS
+from keras_prune.structured.gates import Gates
+from keras_prune.structured.importance import Importance
+from keras_prune.structured.names import resolve_importance
+from keras_prune.structured.regularise import GrowingRegularisation
+from keras_prune.structured.session import Goal, StructuredSession
+
+__all__ = ["StructuredPruning"]
+
+
+class StructuredPruning(keras.callbacks.Callback):
+    r"""Removes units to a schedule while `fit` trains: first by gates, at the end for good by `shrink()`.
+
+    Units that go are put at exactly 0 and held there (`keras_prune.structured.gates`), so the model that trains keeps
+    its shapes and computes what the smaller one would; validation sees the smaller one. `shrink()` gives it: its
+    outputs are those of the gated model up to rounding, with the moments of the optimizer, so that training goes on.
+    Logs hold `params_left`, `flops_left` and `memory_left`, the shares that are left.
+
+    Steps are the optimizer's iterations. What is closed is saved and restored with the model, as masks are; where a
+    file was loaded without this library's state, it is found by its zeros. In a custom training loop there are no
+    hooks; then call `attach(model)` before the step function is traced, `on_step()` after each step and `detach()`
+    at the end.
+
+    Args:
+        params: the share of parameters that may be left at the end, a fraction in (0, 1); or a schedule of the share
+            that is **removed**: `kp.schedules.Cosine(0.0, 0.5, ...)` leaves half of them at the end.
+        flops: likewise of floating-point operations. With several numbers, all hold.
+        memory: likewise of peak activation memory (`kp.structured.Count.peak`).
+        begin_step: the first step at which units are closed, with a number.
+        end_step: the step at which the target is reached; the share removed grows as in `PolynomialDecay`.
+        frequency: steps between two choices.
+        importance: as for `kp.structured.plan`; of gradients and activations, it is taken on `data` at each choice.
+            Of closed units nothing counts, neither for others.
+        data: `(x, y)` or batches of it, for an importance that takes data and has none of its own.
+        scope: "local" takes the same share of units in each group, "global" the lowest of the whole model.
+        round_to: groups that shrink keep a multiple of this many units, if they have as many; or numbers by layer.
+        min_width: units that each group keeps at least; or numbers by layer (name or path).
+        max_share: the share of units that may go in each group; or shares by layer (name or path), 0 to keep all.
+        frozen: layers or nested models that stay as they are: names, paths or regular expressions.
+        parts: what else acts in the step: `kp.structured.GroupLasso`, `Slimming`, `GrowingRegularisation`,
+            `keras_prune.ClipGradients`, `keras_prune.L1`.
+        input_shape: for a subclassed model, see `kp.structured.analyse`.
+
+    Raises:
+        ValueError: an argument is out of its range; when attached: the model is not built or not compiled, its graph
+            cannot be seen, the target cannot be met (with the nearest that can), or another callback prunes the same
+            variable.
+
+    Example:
+        >>> import numpy as np
+        >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(16), keras.layers.Dense(1)])
+        >>> model.compile("sgd", "mse")
+        >>> pruning = StructuredPruning(params=0.5, end_step=6, frequency=2)
+        >>> _ = model.fit(np.ones((80, 8)), np.ones((80, 1)), batch_size=10, verbose=0, callbacks=[pruning])
+        >>> round(pruning.left["params"], 3)
+        0.441
+        >>> pruning.shrink().layers[0].units
+        7
+    """
+
+    def __init__(
+        self,
+        *,
+        params: float | Schedule | None = None,
+        flops: float | Schedule | None = None,
+        memory: float | Schedule | None = None,
+        begin_step: int = 0,
+        end_step: int | None = None,
+        frequency: int = 100,
+        importance: str | Importance = "l2",
+        data: Any = None,
+        scope: str = "local",
+        round_to: int | Mapping[str, int] = 1,
+        min_width: int | Mapping[str, int] = 1,
+        max_share: float | Mapping[str, float] = 1.0,
+        frozen: Iterable[str] = (),
+        parts: Sequence[Part] = (),
+        input_shape: Any = None,
+    ) -> None:
+        super().__init__()
+        shares, schedule = _target(
+            {"params": params, "flops": flops, "memory": memory}, begin_step, end_step, frequency
+        )
+        if scope not in ("local", "global"):
+            raise ValueError(f"StructuredPruning: scope must be 'local' or 'global'. Received: {scope!r}")
+        for name, number in (("round_to", round_to), ("min_width", min_width)):
+            if not isinstance(number, Mapping) and (not isinstance(number, int) or number < 1):
+                raise ValueError(f"StructuredPruning: {name} must be a whole number from 1. Received: {number!r}")
+        chosen = resolve_importance(importance, data)
+        if hasattr(chosen, "data") and chosen.data is None:
+            raise ValueError(
+                f"StructuredPruning: {type(chosen).__name__} is taken on data. Received: data=None. "
+                "Give a few hundred samples: data=(x, y)."
+            )
+        for part in parts:
+            if not isinstance(part, Part):
+                raise TypeError(f"StructuredPruning: each of parts must be a keras_prune.Part. Received: {part!r}")
+        if sum(isinstance(part, GrowingRegularisation) for part in parts) > 1:
+            raise ValueError(f"StructuredPruning: one GrowingRegularisation at most. Received: parts={list(parts)}")
+        kept = (frozen,) if isinstance(frozen, str) else tuple(frozen)
+        self._shares = shares
+        fields = {name: field for field, name in OPTIONS.items()}
+        self.goal = Goal(
+            {fields[name]: share for name, share in shares.items()},
+            schedule,
+            chosen,
+            scope,
+            round_to,
+            min_width,
+            max_share,
+            kept,
+        )
+        self.parts = tuple(parts)
+        self.input_shape = input_shape
+        self._session: StructuredSession | None = None
+        self._last_batch = -1
+
+    def __repr__(self) -> str:
+        return f"StructuredPruning({self._shares}, {self.goal.schedule}, {self.goal.importance})"
+
+    # -- what the user can ask ----------------------------------------------------------------------------------------
+
+    @property
+    def left(self) -> dict[str, float]:
+        """The share of "params", "flops" and "memory" that is left without the closed units."""
+        return self._running().left
+
+    @property
+    def gates(self) -> Gates:
+        """The gates on the model: `gates.keep` says for each unit whether it is open."""
+        return self._running().gates
+
+    @property
+    def skipped(self) -> tuple[Skipped, ...]:
+        """What stays although its layer makes units, and each call without a rule, with the reasons."""
+        return self._running().analysis.skipped
+
+    def shrink(self) -> keras.Model:
+        """Return the model without the closed units, compiled as it was, to be used and trained on without callback.
+
+        The model that was trained stays as it is, gates and all. For a model from a file, `kp.structured.shrink(model)`
+        does the same.
+        """
+        return self._running().gates.shrink()
+
+    def _running(self) -> StructuredSession:
+        if self._session is None:
+            raise RuntimeError(
+                "StructuredPruning is not attached to a model. Hand it to model.fit(callbacks=[...]), "
+                "or call attach(model)."
+            )
+        return self._session
+
+    # -- custom loops -------------------------------------------------------------------------------------------------
+
+    def attach(self, model: keras.Model, run: Any = None) -> None:
+        """Put gates on a built and compiled model.
+
+        Args:
+            model: what will be trained; its optimizer is the one whose steps count.
+            run: which training this is; `fit` gives its History.
+        """
+        if self._session is not None:
+            self._session.abandon()
+        self._session = StructuredSession(
+            model, self.goal, parts=self.parts, input_shape=self.input_shape, owner=self, run=run
+        )
+
+    def on_step(self, steps: int = 1) -> None:
+        """Note that the optimizer was called `steps` times more, and close units if the schedule says so.
+
+        Call it once before the first step with `steps=0`, and after every step.
+        """
+        session = self._running()
+        if not session.started:
+            session.start()
+        if steps:
+            session.on_step(steps)
+
+    def detach(self) -> None:
+        """End the training: closed units are exactly zero and stay so; everything else leaves the step."""
+        self._warn_of(self._running().finish())
+
+    # -- Keras's hooks ------------------------------------------------------------------------------------------------
+
+    def set_model(self, model: keras.Model) -> None:
+        """Put gates on before anything is traced or restored; called by `fit`, once the model is built."""
+        super().set_model(model)
+        self.attach(model, run=getattr(model, "history", None))
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Warn of a schedule that will not be over when training is."""
+        steps, epochs = self.params.get("steps"), self.params.get("epochs")
+        if not steps or not epochs:
+            return
+        session = self._running()
+        total = session.step_limit(steps * epochs)
+        if session.last_step > total:
+            warnings.warn(
+                f"StructuredPruning: the last units go at step {session.last_step}, and training ends at step {total} "
+                f"({epochs} epochs of {steps} steps): the target {self._shares} will not be reached. "
+                f"Let the schedule end {session.last_step - total} steps earlier, or train longer.",
+                stacklevel=2,
+            )
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Begin the session with the first epoch: by then every callback has restored what it restores."""
+        self._last_batch = -1
+        if not self._running().started:
+            self._running().start()
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Follow the optimizer; show what is left beside the loss."""
+        self._running().on_step(batch - self._last_batch)
+        self._last_batch = batch
+        self._log(logs)
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Record what is left in the history."""
+        self._log(logs)
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        """Leave exact zeros behind, held by the gates."""
+        self.detach()
+        history = getattr(self.model, "history", None)
+        if isinstance(history, keras.callbacks.History):
+            # Keras runs its History last: by then every other callback has written what it writes.
+            before = vars(history).get("on_train_end")
+
+            def after_all(logs: dict[str, Any] | None = None) -> None:
+                del history.on_train_end
+                if before is not None:
+                    history.on_train_end = before
+                self._warn_of(self._running().gates.settle())
+                history.on_train_end(logs)
+
+            history.on_train_end = after_all
+
+    def _log(self, logs: dict[str, Any] | None) -> None:
+        if logs is not None:
+            logs.update({f"{name}_left": share for name, share in self._running().left.items()})
+
+    @staticmethod
+    def _warn_of(written: int) -> None:
+        if written:
+            warnings.warn(
+                f"StructuredPruning: something wrote to {written} weights of closed units (did a callback restore the "
+                "best weights of an epoch in which less was closed?). They are zero again, so the model is not the one "
+                "that was best. Let that callback look at epochs after the schedule's end only, "
+                "EarlyStopping(start_from_epoch=...).",
+                stacklevel=3,
+            )
+
+
+def _target(
+    given: Mapping[str, float | Schedule | None], begin_step: int, end_step: int | None, frequency: int
+) -> tuple[dict[str, float], Schedule]:
+    """Shares that may be left at the end, and the schedule of what is removed on the way there."""
+    asked = {name: value for name, value in given.items() if value is not None}
+    shown = ", ".join(f"{name}={value}" for name, value in given.items())
+    if not asked:
+        raise ValueError(
+            "StructuredPruning needs a target: params=0.5 or flops=0.5 leaves at most half. "
+            f"Received: {shown}. Name one, and the step at which it is reached: end_step=..."
+        )
+    schedules = {name: value for name, value in asked.items() if isinstance(value, Schedule)}
+    if schedules:
+        name, schedule = next(iter(schedules.items()))
+        if len(asked) > 1 or end_step is not None:
+            raise ValueError(
+                "StructuredPruning: a schedule says all of one target. "
+                f"Received: {shown}, end_step={end_step}. Take numbers for two targets, and end_step for numbers."
+            )
+        if schedule.gives != "sparsity" or schedule.rewind_step is not None or not 0.0 < schedule.final < 1.0:
+            raise ValueError(
+                f"StructuredPruning: {name} takes a schedule of the share removed, without rewinding, that ends "
+                f"in (0, 1). Received: {schedule}"
+            )
+        return {name: 1.0 - schedule.final}, schedule
+    shares = {}
+    for name, value in asked.items():
+        check_fraction(f"StructuredPruning: {name}", value)  # type: ignore[arg-type]
+        if value == 0.0:
+            raise ValueError(
+                f"StructuredPruning: {name} is the share that may be left, so it is above 0. Received: {value}"
+            )
+        shares[name] = float(value)  # type: ignore[arg-type]
+    if end_step is None:
+        raise ValueError(
+            f"StructuredPruning: end_step, the step at which {shown} is reached, is missing. Received: end_step=None. "
+            "Leave some training after it, so that what stays can recover."
+        )
+    final = 1.0 - min(shares.values())
+    return shares, PolynomialDecay(0.0, final, begin_step=begin_step, end_step=end_step, frequency=frequency)
