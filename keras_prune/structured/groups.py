@@ -23,10 +23,12 @@ from keras_prune.structured.elements import OPAQUE, Labels
 from keras_prune.structured.graph import Graph, Node, trace
 from keras_prune.structured.rules import Axis, Call, Cost, Dims, Effect, Tracker, Width, find_rule
 
-__all__ = ["Analysis", "Group", "Slot", "analyse"]
+__all__ = ["Analysis", "Copies", "Group", "Slot", "analyse"]
 
 Units = npt.NDArray[np.int64]
 Keep = npt.NDArray[np.bool_]
+Copies = npt.NDArray[np.int64]
+"""For each unit, how many of it there are to be: 0 takes it out, 2 puts a copy beside it."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -102,30 +104,37 @@ class Analysis:
         """The unit of each element; -1 where it stays."""
         return self._units[self._tracker.elements.find(labels)]
 
-    def kept(self, labels: Labels, keep: Keep) -> int:
-        """How many of these indices stay."""
+    def kept(self, labels: Labels, keep: Keep | Copies) -> int:
+        """How many of these indices stay, copies among them."""
         units = self.units_of(labels)
-        return int(np.count_nonzero((units < 0) | keep[units])) if self.size else len(units)
+        return int(np.where(units < 0, 1, keep[units]).sum()) if self.size else len(units)
 
     def slot_of(self, variable: keras.Variable, axis: int) -> Slot | None:
         """The slot of a variable's axis; None if it stays whole."""
         place = self._places.get((id(variable), axis % len(variable.shape)))
         return None if place is None else self.slots[place]
 
-    def indices(self, variable: keras.Variable, keep: Keep) -> tuple[Units | None, ...]:
-        """For each axis of a variable, which indices stay; None for all."""
-        result: list[Units | None] = []
-        for axis in range(len(variable.shape)):
-            slot = self.slot_of(variable, axis)
-            stays = None if slot is None else (slot.units < 0) | keep[slot.units]
-            result.append(None if stays is None or stays.all() else np.flatnonzero(stays))
-        return tuple(result)
+    def indices(self, variable: keras.Variable, keep: Keep | Copies) -> tuple[Units | None, ...]:
+        """For each axis of a variable, which indices stay, as often as there are copies; None for all, once each."""
+        slots = [self.slot_of(variable, axis) for axis in range(len(variable.shape))]
+        return tuple(None if slot is None else _places(slot.units, keep) for slot in slots)
 
     def reason(self, labels: Labels) -> str:
         """Why the first of these elements that stays does."""
         elements = self._tracker.elements
         stays = labels[elements.frozen(labels)]
         return "" if not stays.size else _spell(elements.reason(int(stays[0])))
+
+
+def _places(units: Units, keep: Keep | Copies) -> Units | None:
+    """The indices of an axis that stay. What lies side by side of one unit is copied as a whole."""
+    times = np.where(units < 0, 1, keep[units])
+    if (times == 1).all():
+        return None
+    if times.max() <= 1:
+        return np.flatnonzero(times)
+    runs = np.split(np.arange(len(units)), np.flatnonzero((np.diff(units) != 0) | (units[1:] < 0)) + 1)
+    return np.concatenate([np.tile(run, times[run[0]]) for run in runs])
 
 
 def _spell(reason: Any) -> str:

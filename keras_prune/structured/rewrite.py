@@ -1,8 +1,8 @@
-"""A model without the units that go: built anew from configurations with other widths, with the weights that stay."""
+"""A model of other widths or fewer layers: built anew from configurations, with the weights that stay."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import keras
@@ -12,18 +12,26 @@ from keras import tree
 
 from keras_prune.strip import known_objects
 from keras_prune.structured.graph import Graph, Node, Ref
-from keras_prune.structured.groups import Analysis, Keep
+from keras_prune.structured.groups import Analysis, Copies, Keep, Units
 from keras_prune.structured.rules import Effect, Width
 from keras_prune.structured.training import copy_training_state
 from keras_prune.variables import assign, read
 
-__all__ = ["rebuild"]
+__all__ = ["needed", "rebuild"]
 
 Pair = tuple[keras.Variable, keras.Variable]
+Factors = Callable[[keras.Variable, int, Units], Any]
 
 
-def rebuild(analysis: Analysis, keep: Keep) -> keras.Model:
-    """Return a smaller model; the analysed one stays as it is.
+def rebuild(
+    analysis: Analysis,
+    keep: Keep | Copies,
+    *,
+    factors: Factors | None = None,
+    skip: Mapping[int, int] | None = None,
+    then: Mapping[int, keras.Layer] | None = None,
+) -> keras.Model:
+    """Return a model of other widths; the analysed one stays as it is.
 
     A sequential model gives a sequential one and a functional model a functional one, models inside them likewise, with
     the names of layers kept. A subclassed model gives a functional one: its class would build the old widths. Weights
@@ -31,19 +39,34 @@ def rebuild(analysis: Analysis, keep: Keep) -> keras.Model:
 
     Args:
         analysis: of the model.
-        keep: for each unit, whether it stays.
+        keep: for each unit, whether it stays, or how many of it there are to be.
+        factors: (variable, axis, the indices that were taken) -> numbers that these are multiplied by, or None; asked
+            of axes on which something is left out or copied.
+        skip: calls (by id) that are left out, each with the tensor that takes the place of its result. Layers that
+            nothing calls any more are left out, too.
+        then: new layers that are put behind layers (by id). The optimizer starts anew then: it knows no such weights.
 
     Raises:
         ValueError: a layer cannot be made again from its configuration, or comes out with other shapes than its rule
             says (with the layer and both shapes); weights of a subclassed model are in no layer that it calls.
     """
-    return _Rebuild(analysis, keep).whole()
+    return _Rebuild(analysis, keep, factors, skip or {}, then or {}).whole()
 
 
 class _Rebuild:
-    def __init__(self, analysis: Analysis, keep: Keep) -> None:
+    def __init__(
+        self,
+        analysis: Analysis,
+        keep: Keep | Copies,
+        factors: Factors | None,
+        skip: Mapping[int, int],
+        then: Mapping[int, keras.Layer],
+    ) -> None:
         self.analysis = analysis
         self.keep = keep
+        self.factors = factors
+        self.skip = skip
+        self.then = then
         self.copies: dict[int, Any] = {}
         self.effects = self._first_effects(analysis.graph, {})
 
@@ -53,7 +76,10 @@ class _Rebuild:
         _check_owned(self.analysis.graph)
         model = self._model(self.analysis.graph)
         pairs = [pair for old, new in self._layers() for pair in self._weights(old, new)]
-        copy_training_state(source, model, pairs, lambda variable: self.analysis.indices(variable, self.keep))
+        if self.then and source.compiled:
+            model.compile_from_config(source.get_compile_config())
+        else:
+            copy_training_state(source, model, pairs, lambda variable: self.analysis.indices(variable, self.keep))
         return model
 
     def _first_effects(self, graph: Graph, found: dict[int, tuple[Node, Effect]]) -> dict[int, tuple[Node, Effect]]:
@@ -65,7 +91,7 @@ class _Rebuild:
 
     def _layers(self) -> Iterator[tuple[Any, Any]]:
         for node, _ in self.effects.values():
-            if isinstance(node.operation, keras.Layer):
+            if isinstance(node.operation, keras.Layer) and id(node.operation) in self.copies:
                 yield node.operation, self.copies[id(node.operation)]
 
     def _model(self, graph: Graph) -> Any:
@@ -83,14 +109,20 @@ class _Rebuild:
             copy = kind(inputs=packed, outputs=ends, name=model.name)
         if not model.trainable:
             copy.trainable = False
+        # By it `compile` decides whether the loss is scaled, whatever the global policy is by now.
+        copy.dtype_policy = model.dtype_policy
         return copy
 
     def _sequence(self, model: Any) -> list[Any]:
         graph = self._graph_of(model)
         first = _input_like(graph.symbols[graph.inputs[0]], self._shape(graph, graph.inputs[0]))
-        start = [first._keras_history.operation]
-        bodies = {id(node.operation): node.body for node in graph.nodes}
-        return start + [self._copy(layer, bodies.get(id(layer))) for layer in model.layers]
+        copies = [first._keras_history.operation]
+        called = {id(node.operation): node for node in graph.nodes}
+        for layer in model.layers:
+            if id(called.get(id(layer))) not in self.skip:
+                copies.append(self._copy(layer, called[id(layer)].body if id(layer) in called else None))
+                copies += [self.then[id(layer)]] if id(layer) in self.then else []
+        return copies
 
     def _graph_of(self, model: Any) -> Graph:
         whole = self.analysis.graph
@@ -100,7 +132,10 @@ class _Rebuild:
 
     def _run(self, graph: Graph, inputs: list[Any]) -> list[Any]:
         known = dict(zip(graph.inputs, inputs, strict=True))
-        for node in graph.nodes:
+        for node in needed(graph, self.skip):
+            if id(node) in self.skip:
+                known[node.outputs[0]] = known[self.skip[id(node)]]
+                continue
             args, kwargs = tree.map_structure(
                 lambda leaf: known[leaf.index] if isinstance(leaf, Ref) else leaf, (node.args, node.kwargs)
             )
@@ -110,6 +145,8 @@ class _Rebuild:
                     into: Any = kwargs if isinstance(place, str) else args
                     into[place] = self._evaluate(value)
             made = self._copy(node.operation, node.body)(*args, **kwargs)
+            if id(node.operation) in self.then:
+                made = self.then[id(node.operation)](made)
             known.update(zip(node.outputs, tree.flatten(made), strict=True))
         return [known[i] for i in graph.outputs]
 
@@ -173,7 +210,7 @@ class _Rebuild:
             value = read(source)
             for axis, stays in enumerate(self.analysis.indices(source, self.keep)):
                 if stays is not None:
-                    value = np.take(value, stays, axis)
+                    value = self._scaled(source, axis, stays, np.take(value, stays, axis))
             if value.shape != tuple(target.shape):
                 raise ValueError(
                     f"{source.path!r} has shape {tuple(source.shape)}, of which {value.shape} stays, but "
@@ -184,6 +221,22 @@ class _Rebuild:
             if target.trainable != source.trainable:
                 target.trainable = source.trainable
             yield source, target
+
+    def _scaled(self, variable: keras.Variable, axis: int, stays: Units, value: Any) -> Any:
+        numbers = None if self.factors is None else self.factors(variable, axis, stays)
+        if numbers is None:
+            return value
+        return (value * np.reshape(numbers, [-1 if a == axis else 1 for a in range(value.ndim)])).astype(value.dtype)
+
+
+def needed(graph: Graph, skip: Mapping[int, int]) -> list[Node]:
+    """The calls that a model's outputs come from when some are skipped, as `rebuild` skips them."""
+    wanted, found = set(graph.outputs), []
+    for node in reversed(graph.nodes):
+        if wanted.intersection(node.outputs):
+            found.append(node)
+            wanted.update([skip[id(node)]] if id(node) in skip else node.inputs)
+    return found[::-1]
 
 
 def _check_owned(graph: Graph) -> None:

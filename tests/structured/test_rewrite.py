@@ -207,3 +207,18 @@ def test_the_source_is_left_as_it_was():
     np.testing.assert_array_equal(model.predict(x, verbose=0), outputs)
     assert [len(layer._inbound_nodes) for layer in model.layers] == nodes
     assert analyse(model).size == 8
+
+
+def test_a_mixed_model_is_compiled_alike_after_the_global_policy_was_reset():
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        model = net()
+        model.compile("adam", "sparse_categorical_crossentropy")
+        model.fit(*data(), verbose=0)
+    finally:
+        keras.config.set_dtype_policy(before)
+    smaller = plan(model, params=0.6).apply()
+    assert type(smaller.optimizer) is type(model.optimizer) is keras.optimizers.LossScaleOptimizer
+    assert float(smaller.optimizer.dynamic_scale) == float(model.optimizer.dynamic_scale)
+    assert smaller.get_layer("first").compute_dtype == "float16"

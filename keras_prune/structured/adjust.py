@@ -1,0 +1,363 @@
+"""Structure that follows a metric while a model trains: units are taken out while it allows, and put back when not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_prune.state import TrainingState
+from keras_prune.strategy import check_fraction
+from keras_prune.structured.adjustments import Adjustment, Adjustments, decide
+from keras_prune.structured.choice import least_kept, order_units
+from keras_prune.structured.counting import Counter
+from keras_prune.structured.gates import Gates
+from keras_prune.structured.groups import Analysis, Keep, Units, analyse
+from keras_prune.structured.metric import Metric, check_mode, evaluate_within, value_of
+from keras_prune.structured.names import resolve_importance
+from keras_prune.structured.net2net import check_copies, copy_units, summed_axes
+from keras_prune.structured.widths import Kept
+
+__all__ = ["StructureAdjustment"]
+
+GROWTHS = ("weights", "net2net")
+STATE = "structure_adjustment"
+REFERENCES = ("best", "dense")
+
+
+class StructureAdjustment(keras.callbacks.Callback):
+    """Takes units out of a model while its metric allows, and puts them back when it falls, in one `fit`.
+
+    At the end of an epoch the metric is compared with its reference. Within the tolerance, the least important units
+    are closed, by gates: they are 0 and stay so. When it has been worse for `patience` looks, units are opened again,
+    those that were closed last first. A fall halves how many are moved at a time, once for openings in a row. In the
+    last epoch nothing is closed, for nothing would be trained after it. After `fit`, `shrink()` gives the smaller
+    model.
+
+    What is closed, and what was found so far, is saved with the model, so a training that was interrupted goes on as if
+    it had not been; list this callback before the one that saves.
+
+    Args:
+        metric: its name in the logs of an epoch.
+        tolerance: how much worse than the reference it may be.
+        step: the share of all units that is closed or opened at a time, in (0, 1); one unit at least.
+        importance: as for `plan`.
+        data: as for `plan`.
+        scope: as for `plan`.
+        grow: how units come back. "weights": with the weights that they had when they were closed. "net2net": as
+            copies of the most important open units of their groups, and what reads these takes a share from each, so
+            that the outputs do not change (Chen et al. 2016, see `net2net`).
+        patience: how many looks in a row have to find it worse before units are opened.
+        mode: "max", "min", or "auto" as Keras's callbacks find it.
+        reference: "best", the best value so far; "dense", the value at the first look; or a number.
+        min_step: once `step` is smaller than this, nothing is closed any more.
+        params: nothing is closed any more once this share of parameters or less is left, a fraction in (0, 1).
+        flops: the same for floating-point operations.
+        start_from_epoch: the first epoch, counted from 0, at whose end is looked.
+        every: look after so many steps, too, on `validation_data`; the metric's name then begins with "val_".
+        validation_data: `(x, y)` or a data set.
+        noise: for "net2net", as for `net2net.widen`; copies of equal shares would learn the same.
+        seed: fixes the noise.
+        min_width: as for `plan`.
+        max_share: as for `plan`.
+        frozen: as for `plan`.
+        input_shape: for a subclassed model, see `trace`.
+
+    Attributes:
+        history: `Adjustments`, one entry a look.
+        gates: on the model; see `gates.Gates`.
+        step: as it is now.
+
+    Raises:
+        ValueError: when it is made, for arguments out of their range; when `fit` begins, for a model that is not
+            compiled or has nothing to remove, and with "net2net", for one in which copies cannot be divided (with the
+            layer); at the first look, if the metric is not in the logs (with what is).
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8), keras.layers.Dense(1)])
+        >>> model.compile("sgd", "mse")
+        >>> adjustment = StructureAdjustment("loss", tolerance=10.0, step=0.25)
+        >>> x, y = np.ones((8, 4)), np.ones((8, 1))
+        >>> _ = model.fit(x, y, epochs=3, verbose=0, callbacks=[adjustment])
+        >>> [(one.action, one.open) for one in adjustment.history], adjustment.shrink().layers[0].units
+        ([('close', 6), ('close', 4), ('hold', 4)], 4)
+    """
+
+    def __init__(
+        self,
+        metric: str = "val_accuracy",
+        *,
+        tolerance: float = 0.01,
+        step: float = 0.1,
+        importance: Any = "l2",
+        data: Any = None,
+        scope: str = "local",
+        grow: str = "weights",
+        patience: int = 1,
+        mode: str = "auto",
+        reference: str | float = "best",
+        min_step: float = 0.0,
+        params: float | None = None,
+        flops: float | None = None,
+        start_from_epoch: int = 0,
+        every: int | None = None,
+        validation_data: Any = None,
+        noise: float = 0.1,
+        seed: int = 0,
+        min_width: int = 1,
+        max_share: float | Mapping[str, float] = 1.0,
+        frozen: Iterable[str] = (),
+        input_shape: Any = None,
+    ) -> None:
+        super().__init__()
+        _check(metric, tolerance, step, min_step, params, flops, grow, scope, reference, every, validation_data)
+        for name, number in (("patience", patience), ("min_width", min_width)):
+            if not isinstance(number, int) or number < 1:
+                raise ValueError(f"StructureAdjustment: {name} must be a whole number from 1. Received: {number!r}")
+        if not isinstance(noise, int | float) or not 0.0 <= noise < 1.0:
+            raise ValueError(f"StructureAdjustment: noise must be in [0, 1). Received: {noise!r}")
+        check_mode("StructureAdjustment", mode)
+        self.metric = metric
+        self.tolerance = tolerance
+        self.step = step
+        self.importance = resolve_importance(importance, data)
+        self.scope = scope
+        self.grow = grow
+        self.patience = patience
+        self.mode = mode
+        self.reference = reference
+        self.min_step = min_step
+        self.targets = {"params": params, "macs": flops}
+        self.start_from_epoch = start_from_epoch
+        self.every = every
+        self.validation_data = validation_data
+        self.noise = noise
+        self.seed = seed
+        self.min_width = min_width
+        self.max_share = max_share
+        self.frozen = (frozen,) if isinstance(frozen, str) else tuple(frozen)
+        self.input_shape = input_shape
+        self.history = Adjustments()
+        self.gates: Gates | None = None
+        self._found: Metric | None = None
+        self._best: float | None = None
+        self._falls = 0
+        self._falling = False
+        self._looks = 0
+        self._closed: list[int] = []
+        self._steps = 0
+        self._epoch = 0
+
+    # -- Keras's hooks ------------------------------------------------------------------------------------------------
+
+    def set_model(self, model: keras.Model) -> None:
+        """Put gates on the model before its step is compiled."""
+        super().set_model(model)
+        if not model.compiled:
+            raise ValueError(
+                f"StructureAdjustment: {model.name!r} must be compiled, for a metric to be followed in training. "
+                "Call compile(...) first."
+            )
+        analysis = analyse(model, frozen=self.frozen, input_shape=self.input_shape)
+        if self.grow == "net2net":
+            check_copies(
+                "StructureAdjustment(grow='net2net')", analysis, summed_axes(analysis), np.ones(analysis.size, bool)
+            )
+        self._least = least_kept(analysis, self.max_share, self.min_width, 1)
+        if self.gates is not None and self.gates.model is model:
+            self.gates.abandon()
+        self.gates = Gates(model, analysis, owner=self, run=getattr(model, "history", None))
+        closed = np.flatnonzero(~self.gates.keep).tolist()
+        self._closed = [u for u in self._closed if u in closed] + [u for u in closed if u not in self._closed]
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Note the epoch; take over what a checkpoint holds: by then every callback has restored what it restores."""
+        self._epoch = epoch
+        self._last_batch = -1
+        self._gates().refresh()
+        self._restore()
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Look at the metric, if it is time."""
+        before, self._steps = self._steps, self._steps + batch - self._last_batch
+        self._last_batch = batch
+        if self.every and before // self.every < self._steps // self.every and self._epoch >= self.start_from_epoch:
+            self._look(evaluate_within(self.model, self.validation_data))
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Look at the metric."""
+        if epoch >= self.start_from_epoch:
+            self._look(logs or {}, last=epoch + 1 == self.params.get("epochs"))
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        """Leave exact zeros behind."""
+        TrainingState.of(self.model).arrays.pop(STATE, None)
+        self._gates().settle()
+        self._gates().rest()
+
+    def shrink(self) -> keras.Model:
+        """Return the model without the closed units; see `gates.Gates.shrink`.
+
+        Raises:
+            ValueError: there was no training yet.
+        """
+        return self._gates().shrink()
+
+    # -- one look -----------------------------------------------------------------------------------------------------
+
+    def _gates(self) -> Gates:
+        if self.gates is None:
+            raise ValueError("StructureAdjustment: there was no training yet. Give it to fit(..., callbacks=[...]).")
+        return self.gates
+
+    def _look(self, logs: Mapping[str, Any], last: bool = False) -> None:
+        value = value_of("StructureAdjustment", logs, self.metric)
+        if self._found is None:
+            self._found = Metric.of("StructureAdjustment", self.model, self.metric, self.mode, value)
+        reference = self._compared_with(value)
+        action, reason = decide(self._found.loss_from(reference, value), self.tolerance, self._falls, self.patience)
+        self._falls = 0 if action in ("close", "open") else self._falls + 1
+        units: Units = np.zeros(0, np.int64)
+        if action == "close":
+            action, reason, units = self._close(reason, last)
+        elif action == "open":
+            action, reason, units = self._open(reason)
+        number = int(np.count_nonzero(self._gates().keep))
+        made = Adjustment(self._epoch, self._steps, value, reference, action, len(units), number, reason)
+        self.history = Adjustments((*self.history, made))
+        self._looks += 1
+        best = np.nan if self._best is None else self._best
+        numbers = [self.step, best, self._falls, self._falling, self._looks, self._steps]
+        TrainingState.of(self.model).arrays[STATE] = np.array([*numbers, *self._closed], np.float64)
+
+    def _restore(self) -> None:
+        """Go on from a training that was interrupted, with what its last checkpoint knew of the looks so far."""
+        known = TrainingState.of(self.model).arrays.get(STATE)
+        if known is not None:
+            self.step, best = float(known[0]), float(known[1])
+            self._best = None if np.isnan(best) else best
+            self._falls, falling, self._looks, self._steps = (int(value) for value in known[2:6])
+            self._falling = bool(falling)
+            self._closed = [int(unit) for unit in known[6:]]
+
+    def _compared_with(self, value: float) -> float:
+        if not isinstance(self.reference, str):
+            return float(self.reference)
+        assert self._found is not None
+        if self._best is None or (self.reference == "best" and self._found.loss_from(self._best, value) < 0):
+            self._best = value
+        return self._best
+
+    def _number(self) -> int:
+        return max(1, round(self.step * self._gates().analysis.size))
+
+    def _close(self, reason: str, last: bool) -> tuple[str, str, Units]:
+        gates = self._gates()
+        none: Units = np.zeros(0, np.int64)
+        if last:
+            return "hold", f"{reason}, but nothing is trained after this", none
+        if self.step < self.min_step:
+            return "hold", f"{reason}, but the step {self.step:g} is below min_step", none
+        reached = _reached(gates.analysis, gates.keep, self.targets)
+        if reached:
+            return "hold", f"{reason}, but {reached}", none
+        scores = np.where(gates.keep, self.importance(self.model, gates.analysis), np.inf)
+        order = order_units(gates.analysis, scores, self.scope)
+        units = _first_allowed(gates.analysis, order, gates.keep, self._least, self._number())
+        if not units.size:
+            return "hold", f"{reason}, but no group can lose one more", none
+        gates.close(units)
+        self._closed += units.tolist()
+        self._falling = False
+        return "close", reason, units
+
+    def _open(self, reason: str) -> tuple[str, str, Units]:
+        gates = self._gates()
+        if not self._closed:
+            return "hold", f"{reason}, but nothing is closed", np.zeros(0, np.int64)
+        number = self._number()
+        units = np.array(self._closed[-number:][::-1], np.int64)
+        pairs = self._pairs(units) if self.grow == "net2net" else []
+        gates.open(units)
+        if pairs:
+            copy_units(gates.analysis, summed_axes(gates.analysis), pairs, self.noise, self.seed + self._looks)
+        del self._closed[-number:]
+        self.step /= 1 if self._falling else 2
+        self._falling = True
+        return "open", reason, units
+
+    def _pairs(self, units: Units) -> list[tuple[int, int]]:
+        """For each unit that comes back, the open unit of its group that it copies: the most important in turn."""
+        gates = self._gates()
+        scores = np.where(gates.keep, self.importance(self.model, gates.analysis), -np.inf)
+        pairs = []
+        for group in gates.analysis.groups:
+            back = [u for u in units.tolist() if group.start <= u < group.stop]
+            open_ = group.start + np.flatnonzero(gates.keep[group.start : group.stop])
+            best = open_[np.argsort(-scores[open_], kind="stable")]
+            pairs += [(u, int(best[i % len(best)])) for i, u in enumerate(back)]
+        return pairs
+
+
+def _first_allowed(analysis: Analysis, order: Units, keep: Keep, least: Kept, number: int) -> Units:
+    """The first units of an order, while their groups keep what they have to."""
+    starts = np.array([group.start for group in analysis.groups], np.int64)
+    room = np.array([np.count_nonzero(keep[g.start : g.stop]) for g in analysis.groups], np.int64) - least
+    found: list[int] = []
+    for unit in order:
+        group = int(np.searchsorted(starts, unit, side="right")) - 1
+        if room[group] > 0 and len(found) < number:
+            room[group] -= 1
+            found.append(int(unit))
+    return np.array(found, np.int64)
+
+
+def _reached(analysis: Analysis, keep: Keep, targets: Mapping[str, float | None]) -> str:
+    """Which target the open units are down to, in words; empty if none."""
+    counter = Counter(analysis)
+    kept = np.array([np.count_nonzero(keep[g.start : g.stop]) for g in analysis.groups], np.int64)
+    whole, now = counter.total(counter.sizes), counter.total(kept)
+    for name, share in targets.items():
+        if share is not None and getattr(now, name) <= share * getattr(whole, name):
+            shown = "params" if name == "params" else "flops"
+            return f"{shown}={share} is reached, {getattr(now, name) / getattr(whole, name):.3f} left"
+    return ""
+
+
+def _check(
+    metric: str,
+    tolerance: float,
+    step: float,
+    min_step: float,
+    params: float | None,
+    flops: float | None,
+    grow: str,
+    scope: str,
+    reference: str | float,
+    every: int | None,
+    validation_data: Any,
+) -> None:
+    for name, share in (("step", step), ("params", params), ("flops", flops)):
+        if share is not None:
+            check_fraction(f"StructureAdjustment: {name}", share)
+            if share == 0.0:
+                raise ValueError(f"StructureAdjustment: {name} must be above 0. Received: {share}")
+    check_fraction("StructureAdjustment: min_step", min_step)
+    if not isinstance(tolerance, int | float) or not tolerance >= 0:
+        raise ValueError(f"StructureAdjustment: tolerance must be 0 or more. Received: {tolerance!r}")
+    for name, chosen, known in (("grow", grow, GROWTHS), ("scope", scope, ("local", "global"))):
+        if chosen not in known:
+            raise ValueError(f"StructureAdjustment: {name} must be one of {known}. Received: {chosen!r}")
+    if reference not in REFERENCES and (isinstance(reference, str) or not np.isfinite(reference)):
+        raise ValueError(
+            f"StructureAdjustment: reference must be one of {REFERENCES}, or a number. Received: {reference!r}"
+        )
+    if every is not None and (not isinstance(every, int) or every < 1):
+        raise ValueError(f"StructureAdjustment: every must be a whole number from 1, or None. Received: {every!r}")
+    if every is not None and (validation_data is None or not metric.startswith("val_")):
+        raise ValueError(
+            f"StructureAdjustment: every={every} looks at a metric of validation_data, with 'val_' before its name. "
+            f"Received: metric={metric!r}, validation_data {'None' if validation_data is None else 'given'}."
+        )
