@@ -20,6 +20,7 @@ from keras_prune.structured.importance import (
     Random,
     Taylor,
 )
+from keras_prune.structured.learned import Learned
 
 __all__ = ["NAMES", "resolve_importance"]
 
@@ -34,6 +35,7 @@ NAMES: Mapping[str, type[Importance]] = {
     "l1": L1,
     "l2": L2,
     "lamp": LAMP,
+    "learned": Learned,
     "mean_activation": MeanActivation,
     "random": Random,
     "taylor": Taylor,
