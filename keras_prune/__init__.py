@@ -19,6 +19,7 @@ from keras_prune.scope import Scope
 from keras_prune.state import load_model
 from keras_prune.step import L1, ClipGradients, Part
 from keras_prune.strip import strip
+from keras_prune.structured import StructuredPruning
 
 __version__ = "0.1.0"
 
@@ -41,6 +42,7 @@ __all__ = [
     "PruningCallback",
     "Report",
     "Scope",
+    "StructuredPruning",
     "ThresholdPruning",
     "allocation",
     "criteria",

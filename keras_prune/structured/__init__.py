@@ -1,11 +1,23 @@
 """Structured pruning: neurons, filters, channels and heads really removed, for any Keras 3 graph.
 
 `plan(model, params=0.5)` chooses, prints and counts; its `apply()` gives a new, smaller model. `prune` does both,
-`remove` takes units by hand, `count` counts, and `rule_for` teaches the graph a layer of one's own.
+`remove` takes units by hand, `iterate` removes and trains in rounds. In `fit`, `StructuredPruning` closes units and
+`StructureAdjustment` closes and opens them. `widen`, `deepen` and `drop_layers` change a model otherwise, `count`
+counts, and `rule_for` teaches the graph a layer of one's own.
 """
 
+from keras_prune.structured.ablation import ablate
 from keras_prune.structured.activity import ActivationSum, APoZ, Entropy, MeanActivation
+from keras_prune.structured.adjust import StructureAdjustment
+from keras_prune.structured.adjustments import Adjustment, Adjustments
+from keras_prune.structured.callback import StructuredPruning
 from keras_prune.structured.counting import Count, Counts, count
+from keras_prune.structured.deepen import deepen
+from keras_prune.structured.depth import Block, BlockCost, depth_costs, drop_layers, droppable
+from keras_prune.structured.distill import Distillation
+from keras_prune.structured.features import Features, features
+from keras_prune.structured.flow import Flow, Round, iterate
+from keras_prune.structured.gates import Gates
 from keras_prune.structured.groups import Analysis, Group, Slot, analyse
 from keras_prune.structured.importance import (
     FPGM,
@@ -17,10 +29,16 @@ from keras_prune.structured.importance import (
     Gradient,
     Importance,
     Random,
+    Scored,
     Taylor,
 )
+from keras_prune.structured.latency import Latency
+from keras_prune.structured.learned import Learned
+from keras_prune.structured.net2net import widen
 from keras_prune.structured.plan import Plan, plan, prune, remove
+from keras_prune.structured.regularise import GroupLasso, GrowingRegularisation, Slimming
 from keras_prune.structured.rules import Axis, Call, Cost, Dims, Effect, Width, rule_for
+from keras_prune.structured.shrink import shrink
 
 __all__ = [
     "FPGM",
@@ -29,30 +47,56 @@ __all__ = [
     "LAMP",
     "APoZ",
     "ActivationSum",
+    "Adjustment",
+    "Adjustments",
     "Analysis",
     "Axis",
     "BatchNormScale",
+    "Block",
+    "BlockCost",
     "Call",
     "Cost",
     "Count",
     "Counts",
     "Dims",
+    "Distillation",
     "Effect",
     "Entropy",
+    "Features",
     "Fisher",
+    "Flow",
+    "Gates",
     "Gradient",
     "Group",
+    "GroupLasso",
+    "GrowingRegularisation",
     "Importance",
+    "Latency",
+    "Learned",
     "MeanActivation",
     "Plan",
     "Random",
+    "Round",
+    "Scored",
+    "Slimming",
     "Slot",
+    "StructureAdjustment",
+    "StructuredPruning",
     "Taylor",
     "Width",
+    "ablate",
     "analyse",
     "count",
+    "deepen",
+    "depth_costs",
+    "drop_layers",
+    "droppable",
+    "features",
+    "iterate",
     "plan",
     "prune",
     "remove",
     "rule_for",
+    "shrink",
+    "widen",
 ]
