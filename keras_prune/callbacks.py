@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
@@ -18,11 +17,12 @@ from keras_prune.schedules import Schedule, Threshold
 from keras_prune.scope import Scope, Skipped
 from keras_prune.session import Session
 from keras_prune.step import Part
+from keras_prune.stepping import SteppedCallback
 
 __all__ = ["DynamicPruning", "GradientPruning", "Pruning", "PruningCallback", "ThresholdPruning"]
 
 
-class PruningCallback(keras.callbacks.Callback):
+class PruningCallback(SteppedCallback[Session]):
     """Base of the pruning callbacks: drives one `Session` from the hooks of `fit`.
 
     In a custom training loop there are no hooks; then call `attach(model)` before the step function is traced,
@@ -72,8 +72,6 @@ class PruningCallback(keras.callbacks.Callback):
         self.scope = scope if scope is not None else Scope()
         self.parts = tuple(parts)
         self.target = None if target is None else resolve_device(target)
-        self._session: Session | None = None
-        self._last_batch = -1
 
     @abstractmethod
     def __repr__(self) -> str:
@@ -91,26 +89,10 @@ class PruningCallback(keras.callbacks.Callback):
         """The variables that are not pruned, each with the reason."""
         return self._running().skipped
 
-    def _running(self) -> Session:
-        if self._session is None:
-            raise RuntimeError(
-                f"{type(self).__name__} is not attached to a model. Hand it to model.fit(callbacks=[...]), "
-                "or call attach(model)."
-            )
-        return self._session
+    # -- what a session needs -----------------------------------------------------------------------------------------
 
-    # -- custom loops -------------------------------------------------------------------------------------------------
-
-    def attach(self, model: keras.Model, run: Any = None) -> None:
-        """Bind masks to a built and compiled model.
-
-        Args:
-            model: what will be trained; its optimizer is the one whose steps count.
-            run: which training this is; `fit` gives its History.
-        """
-        if self._session is not None:
-            self._session.abandon()
-        self._session = Session(
+    def _begin(self, model: keras.Model, run: Any) -> Session:
+        return Session(
             model,
             self.recipe,
             self.schedule,
@@ -121,82 +103,22 @@ class PruningCallback(keras.callbacks.Callback):
             run=run,
         )
 
-    def on_step(self, steps: int = 1) -> None:
-        """Note that the optimizer was called `steps` times more, and change the masks if the schedule says so.
+    def _shown(self, session: Session) -> dict[str, float]:
+        return {"sparsity": session.sparsity}
 
-        Call it once before the first step with `steps=0`, if masks are to change at step 0, and after every step.
-        """
-        session = self._running()
-        if not session.started:
-            session.start()
-        if steps:
-            session.on_step(steps)
+    def _too_late(self, session: Session, total: int, end: str) -> str:
+        return (
+            f"the schedule ends at step {session.last_step}, and training at step {end}: the final target "
+            f"{self.schedule.final:g} will not be reached. Set end_step to {total} or less, or train longer."
+        )
 
-    def detach(self) -> None:
-        """End the training: pruned weights are exactly zero and stay so; everything else leaves the step."""
-        self._running().finish()
-
-    # -- Keras's hooks ------------------------------------------------------------------------------------------------
-
-    def set_model(self, model: keras.Model) -> None:
-        """Bind masks before anything is traced or restored; called by `fit`, once the model is built."""
-        super().set_model(model)
-        self.attach(model, run=getattr(model, "history", None))
-
-    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Warn of a schedule that will not be over when training is."""
-        steps, epochs = self.params.get("steps"), self.params.get("epochs")
-        if not steps or not epochs:
-            return
-        session = self._running()
-        total = session.step_limit(steps * epochs)
-        if self.schedule.last_step > total:
-            warnings.warn(
-                f"{type(self).__name__}: the schedule ends at step {self.schedule.last_step}, and training "
-                f"at step {total} ({epochs} epochs of {steps} steps): the final target {self.schedule.final:g} will "
-                f"not be reached. Set end_step to {total} or less, or train longer.",
-                stacklevel=2,
-            )
-
-    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Begin the session with the first epoch: by then every callback has restored what it restores."""
-        self._last_batch = -1
-        if not self._running().started:
-            self._running().start()
-
-    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Follow the optimizer; show the sparsity beside the loss."""
-        session = self._running()
-        session.on_step(batch - self._last_batch)
-        self._last_batch = batch
-        if logs is not None:
-            logs["sparsity"] = session.sparsity
-
-    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Record the sparsity in the history."""
-        if logs is not None:
-            logs["sparsity"] = self._running().sparsity
-
-    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        """Leave exact zeros behind, held by the masks."""
-        self.detach()
-        history = getattr(self.model, "history", None)
-        if isinstance(history, keras.callbacks.History):
-            # Keras runs its History last: by then every other callback has written what it writes.
-            history.on_train_end = self._after_all
-
-    def _after_all(self, logs: dict[str, Any] | None = None) -> None:
-        """Hold the zeros against callbacks that end after this one, as one that restores the best weights does."""
-        del self.model.history.on_train_end
-        written = self._running().settle()
-        if written:
-            warnings.warn(
-                f"{type(self).__name__}: a callback wrote to {written} pruned weights at the end of training (does "
-                "one restore the best weights of an epoch that was less sparse?). They are zero again, so the model is "
-                "not the one that was best. Let that callback look at epochs after the schedule's end only, "
-                "EarlyStopping(start_from_epoch=...), or list it before this one and evaluate again.",
-                stacklevel=2,
-            )
+    def _written(self, number: int) -> str:
+        return (
+            f"a callback wrote to {number} pruned weights at the end of training (does one restore the best weights of "
+            "an epoch that was less sparse?). They are zero again, so the model is not the one that was best. Let that "
+            "callback look at epochs after the schedule's end only, EarlyStopping(start_from_epoch=...), or list it "
+            "before this one and evaluate again."
+        )
 
 
 def check_data(name: str, criterion: criteria.Criterion, *, training: bool = True) -> None:

@@ -24,16 +24,14 @@ from keras_prune.scope import Scope, Skipped, Target
 from keras_prune.sensitivity import Curve, measure_curves, with_curves
 from keras_prune.state import TrainingState, innermost, strategy_scope
 from keras_prune.step import HiddenWeights, Part, merge
+from keras_prune.stepping import SteppedSession, synchronise
 from keras_prune.sums import TrainingSums
 from keras_prune.variables import read
 
 __all__ = ["Session"]
 
-LOOKAHEAD = 256
-"""How many steps ahead the next change of the masks is looked for at a time."""
 
-
-class Session:
+class Session(SteppedSession):
     """The state and the hands of one pruning callback.
 
     Args:
@@ -64,7 +62,6 @@ class Session:
         owner: Any = None,
         run: Any = None,
     ) -> None:
-        self.model = model
         self.schedule = schedule
         self.parts = tuple(parts)
         self.owner = owner if owner is not None else self
@@ -72,20 +69,16 @@ class Session:
         self.targets: tuple[Target, ...] = survey.targets
         self._size = sum(int(np.prod(target.variable.shape)) for target in self.targets)
         self.skipped: tuple[Skipped, ...] = survey.skipped
-        self._optimizer = innermost(_optimizer_of(model))
+        optimizer = innermost(_optimizer_of(model))
         with strategy_scope(model):
-            if not self._optimizer.built:
+            if not optimizer.built:
                 model.optimizer.build(model.trainable_variables)
-            self._state = TrainingState.of(model)
+            super().__init__(model, optimizer, TrainingState.of(model))
             for target in self.targets:
                 self._state.claim(self, target.variable, target.path, run)
             self._attach()
         # A function compiled before the masks were attached would train without them.
         model.train_function = None
-        self.started = False
-        self._behind = 0
-        self._step = 0
-        self._wake = 0
 
     # -- attaching ----------------------------------------------------------------------------------------------------
 
@@ -94,9 +87,7 @@ class Session:
         grows_hidden = bool(self.recipe.growth and self.recipe.growth.keeps_learning)
         self._masks = [bind(target, self._state, hold=not grows_hidden) for target in self.targets]
         self._write = Writer(self._masks)
-        self._installed: list[Any] = []
         self._hidden: dict[int, tuple[keras.Variable, keras.Variable]] = {}
-        self._levels: list[tuple[Part, keras.Variable]] = []
         self._sums = self._attach_sums()
         if grows_hidden:
             self._attach_hidden()
@@ -125,16 +116,9 @@ class Session:
         kernels = [id(target.variable) for target in self.targets]
         biases = [id(v) for v in self.model.trainable_variables if "bias" in v.name]
         for i, part in enumerate(self.parts):
-            level: keras.Variable | float = 1.0
-            if part.ramp is not None:
-                level = self._state.variable(f"level{i}:{self._keys[0]}", (), "float32", 0.0)
-                self._levels.append((part, level))
             weights = kernels + (biases if part.on_biases else [])
+            level = self._level_of(part, f"level{i}:{self._keys[0]}")
             self._install(part.bind(self.model, weights, level, self._optimizer))
-
-    def _install(self, part: Any) -> None:
-        self._installed.append(part)
-        self._state.install(part)
 
     # -- running ------------------------------------------------------------------------------------------------------
 
@@ -144,57 +128,34 @@ class Session:
         return sum(mask.zeros for mask in self._masks) / self._size
 
     @property
-    def step(self) -> int:
-        """Optimizer steps done."""
-        self._sync()
-        # What `optimizer.iterations` gives, without making a tensor of it at every look.
-        return int(read(self._optimizer._iterations)) // (self._optimizer.gradient_accumulation_steps or 1)
+    def last_step(self) -> int:
+        """The step at which the schedule ends."""
+        return self.schedule.last_step
 
-    def step_limit(self, calls: int) -> int:
-        """Return the step at which training ends after so many calls of the optimizer from now."""
-        every = self._optimizer.gradient_accumulation_steps or 1
-        return self.step + calls // every
-
-    def start(self) -> None:
-        """Begin, once weights are loaded: take up the masks of an earlier run; make the first update if it is due."""
-        self.started = True
-        self._step = self.step
+    def _take_up(self) -> None:
         self._resume()
-        self._set_levels()
+
+    def _act_first(self) -> None:
         self._remember()
         if self.schedule.should_update(self._step) and not self._is_done():
             self._update()
-        self._find_wake()
 
-    def on_step(self, steps: int = 1) -> None:
-        """Note that the optimizer was called at most `steps` times more; change the masks if that is due.
-
-        Args:
-            steps: calls since the last time; the true count is read from the optimizer only when a change may be due.
-        """
-        if not self.started:
-            raise RuntimeError("Session.start() comes before on_step().")
-        self._behind += steps
-        if self._step + self._behind < self._wake:
-            return
-        before, self._step, self._behind = self._step, self.step, 0
-        passed = range(before + 1, self._step + 1)
-        self._set_levels()
+    def _act(self, passed: Sequence[int]) -> None:
         if self.schedule.rewind_step in passed:
             self._remember(now=True)
         if any(self.schedule.should_update(step) for step in passed):
             self._update()
-        self._find_wake()
 
-    def finish(self) -> None:
+    def finish(self) -> int:
         """End: pruned weights are exactly zero and held there, and nothing else of the session stays in the step."""
-        self._sync()
+        synchronise(self.model)
         for mask in self._masks:
             if id(mask.target.variable) in self._hidden:
                 mask.hold()
             # The optimizer may have written averages over the weights at the end.
             mask.apply()
         self.abandon()
+        return 0
 
     def settle(self) -> int:
         """Put pruned weights that something wrote to after `finish` back at zero; return how many there were."""
@@ -209,16 +170,9 @@ class Session:
 
     def abandon(self) -> None:
         """Take the session's parts out of the step, whatever state it is in."""
-        for part in self._installed:
-            self._state.remove(part)
-        self._installed = []
+        self._uninstall()
         self._state.unclaim(self)
         self.model.train_function = None
-
-    def _sync(self) -> None:
-        sync = getattr(self.model, "jax_state_sync", None)
-        if sync is not None:
-            sync()
 
     def _is_done(self) -> bool:
         """Whether an earlier run made the update of this very step; only one that has memory may not be made twice."""
@@ -226,14 +180,8 @@ class Session:
         last = self._state.arrays.get(f"updated:{self._keys[0]}")
         return has_memory and last is not None and int(last) == self._step
 
-    def _find_wake(self) -> None:
-        ahead = range(self._step + 1, self._step + LOOKAHEAD)
-        due = (step for step in ahead if self._is_due(step))
-        self._wake = next(due, self._step + LOOKAHEAD)
-
     def _is_due(self, step: int) -> bool:
-        ramps = any(part.ramp.should_update(step) for part, _ in self._levels if part.ramp is not None)
-        return ramps or step == self.schedule.rewind_step or self.schedule.should_update(step)
+        return step == self.schedule.rewind_step or self.schedule.should_update(step)
 
     # -- taking up an earlier run -------------------------------------------------------------------------------------
 
@@ -279,11 +227,6 @@ class Session:
             self._state.arrays[f"rewind:{i}"] = np.array(read(variable))
 
     # -- updating -----------------------------------------------------------------------------------------------------
-
-    def _set_levels(self) -> None:
-        for part, level in self._levels:
-            ramp = part.ramp
-            level.assign(ramp(self._step) / ramp.final if ramp is not None and ramp.final else 0.0)
 
     def _update(self) -> None:
         target = self.schedule(self._step)

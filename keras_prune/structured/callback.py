@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ import keras
 from keras_prune.schedules import PolynomialDecay, Schedule
 from keras_prune.scope import Skipped
 from keras_prune.step import Part
+from keras_prune.stepping import SteppedCallback
 from keras_prune.strategy import check_fraction
 from keras_prune.structured.choice import OPTIONS
 from keras_prune.structured.gates import Gates
@@ -22,7 +22,7 @@ from keras_prune.structured.session import Goal, StructuredSession
 __all__ = ["StructuredPruning"]
 
 
-class StructuredPruning(keras.callbacks.Callback):
+class StructuredPruning(SteppedCallback[StructuredSession]):
     r"""Removes units to a schedule while `fit` trains: first by gates, at the end for good by `shrink()`.
 
     Units that go are put at exactly 0 and held there (`keras_prune.structured.gates`), so the model that trains keeps
@@ -126,8 +126,6 @@ class StructuredPruning(keras.callbacks.Callback):
         )
         self.parts = tuple(parts)
         self.input_shape = input_shape
-        self._session: StructuredSession | None = None
-        self._last_batch = -1
 
     def __repr__(self) -> str:
         return f"StructuredPruning({self._shares}, {self.goal.schedule}, {self.goal.importance})"
@@ -157,113 +155,27 @@ class StructuredPruning(keras.callbacks.Callback):
         """
         return self._running().gates.shrink()
 
-    def _running(self) -> StructuredSession:
-        if self._session is None:
-            raise RuntimeError(
-                "StructuredPruning is not attached to a model. Hand it to model.fit(callbacks=[...]), "
-                "or call attach(model)."
-            )
-        return self._session
+    # -- what a session needs -----------------------------------------------------------------------------------------
 
-    # -- custom loops -------------------------------------------------------------------------------------------------
+    def _begin(self, model: keras.Model, run: Any) -> StructuredSession:
+        return StructuredSession(model, self.goal, parts=self.parts, input_shape=self.input_shape, owner=self, run=run)
 
-    def attach(self, model: keras.Model, run: Any = None) -> None:
-        """Put gates on a built and compiled model.
+    def _shown(self, session: StructuredSession) -> dict[str, float]:
+        return {f"{name}_left": share for name, share in session.left.items()}
 
-        Args:
-            model: what will be trained; its optimizer is the one whose steps count.
-            run: which training this is; `fit` gives its History.
-        """
-        if self._session is not None:
-            self._session.abandon()
-        self._session = StructuredSession(
-            model, self.goal, parts=self.parts, input_shape=self.input_shape, owner=self, run=run
+    def _too_late(self, session: StructuredSession, total: int, end: str) -> str:
+        return (
+            f"the last units go at step {session.last_step}, and training ends at step {end}: the target "
+            f"{self._shares} will not be reached. Let the schedule end {session.last_step - total} steps earlier, or "
+            "train longer."
         )
 
-    def on_step(self, steps: int = 1) -> None:
-        """Note that the optimizer was called `steps` times more, and close units if the schedule says so.
-
-        Call it once before the first step with `steps=0`, and after every step.
-        """
-        session = self._running()
-        if not session.started:
-            session.start()
-        if steps:
-            session.on_step(steps)
-
-    def detach(self) -> None:
-        """End the training: closed units are exactly zero and stay so; everything else leaves the step."""
-        self._warn_of(self._running().finish())
-
-    # -- Keras's hooks ------------------------------------------------------------------------------------------------
-
-    def set_model(self, model: keras.Model) -> None:
-        """Put gates on before anything is traced or restored; called by `fit`, once the model is built."""
-        super().set_model(model)
-        self.attach(model, run=getattr(model, "history", None))
-
-    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Warn of a schedule that will not be over when training is."""
-        steps, epochs = self.params.get("steps"), self.params.get("epochs")
-        if not steps or not epochs:
-            return
-        session = self._running()
-        total = session.step_limit(steps * epochs)
-        if session.last_step > total:
-            warnings.warn(
-                f"StructuredPruning: the last units go at step {session.last_step}, and training ends at step {total} "
-                f"({epochs} epochs of {steps} steps): the target {self._shares} will not be reached. "
-                f"Let the schedule end {session.last_step - total} steps earlier, or train longer.",
-                stacklevel=2,
-            )
-
-    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Begin the session with the first epoch: by then every callback has restored what it restores."""
-        self._last_batch = -1
-        if not self._running().started:
-            self._running().start()
-
-    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Follow the optimizer; show what is left beside the loss."""
-        self._running().on_step(batch - self._last_batch)
-        self._last_batch = batch
-        self._log(logs)
-
-    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Record what is left in the history."""
-        self._log(logs)
-
-    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        """Leave exact zeros behind, held by the gates."""
-        self.detach()
-        history = getattr(self.model, "history", None)
-        if isinstance(history, keras.callbacks.History):
-            # Keras runs its History last: by then every other callback has written what it writes.
-            before = vars(history).get("on_train_end")
-
-            def after_all(logs: dict[str, Any] | None = None) -> None:
-                del history.on_train_end
-                if before is not None:
-                    history.on_train_end = before
-                self._warn_of(self._running().gates.settle())
-                history.on_train_end(logs)
-
-            history.on_train_end = after_all
-
-    def _log(self, logs: dict[str, Any] | None) -> None:
-        if logs is not None:
-            logs.update({f"{name}_left": share for name, share in self._running().left.items()})
-
-    @staticmethod
-    def _warn_of(written: int) -> None:
-        if written:
-            warnings.warn(
-                f"StructuredPruning: something wrote to {written} weights of closed units (did a callback restore the "
-                "best weights of an epoch in which less was closed?). They are zero again, so the model is not the one "
-                "that was best. Let that callback look at epochs after the schedule's end only, "
-                "EarlyStopping(start_from_epoch=...).",
-                stacklevel=3,
-            )
+    def _written(self, number: int) -> str:
+        return (
+            f"something wrote to {number} weights of closed units (did a callback restore the best weights of an epoch "
+            "in which less was closed?). They are zero again, so the model is not the one that was best. Let that "
+            "callback look at epochs after the schedule's end only, EarlyStopping(start_from_epoch=...)."
+        )
 
 
 def _target(

@@ -18,6 +18,7 @@ from keras_prune.masks import Mask, MaskConstraint, Writer, put_zeros, select
 from keras_prune.scope import Layout, Target
 from keras_prune.state import TrainingState, innermost, strategy_scope
 from keras_prune.step import dense
+from keras_prune.stepping import synchronise
 from keras_prune.structured.groups import Analysis, Keep
 from keras_prune.structured.shrink import all_optimizers, is_gate, rebuild_bare, refuse_masks
 from keras_prune.variables import read
@@ -165,7 +166,7 @@ class Gates:
         self._check_in_force()
         if np.array_equal(keep, self._keep):
             return
-        self.sync()
+        synchronise(self.model)
         before = [np.array(mask.read()) for mask in self._masks]
         after = [_mask(self.analysis, mask.target.variable, keep) for mask in self._masks]
         for mask, was, now in zip(self._masks, before, after, strict=True):
@@ -180,7 +181,7 @@ class Gates:
 
     def refresh(self) -> None:
         """Take over what a file that was loaded into the model has closed."""
-        self.sync()
+        synchronise(self.model)
         keep = np.ones(self.analysis.size, bool)
         for mask in self._masks:
             mask.count(mask.read())
@@ -230,7 +231,7 @@ class Gates:
 
     def settle(self) -> int:
         """Put weights of closed units that something else has written to back at zero; return how many there were."""
-        self.sync()
+        synchronise(self.model)
         written = 0
         for mask in self._masks:
             if mask.zeros and mask.target.variable.trainable:
@@ -305,12 +306,6 @@ class Gates:
                 f"Gates: the masks of {len(lost)} variables, the first {lost[0]!r}, were removed or taken over by "
                 "another pruning. Make new gates."
             )
-
-    def sync(self) -> None:
-        """Bring variables up to date where the compiled step holds them (JAX)."""
-        sync = getattr(self.model, "jax_state_sync", None)
-        if sync is not None:
-            sync()
 
 
 class _ClosedGradients:

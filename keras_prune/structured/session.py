@@ -16,7 +16,8 @@ import numpy as np
 from keras_prune.schedules import Schedule
 from keras_prune.scope import Scope
 from keras_prune.state import innermost, strategy_scope
-from keras_prune.step import ActivePart, Part
+from keras_prune.step import Part
+from keras_prune.stepping import SteppedSession, synchronise
 from keras_prune.structured.choice import (
     OPTIONS,
     check_reachable,
@@ -36,9 +37,6 @@ from keras_prune.structured.shrink import zero_units
 from keras_prune.variables import assign, read
 
 __all__ = ["Goal", "StructuredSession"]
-
-LOOKAHEAD = 256
-"""How many steps ahead the next change is looked for at a time."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +73,7 @@ class Goal:
         }
 
 
-class StructuredSession:
+class StructuredSession(SteppedSession):
     """The state and the hands of one `StructuredPruning`.
 
     Args:
@@ -102,8 +100,7 @@ class StructuredSession:
         run: Any = None,
     ) -> None:
         self._name = type(owner if owner is not None else self).__name__
-        self._optimizer = innermost(_optimizer_of(model, self._name))
-        self.model = model
+        optimizer = innermost(_optimizer_of(model, self._name))
         self.goal = goal
         self.parts = tuple(parts)
         self.analysis: Analysis = analyse(model, frozen=goal.frozen, input_shape=input_shape)
@@ -114,29 +111,20 @@ class StructuredSession:
             self._least = least_kept(self.analysis, goal.max_share, goal.min_width, self._multiples)
             check_reachable(self.analysis, self._counter, dict(goal.shares), self._least)
         self.gates = Gates(model, self.analysis, remember=False, owner=owner, run=run)
-        self._state = self.gates.state
+        super().__init__(model, optimizer, self.gates.state)
         self._counted: Keep | None = None
         self._left: dict[str, float] = {}
         with strategy_scope(model):
             self._attach_parts()
-        self.started = False
-        self._behind = 0
-        self._step = 0
-        self._wake = 0
 
     def _attach_parts(self) -> None:
-        self._installed: list[Any] = []
-        self._levels: list[tuple[Part, keras.Variable]] = []
         self._growing: GrowingRegularisation | None = None
         self._strengths: keras.Variable | None = None
         targets = Scope().survey(self.model, may_be_empty=True).targets
         kernels = [id(target.variable) for target in targets]
         biases = [id(v) for v in self.model.trainable_variables if "bias" in v.name]
         for i, part in enumerate(self.parts):
-            level: keras.Variable | float = 1.0
-            if part.ramp is not None:
-                level = self._state.variable(f"unit_level:{i}", (), "float32", 0.0)
-                self._levels.append((part, level))
+            level = self._level_of(part, f"unit_level:{i}")
             if isinstance(part, GrowingRegularisation):
                 self._growing = part
                 self._strengths = self._state.variable("unit_strengths", (self.analysis.size + 1,), "float32", 0.0)
@@ -145,11 +133,7 @@ class StructuredSession:
                 self._install(part.on_units(self.analysis, level, self._optimizer))
             else:
                 weights = kernels + (biases if part.on_biases else [])
-                self._install(ActivePart(part, weights, level, self._optimizer))
-
-    def _install(self, part: Any) -> None:
-        self._installed.append(part)
-        self._state.install(part)
+                self._install(part.bind(self.model, weights, level, self._optimizer))
 
     # -- what can be asked --------------------------------------------------------------------------------------------
 
@@ -167,49 +151,20 @@ class StructuredSession:
         return dict(self._left)
 
     @property
-    def step(self) -> int:
-        """Optimizer steps done."""
-        self.gates.sync()
-        return int(read(self._optimizer._iterations)) // (self._optimizer.gradient_accumulation_steps or 1)
-
-    @property
     def last_step(self) -> int:
         """The step at which the last unit is closed."""
         return self.goal.schedule.last_step + (self._growing.steps if self._growing is not None else 0)
 
-    def step_limit(self, calls: int) -> int:
-        """Return the step at which training ends after so many calls of the optimizer from now."""
-        return self.step + calls // (self._optimizer.gradient_accumulation_steps or 1)
-
     # -- running ------------------------------------------------------------------------------------------------------
 
-    def start(self) -> None:
-        """Begin, once weights are loaded: take up what an earlier run closed; make the first choice if it is due."""
-        self.started = True
-        self._step = self.step
+    def _take_up(self) -> None:
         self.gates.refresh()
         if not self.gates.restored and self._step > self.goal.schedule.first_step:
             # A file without the state of pruning: what is closed shows by its zeros.
             self.gates.set(~zero_units(self.analysis))
-        self._set_levels()
+
+    def _act_first(self) -> None:
         self._act([self._step])
-        self._find_wake()
-
-    def on_step(self, steps: int = 1) -> None:
-        """Note that the optimizer was called at most `steps` times more; close units if that is due.
-
-        Args:
-            steps: calls since the last time; the true count is read from the optimizer only when a change may be due.
-        """
-        if not self.started:
-            raise RuntimeError("StructuredSession.start() comes before on_step().")
-        self._behind += steps
-        if self._step + self._behind < self._wake:
-            return
-        before, self._step, self._behind = self._step, self.step, 0
-        self._set_levels()
-        self._act(range(before + 1, self._step + 1))
-        self._find_wake()
 
     def finish(self) -> int:
         """End: closed units are exactly zero and held there; the parts leave the step.
@@ -218,18 +173,18 @@ class StructuredSession:
             How many weights of closed units something else had written to.
         """
         written = self.gates.settle()
-        for part in self._installed:
-            self._state.remove(part)
-        self._installed = []
+        self._uninstall()
         self.gates.rest()
         self.model.train_function = None
         return written
 
+    def settle(self) -> int:
+        """Put weights of closed units back at zero; return how many something had written to."""
+        return self.gates.settle()
+
     def abandon(self) -> None:
         """Leave the step, in whatever state this is."""
-        for part in self._installed:
-            self._state.remove(part)
-        self._installed = []
+        self._uninstall()
         self.gates.abandon()
 
     def _act(self, passed: Sequence[int]) -> None:
@@ -238,19 +193,9 @@ class StructuredSession:
         if any(self.goal.schedule.should_update(step) for step in passed):
             self._choose()
 
-    def _find_wake(self) -> None:
-        due = (step for step in range(self._step + 1, self._step + LOOKAHEAD) if self._is_due(step))
-        self._wake = next(due, self._step + LOOKAHEAD)
-
     def _is_due(self, step: int) -> bool:
-        ramps = any(part.ramp.should_update(step) for part, _ in self._levels if part.ramp is not None)
         grows = self._growing is not None and step % self._growing.every == 0
-        return ramps or grows or self.goal.schedule.should_update(step)
-
-    def _set_levels(self) -> None:
-        for part, level in self._levels:
-            ramp = part.ramp
-            level.assign(ramp(self._step) / ramp.final if ramp is not None and ramp.final else 0.0)
+        return grows or self.goal.schedule.should_update(step)
 
     # -- choosing units -----------------------------------------------------------------------------------------------
 
@@ -279,7 +224,7 @@ class StructuredSession:
 
     def _scores(self, standing: Keep) -> Scores:
         """Scores in which only what stands counts for a group's normalisation, and the others are below all."""
-        self.gates.sync()
+        synchronise(self.model)
         importance = self.goal.importance
         scores = dataclasses.replace(importance, normalise="none")(self.model, self.analysis).astype(np.float64)
         for group in self.analysis.groups:
