@@ -35,6 +35,10 @@ bench: $(VENV)/.installed-tfmot
 	$(BIN)/python -m benchmarks.never_slower
 	$(BIN)/python -m benchmarks.export_large
 	$(BIN)/python -m benchmarks.structured_zoo
+	$(BIN)/python -m benchmarks.model_counts
+	$(BIN)/python -m benchmarks.learned_importance
+	$(BIN)/python -m benchmarks.lenet_small
+	$(BIN)/python -m benchmarks.resnet56
 	$(BIN)/python -m tflite_export.runtimes.litertjs
 	$(BIN)/python -m benchmarks.web_models
 

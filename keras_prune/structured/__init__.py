@@ -6,20 +6,20 @@
 counts, and `rule_for` teaches the graph a layer of one's own.
 """
 
-from keras_prune.structured.ablation import ablate
-from keras_prune.structured.activity import ActivationSum, APoZ, Entropy, MeanActivation
-from keras_prune.structured.adjust import StructureAdjustment
-from keras_prune.structured.adjustments import Adjustment, Adjustments
-from keras_prune.structured.callback import StructuredPruning
 from keras_prune.structured.counting import Count, Counts, count
-from keras_prune.structured.deepen import deepen
-from keras_prune.structured.depth import Block, BlockCost, depth_costs, drop_layers, droppable
 from keras_prune.structured.distill import Distillation
-from keras_prune.structured.features import Features, features
+from keras_prune.structured.fit.adjust import StructureAdjustment
+from keras_prune.structured.fit.adjustments import Adjustment, Adjustments
+from keras_prune.structured.fit.callback import StructuredPruning
+from keras_prune.structured.fit.gates import Gates
+from keras_prune.structured.fit.regularise import GroupLasso, GrowingRegularisation, Slimming
+from keras_prune.structured.fit.shrink import shrink
 from keras_prune.structured.flow import Flow, Round, iterate
-from keras_prune.structured.gates import Gates
 from keras_prune.structured.groups import Analysis, Group, Slot, analyse
-from keras_prune.structured.importance import (
+from keras_prune.structured.importances.ablation import ablate
+from keras_prune.structured.importances.activity import ActivationSum, APoZ, Entropy, MeanActivation
+from keras_prune.structured.importances.features import Features, features
+from keras_prune.structured.importances.importance import (
     FPGM,
     L1,
     L2,
@@ -32,13 +32,13 @@ from keras_prune.structured.importance import (
     Scored,
     Taylor,
 )
+from keras_prune.structured.importances.learned import Learned
 from keras_prune.structured.latency import Latency
-from keras_prune.structured.learned import Learned
-from keras_prune.structured.net2net import widen
 from keras_prune.structured.plan import Plan, plan, prune, remove
-from keras_prune.structured.regularise import GroupLasso, GrowingRegularisation, Slimming
-from keras_prune.structured.rules import Axis, Call, Cost, Dims, Effect, Width, rule_for
-from keras_prune.structured.shrink import shrink
+from keras_prune.structured.rules.registry import Axis, Call, Cost, Dims, Effect, Width, rule_for
+from keras_prune.structured.surgery.deepen import deepen
+from keras_prune.structured.surgery.depth import Block, BlockCost, depth_costs, drop_layers, droppable
+from keras_prune.structured.surgery.net2net import widen
 
 __all__ = [
     "FPGM",

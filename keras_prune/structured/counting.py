@@ -13,7 +13,7 @@ from keras_prune.scope import Skipped
 from keras_prune.structured.graph import Node
 from keras_prune.structured.groups import Analysis, analyse
 from keras_prune.structured.memory import Memory
-from keras_prune.structured.rules import find_rule
+from keras_prune.structured.rules.registry import find_rule
 from keras_prune.structured.widths import Kept, Products, Widths
 
 __all__ = ["Count", "Counter", "Counts", "count"]

@@ -16,8 +16,8 @@ from keras_prune.strategy import check_fraction
 from keras_prune.structured.choice import check_reachable, least_kept
 from keras_prune.structured.counting import Count, Counter
 from keras_prune.structured.distill import Distillation
+from keras_prune.structured.fit.metric import Metric, Score
 from keras_prune.structured.groups import analyse
-from keras_prune.structured.metric import Metric, Score
 from keras_prune.structured.plan import WIDTH, plan, remove
 
 __all__ = ["Flow", "Round", "iterate"]

@@ -12,16 +12,16 @@ import numpy as np
 import numpy.typing as npt
 from keras import tree
 
-import keras_prune.structured.rules_elementwise
-import keras_prune.structured.rules_merge
-import keras_prune.structured.rules_norm
-import keras_prune.structured.rules_sequence
-import keras_prune.structured.rules_shape  # noqa: F401
+import keras_prune.structured.rules.elementwise
+import keras_prune.structured.rules.merge
+import keras_prune.structured.rules.norm
+import keras_prune.structured.rules.sequence
+import keras_prune.structured.rules.shape  # noqa: F401
 from keras_prune.scope import Skipped
 from keras_prune.strategy import fits
 from keras_prune.structured.elements import OPAQUE, Labels
 from keras_prune.structured.graph import Graph, Node, trace
-from keras_prune.structured.rules import Axis, Call, Cost, Dims, Effect, Tracker, Width, find_rule
+from keras_prune.structured.rules.registry import Axis, Call, Cost, Dims, Effect, Tracker, Width, find_rule
 
 __all__ = ["Analysis", "Copies", "Group", "Slot", "analyse"]
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from keras_prune.structured.graph import Graph
 from keras_prune.structured.groups import Analysis, Units
-from keras_prune.structured.rules import Dims
+from keras_prune.structured.rules.registry import Dims
 from keras_prune.structured.widths import Kept, Products, Widths
 
 __all__ = ["Memory", "item_bytes"]

@@ -30,9 +30,9 @@ from keras_prune.structured.choice import (
 )
 from keras_prune.structured.counting import Count, Counter
 from keras_prune.structured.groups import Analysis, Keep, analyse
+from keras_prune.structured.importances.names import resolve_importance
 from keras_prune.structured.latency import Latency, Measure, Trials, find_measure
-from keras_prune.structured.names import resolve_importance
-from keras_prune.structured.rewrite import rebuild
+from keras_prune.structured.surgery.rewrite import rebuild
 from keras_prune.structured.widths import Kept
 
 __all__ = ["Plan", "plan", "prune", "remove"]

@@ -3,7 +3,7 @@ import pytest
 from keras import tree
 
 from keras_prune.structured import Plan, analyse
-from keras_prune.structured.activity import _graphs, _results, run
+from keras_prune.structured.importances.activity import _graphs, _results, run
 
 
 def _randomise(model, rng):

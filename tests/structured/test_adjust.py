@@ -6,8 +6,8 @@ import pytest
 from keras import layers as kl
 from sklearn.datasets import load_digits
 
-from keras_prune.structured.adjust import StructureAdjustment
-from keras_prune.structured.adjustments import decide
+from keras_prune.structured.fit.adjust import StructureAdjustment
+from keras_prune.structured.fit.adjustments import decide
 
 
 def mlp(units=8, metrics=("mae",)):

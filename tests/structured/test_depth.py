@@ -5,7 +5,7 @@ from keras import layers as kl
 from keras import ops
 
 from keras_prune.structured import count
-from keras_prune.structured.depth import depth_costs, drop_layers, droppable
+from keras_prune.structured.surgery.depth import depth_costs, drop_layers, droppable
 
 
 def normal(*shape):

@@ -6,8 +6,8 @@ from keras import layers as kl
 import keras_prune as kp
 from keras_prune.masks import MaskConstraint
 from keras_prune.structured import analyse
-from keras_prune.structured.gates import Gates
-from keras_prune.structured.shrink import shrink, zero_units
+from keras_prune.structured.fit.gates import Gates
+from keras_prune.structured.fit.shrink import shrink, zero_units
 
 
 def mlp():

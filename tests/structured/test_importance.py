@@ -17,7 +17,7 @@ from keras_prune.structured import (
     Taylor,
     analyse,
 )
-from keras_prune.structured.names import NAMES, resolve_importance
+from keras_prune.structured.importances.names import NAMES, resolve_importance
 
 FIRST = np.array([[3.0, 0.0, 1.0], [-4.0, 2.0, 1.0]])
 SECOND = np.array([[1.0], [-2.0], [5.0]])

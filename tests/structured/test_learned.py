@@ -8,11 +8,11 @@ import pytest
 from keras import layers as kl
 
 from keras_prune.structured import L1, L2, APoZ, Entropy, Fisher, Gradient, MeanActivation, Plan, Taylor, analyse, plan
-from keras_prune.structured.ablation import ablate
-from keras_prune.structured.features import features
-from keras_prune.structured.importance import Scored
-from keras_prune.structured.learned import Learned, predict_costs, rank_correlation, sample_units
-from keras_prune.structured.predictors import PREDICTORS
+from keras_prune.structured.importances.ablation import ablate
+from keras_prune.structured.importances.features import features
+from keras_prune.structured.importances.importance import Scored
+from keras_prune.structured.importances.learned import Learned, predict_costs, rank_correlation, sample_units
+from keras_prune.structured.importances.predictors import PREDICTORS
 
 FIRST = np.array([[3.0, 0.0, 1.0], [-4.0, 2.0, 1.0]])
 SECOND = np.array([[1.0], [-2.0], [0.5]])

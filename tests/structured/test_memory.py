@@ -7,8 +7,8 @@ from keras import layers as kl
 from keras import tree
 
 from keras_prune.structured import analyse, count, plan
-from keras_prune.structured.activity import _results
 from keras_prune.structured.graph import trace
+from keras_prune.structured.importances.activity import _results
 from keras_prune.structured.memory import Memory, item_bytes
 
 

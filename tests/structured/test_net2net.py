@@ -5,9 +5,9 @@ from keras import layers as kl
 from keras import ops
 
 from keras_prune.structured import analyse
-from keras_prune.structured.deepen import deepen
-from keras_prune.structured.net2net import _occurrence, summed_axes, widen
-from keras_prune.structured.rewrite import rebuild
+from keras_prune.structured.surgery.deepen import deepen
+from keras_prune.structured.surgery.net2net import _occurrence, summed_axes, widen
+from keras_prune.structured.surgery.rewrite import rebuild
 
 
 def randomise(model, seed=0):

@@ -9,15 +9,15 @@ from keras import ops
 import keras_prune as kp
 from keras_prune.step import Part
 from keras_prune.structured import BatchNormScale, analyse
-from keras_prune.structured.callback import StructuredPruning
-from keras_prune.structured.regularise import (
+from keras_prune.structured.fit.callback import StructuredPruning
+from keras_prune.structured.fit.regularise import (
     GroupLasso,
     GrowingPenalty,
     GrowingRegularisation,
     Slimming,
     UnitSlices,
 )
-from keras_prune.structured.shrink import shrink, zero_units
+from keras_prune.structured.fit.shrink import shrink, zero_units
 
 A = np.array([[3.0, 0.0, 0.1], [4.0, 0.0, 0.2]], "float32")  # [2 inputs, 3 units]
 BIAS = np.array([0.0, 0.0, 0.2], "float32")

@@ -9,8 +9,9 @@ import pytest
 from keras import layers as kl
 
 import keras_prune as kp
-from keras_prune.structured import analyse, count, plan, remove, rules
+from keras_prune.structured import analyse, count, plan, remove
 from keras_prune.structured.latency import Latency
+from keras_prune.structured.rules import registry as rules
 
 
 def net(width=16):

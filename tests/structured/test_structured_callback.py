@@ -13,10 +13,10 @@ from keras import layers as kl
 import keras_prune as kp
 from keras_prune.schedules import Cosine, Iterative, OneShot, PolynomialDecay, Threshold
 from keras_prune.structured import L2, Importance, count, plan
-from keras_prune.structured.callback import StructuredPruning
-from keras_prune.structured.regularise import GroupLasso, GrowingRegularisation
-from keras_prune.structured.session import Goal
-from keras_prune.structured.shrink import shrink
+from keras_prune.structured.fit.callback import StructuredPruning
+from keras_prune.structured.fit.regularise import GroupLasso, GrowingRegularisation
+from keras_prune.structured.fit.session import Goal
+from keras_prune.structured.fit.shrink import shrink
 
 STEPS = 8
 
@@ -363,8 +363,8 @@ def test_an_importance_of_ones_own():
 JAX = """
 import json
 import keras, numpy as np
-from keras_prune.structured.callback import StructuredPruning
-from keras_prune.structured.regularise import GroupLasso, GrowingRegularisation
+from keras_prune.structured.fit.callback import StructuredPruning
+from keras_prune.structured.fit.regularise import GroupLasso, GrowingRegularisation
 
 rng = np.random.default_rng(0)
 x, y = rng.normal(size=(64, 6)).astype("float32"), rng.normal(size=(64, 2)).astype("float32")

@@ -12,7 +12,7 @@ from keras import layers as kl
 
 from keras_prune.masks import MaskConstraint, mask_of
 from keras_prune.structured.groups import Analysis, Keep, analyse
-from keras_prune.structured.rewrite import rebuild
+from keras_prune.structured.surgery.rewrite import rebuild
 from keras_prune.variables import read
 
 __all__ = ["all_optimizers", "is_gate", "rebuild_bare", "refuse_masks", "shrink", "zero_units"]
@@ -78,7 +78,7 @@ def shrink(model: keras.Model, *, input_shape: Any = None) -> keras.Model:
     Example:
         >>> a, b = keras.layers.Dense(3, name="a"), keras.layers.Dense(2, name="b")
         >>> model = keras.Sequential([keras.Input((4,)), a, b])
-        >>> from keras_prune.structured.gates import Gates
+        >>> from keras_prune.structured.fit.gates import Gates
         >>> Gates(model, analyse(model)).close([0, 2])
         >>> shrink(model).layers[0].units
         1

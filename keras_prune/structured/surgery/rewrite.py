@@ -13,8 +13,8 @@ from keras import tree
 from keras_prune.strip import known_objects
 from keras_prune.structured.graph import Graph, Node, Ref
 from keras_prune.structured.groups import Analysis, Copies, Keep, Units
-from keras_prune.structured.rules import Effect, Width
-from keras_prune.structured.training import copy_training_state
+from keras_prune.structured.rules.registry import Effect, Width
+from keras_prune.structured.surgery.training import copy_training_state
 from keras_prune.variables import assign, read
 
 __all__ = ["needed", "rebuild"]

@@ -29,11 +29,11 @@ from keras_prune.structured.choice import (
     order_units,
 )
 from keras_prune.structured.counting import Count, Counter
-from keras_prune.structured.gates import Gates
+from keras_prune.structured.fit.gates import Gates
+from keras_prune.structured.fit.regularise import GrowingPenalty, GrowingRegularisation, UnitPart, UnitSlices
+from keras_prune.structured.fit.shrink import zero_units
 from keras_prune.structured.groups import Analysis, Keep, analyse
-from keras_prune.structured.importance import NORMALISATIONS, Importance, Scores
-from keras_prune.structured.regularise import GrowingPenalty, GrowingRegularisation, UnitPart, UnitSlices
-from keras_prune.structured.shrink import zero_units
+from keras_prune.structured.importances.importance import NORMALISATIONS, Importance, Scores
 from keras_prune.variables import assign, read
 
 __all__ = ["Goal", "StructuredSession"]
@@ -63,7 +63,7 @@ class Goal:
 
         Example:
             >>> from keras_prune.schedules import Linear
-            >>> from keras_prune.structured.importance import L2
+            >>> from keras_prune.structured.importances.importance import L2
             >>> Goal({"params": 0.5}, Linear(0.0, 0.5, begin_step=0, end_step=10), L2()).targets(5)
             {'params': 0.75}
         """

@@ -9,8 +9,8 @@ import numpy as np
 from keras import layers as kl
 
 from keras_prune.structured.elements import OPAQUE, Labels
-from keras_prune.structured.rules import Axis, Call, Dims, Effect, Width, rule_for
-from keras_prune.structured.rules_weights import labels_of
+from keras_prune.structured.rules.registry import Axis, Call, Dims, Effect, Width, rule_for
+from keras_prune.structured.rules.weights import labels_of
 
 __all__ = ["reshaped"]
 

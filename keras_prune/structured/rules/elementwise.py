@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from keras import layers as kl
 
-from keras_prune.structured.activations import activate, keeps_zero
-from keras_prune.structured.rules import Call, Dims, Effect, rule_for
-from keras_prune.structured.rules_weights import channel_axis, only_channels
+from keras_prune.structured.rules.activations import activate, keeps_zero
+from keras_prune.structured.rules.registry import Call, Dims, Effect, rule_for
+from keras_prune.structured.rules.weights import channel_axis, only_channels
 
 UNARY = (
     "Absolute", "Abs", "Fabs", "Arcsinh", "Arctan", "Ceil", "Celu", "Copy", "Cos", "Cosh", "Elu", "Erf",

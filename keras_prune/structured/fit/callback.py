@@ -13,11 +13,11 @@ from keras_prune.step import Part
 from keras_prune.stepping import SteppedCallback
 from keras_prune.strategy import check_fraction
 from keras_prune.structured.choice import OPTIONS
-from keras_prune.structured.gates import Gates
-from keras_prune.structured.importance import Importance
-from keras_prune.structured.names import resolve_importance
-from keras_prune.structured.regularise import GrowingRegularisation
-from keras_prune.structured.session import Goal, StructuredSession
+from keras_prune.structured.fit.gates import Gates
+from keras_prune.structured.fit.regularise import GrowingRegularisation
+from keras_prune.structured.fit.session import Goal, StructuredSession
+from keras_prune.structured.importances.importance import Importance
+from keras_prune.structured.importances.names import resolve_importance
 
 __all__ = ["StructuredPruning"]
 
@@ -25,8 +25,8 @@ __all__ = ["StructuredPruning"]
 class StructuredPruning(SteppedCallback[StructuredSession]):
     r"""Removes units to a schedule while `fit` trains: first by gates, at the end for good by `shrink()`.
 
-    Units that go are put at exactly 0 and held there (`keras_prune.structured.gates`), so the model that trains keeps
-    its shapes and computes what the smaller one would; validation sees the smaller one. `shrink()` gives it: its
+    Units that go are put at exactly 0 and held there (`keras_prune.structured.fit.gates`), so the model that trains
+    keeps its shapes and computes what the smaller one would; validation sees the smaller one. `shrink()` gives it: its
     outputs are those of the gated model up to rounding, with the moments of the optimizer, so that training goes on.
     Logs hold `params_left`, `flops_left` and `memory_left`, the shares that are left.
 

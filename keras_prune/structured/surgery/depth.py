@@ -15,10 +15,10 @@ from keras_prune.statistics.batches import Batches
 from keras_prune.statistics.evaluation import batch_loss, check_compiled
 from keras_prune.structured.calls import find_call, graph_of, graphs_in
 from keras_prune.structured.counting import Counter
+from keras_prune.structured.fit.shrink import refuse_masks
 from keras_prune.structured.graph import Graph, Node
 from keras_prune.structured.groups import Analysis, analyse
-from keras_prune.structured.rewrite import needed, rebuild
-from keras_prune.structured.shrink import refuse_masks
+from keras_prune.structured.surgery.rewrite import needed, rebuild
 
 __all__ = ["Block", "BlockCost", "depth_costs", "drop_layers", "droppable"]
 

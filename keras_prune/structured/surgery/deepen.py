@@ -15,11 +15,11 @@ from keras import layers as kl
 from keras import ops
 
 from keras_prune.structured.calls import find_call, graph_of
+from keras_prune.structured.fit.shrink import refuse_masks
 from keras_prune.structured.graph import Shape
 from keras_prune.structured.groups import analyse
-from keras_prune.structured.net2net import check_same
-from keras_prune.structured.rewrite import rebuild
-from keras_prune.structured.shrink import refuse_masks
+from keras_prune.structured.surgery.net2net import check_same
+from keras_prune.structured.surgery.rewrite import rebuild
 from keras_prune.variables import assign, read
 
 __all__ = ["deepen"]

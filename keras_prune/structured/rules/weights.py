@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from keras import layers as kl
 
-from keras_prune.structured.activations import activate
 from keras_prune.structured.elements import OPAQUE, Labels
-from keras_prune.structured.rules import Axis, Call, Cost, Dims, Effect, Width, rule_for
+from keras_prune.structured.rules.activations import activate
+from keras_prune.structured.rules.registry import Axis, Call, Cost, Dims, Effect, Width, rule_for
 
 __all__ = ["channel_axis", "only_channels", "positions"]
 

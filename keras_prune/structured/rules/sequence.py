@@ -9,11 +9,11 @@ import numpy as np
 from keras import layers as kl
 from keras import tree
 
-from keras_prune.structured.activations import activate, keeps_zero
 from keras_prune.structured.elements import Labels
-from keras_prune.structured.rules import Axis, Call, Cost, Dims, Effect, Width, find_rule, rule_for
-from keras_prune.structured.rules_merge import contract
-from keras_prune.structured.rules_weights import positions
+from keras_prune.structured.rules.activations import activate, keeps_zero
+from keras_prune.structured.rules.merge import contract
+from keras_prune.structured.rules.registry import Axis, Call, Cost, Dims, Effect, Width, find_rule, rule_for
+from keras_prune.structured.rules.weights import positions
 
 
 def _cell(call: Call, layer: Any, incoming: Axis | None) -> Labels:

@@ -11,7 +11,7 @@ import math
 
 from keras import layers as kl
 
-from keras_prune.structured.rules import Axis, Call, Dims, Effect, Width, rule_for
+from keras_prune.structured.rules.registry import Axis, Call, Dims, Effect, Width, rule_for
 
 
 @rule_for(kl.BatchNormalization)

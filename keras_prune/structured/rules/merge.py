@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from keras import layers as kl
 
-from keras_prune.structured.rules import Axis, Call, Cost, Dims, Effect, rule_for
-from keras_prune.structured.rules_weights import positions
+from keras_prune.structured.rules.registry import Axis, Call, Cost, Dims, Effect, rule_for
+from keras_prune.structured.rules.weights import positions
 
 PRODUCTS = frozenset({"Multiply"})
 QUOTIENTS = frozenset({"Divide", "TrueDivide", "DivideNoNan"})

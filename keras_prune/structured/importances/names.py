@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from keras_prune.strategy import resolve
-from keras_prune.structured.activity import ActivationSum, APoZ, Entropy, MeanActivation
-from keras_prune.structured.importance import (
+from keras_prune.structured.importances.activity import ActivationSum, APoZ, Entropy, MeanActivation
+from keras_prune.structured.importances.importance import (
     FPGM,
     L1,
     L2,
@@ -20,7 +20,7 @@ from keras_prune.structured.importance import (
     Random,
     Taylor,
 )
-from keras_prune.structured.learned import Learned
+from keras_prune.structured.importances.learned import Learned
 
 __all__ = ["NAMES", "resolve_importance"]
 

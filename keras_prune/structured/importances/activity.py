@@ -17,7 +17,7 @@ from keras.saving import register_keras_serializable
 from keras_prune.statistics.batches import Batches
 from keras_prune.structured.graph import Graph, Node, Ref
 from keras_prune.structured.groups import Analysis
-from keras_prune.structured.importance import NORMALISATIONS, Array, Importance, Scores, data_field
+from keras_prune.structured.importances.importance import NORMALISATIONS, Array, Importance, Scores, data_field
 
 __all__ = ["APoZ", "ActivationSum", "Entropy", "MeanActivation"]
 

@@ -21,10 +21,10 @@ from keras import ops, tree
 
 from keras_prune.structured.calls import find_call
 from keras_prune.structured.choice import labels_of_layer
+from keras_prune.structured.fit.shrink import refuse_masks
 from keras_prune.structured.graph import Graph, Node
 from keras_prune.structured.groups import Analysis, Copies, Units, analyse
-from keras_prune.structured.rewrite import rebuild
-from keras_prune.structured.shrink import refuse_masks
+from keras_prune.structured.surgery.rewrite import rebuild
 from keras_prune.variables import assign, read
 
 __all__ = ["check_copies", "check_same", "copy_units", "summed_axes", "widen"]

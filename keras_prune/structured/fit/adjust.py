@@ -10,14 +10,14 @@ import numpy as np
 
 from keras_prune.state import TrainingState
 from keras_prune.strategy import check_fraction
-from keras_prune.structured.adjustments import Adjustment, Adjustments, decide
 from keras_prune.structured.choice import least_kept, order_units
 from keras_prune.structured.counting import Counter
-from keras_prune.structured.gates import Gates
+from keras_prune.structured.fit.adjustments import Adjustment, Adjustments, decide
+from keras_prune.structured.fit.gates import Gates
+from keras_prune.structured.fit.metric import Metric, check_mode, evaluate_within, value_of
 from keras_prune.structured.groups import Analysis, Keep, Units, analyse
-from keras_prune.structured.metric import Metric, check_mode, evaluate_within, value_of
-from keras_prune.structured.names import resolve_importance
-from keras_prune.structured.net2net import check_copies, copy_units, summed_axes
+from keras_prune.structured.importances.names import resolve_importance
+from keras_prune.structured.surgery.net2net import check_copies, copy_units, summed_axes
 from keras_prune.structured.widths import Kept
 
 __all__ = ["StructureAdjustment"]

@@ -19,8 +19,8 @@ from keras_prune.scope import Layout, Target
 from keras_prune.state import TrainingState, innermost, strategy_scope
 from keras_prune.step import dense
 from keras_prune.stepping import synchronise
+from keras_prune.structured.fit.shrink import all_optimizers, is_gate, rebuild_bare, refuse_masks
 from keras_prune.structured.groups import Analysis, Keep
-from keras_prune.structured.shrink import all_optimizers, is_gate, rebuild_bare, refuse_masks
 from keras_prune.variables import read
 
 __all__ = ["Gates", "check_groups"]

@@ -12,11 +12,11 @@ import numpy.typing as npt
 from keras.saving import register_keras_serializable
 
 from keras_prune.statistics.evaluation import check_compiled
-from keras_prune.structured.ablation import ablate
-from keras_prune.structured.features import features
 from keras_prune.structured.groups import Analysis
-from keras_prune.structured.importance import NORMALISATIONS, Array, Importance, Scored, Scores, data_field
-from keras_prune.structured.predictors import PREDICTORS, Predictor
+from keras_prune.structured.importances.ablation import ablate
+from keras_prune.structured.importances.features import features
+from keras_prune.structured.importances.importance import NORMALISATIONS, Array, Importance, Scored, Scores, data_field
+from keras_prune.structured.importances.predictors import PREDICTORS, Predictor
 
 __all__ = ["Learned", "Prediction", "predict_costs", "rank_correlation", "sample_units"]
 

@@ -14,9 +14,9 @@ from keras import layers as kl
 from keras_prune.scope import Layout, Target
 from keras_prune.statistics.batches import Batches
 from keras_prune.statistics.gradients import loss_gradients
-from keras_prune.structured.activity import Activity, APoZ, Entropy, MeanActivation
 from keras_prune.structured.groups import Analysis, Group, Slot
-from keras_prune.structured.importance import REDUCTIONS, Array, Fisher, Gradient, Scores, Taylor
+from keras_prune.structured.importances.activity import Activity, APoZ, Entropy, MeanActivation
+from keras_prune.structured.importances.importance import REDUCTIONS, Array, Fisher, Gradient, Scores, Taylor
 from keras_prune.variables import read
 
 __all__ = ["Features", "features"]

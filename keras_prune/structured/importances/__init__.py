@@ -1,0 +1,1 @@
+"""What a unit is worth: from weights, gradients, activations, or measured costs."""

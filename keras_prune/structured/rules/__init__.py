@@ -1,0 +1,1 @@
+"""How each kind of layer and operation relates the axes of what comes in, what goes out, and its weights."""
