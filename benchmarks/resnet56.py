@@ -5,8 +5,7 @@
     python -m benchmarks.resnet56 --images 60000 --epochs 60 --retrain 40    for a machine with time to spare
 
 The network is that of He et al. 2016, "Deep residual learning for image recognition", section 4.2: three stages of nine
-blocks, 16, 32 and 64 wide, on 28 x 28 pixels; where the width changes, the shortcut is a 1x1 convolution, as in the
-ResNet-56 of Torch-Pruning's table, whose 2.1 times is asked for here.
+blocks, 16, 32 and 64 wide, on 28 x 28 pixels; where the width changes, the shortcut is a 1x1 convolution.
 
 For each seed a dense network is trained for `--epochs`, and copied. `kp.structured.plan` makes one copy smaller, which
 is trained for `--retrain` more epochs; the other copy stays dense and is trained for as many more, in the same way. So
