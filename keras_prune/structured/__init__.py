@@ -33,6 +33,7 @@ from keras_prune.structured.importances.importance import (
     Taylor,
 )
 from keras_prune.structured.importances.learned import Learned
+from keras_prune.structured.importances.second_order import SecondOrder
 from keras_prune.structured.latency import Latency
 from keras_prune.structured.plan import Plan, plan, prune, remove
 from keras_prune.structured.rules.registry import Axis, Call, Cost, Dims, Effect, Width, rule_for
@@ -78,6 +79,7 @@ __all__ = [
     "Random",
     "Round",
     "Scored",
+    "SecondOrder",
     "Slimming",
     "Slot",
     "StructureAdjustment",

@@ -161,8 +161,8 @@ def plan(
             package: `tflite_export` times the exported file in LiteRT, in turn with the whole model's.
         threshold: instead of a share: units whose score, not normalised, is not above it go, as far as limits allow.
         importance: an `Importance`, or a name: of weights "l1", "l2", "fpgm", "lamp", "batch_norm_scale", "random"; of
-            gradients "taylor", "gradient", "fisher"; of activations "mean_activation", "apoz", "activation_sum",
-            "entropy"; or "learned", which measures a sample of units and predicts the others.
+            gradients "taylor", "gradient", "fisher", "second_order"; of activations "mean_activation", "apoz",
+            "activation_sum", "entropy"; or "learned", which measures a sample of units and predicts the others.
         data: `(x, y)` or batches of it, for an importance that takes data and has none of its own, and to run files on
             when latency is measured.
         scope: "local" takes the same share of units in each group, "global" the lowest of the whole model.

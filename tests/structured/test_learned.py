@@ -7,7 +7,20 @@ import numpy as np
 import pytest
 from keras import layers as kl
 
-from keras_prune.structured import L1, L2, APoZ, Entropy, Fisher, Gradient, MeanActivation, Plan, Taylor, analyse, plan
+from keras_prune.structured import (
+    L1,
+    L2,
+    APoZ,
+    Entropy,
+    Fisher,
+    Gradient,
+    MeanActivation,
+    Plan,
+    SecondOrder,
+    Taylor,
+    analyse,
+    plan,
+)
 from keras_prune.structured.importances.ablation import ablate
 from keras_prune.structured.importances.features import features
 from keras_prune.structured.importances.importance import Scored
@@ -356,3 +369,15 @@ def test_scikit_learn_that_is_missing_is_named(cnn, monkeypatch):
     model, data = cnn
     with pytest.raises(ImportError, match=r'pip install "keras-prune\[learned\]".*model="network"'):
         Learned(sample=14, data=data)(model, analyse(model))
+
+
+def test_second_order_is_the_estimate_that_learning_begins_with(cnn):
+    model, data = cnn
+    analysis = analyse(model)
+    expected = features(model, analysis, data).column("second_order")
+    np.testing.assert_array_equal(SecondOrder(data=data)(model, analysis), expected)
+    made = plan(model, params=0.6, importance="second_order", scope="global", data=data)
+    assert made.keep[np.argmax(expected)]
+    assert not made.keep[np.argmin(expected)]
+    with pytest.raises(ValueError, match=r"SecondOrder is taken on data\. Received: data=None"):
+        plan(model, params=0.6, importance="second_order")

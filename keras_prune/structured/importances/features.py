@@ -96,9 +96,9 @@ def features(model: keras.Model, analysis: Analysis, data: Any, reduction: str =
     """
     if isinstance(data, Iterator):
         data = list(data)  # walked once for gradients, once for activations
-    sides = [_sides(analysis, group) for group in analysis.groups]
+    sides = [sides_of(analysis, group) for group in analysis.groups]
     columns = _of_weights(analysis, sides, reduction)
-    columns |= _of_gradients(model, analysis, sides, reduction, data)
+    columns |= of_gradients(model, analysis, sides, reduction, data)
     columns |= _of_activations(model, analysis, data)
     size = np.hypot(columns.pop("mean_signed"), columns["std_activation"])
     columns["output"] = size * columns["l2_out"]
@@ -121,7 +121,7 @@ class _Sides:
         return self.made + self.read + self.bias + self.scale
 
 
-def _sides(analysis: Analysis, group: Group) -> _Sides:
+def sides_of(analysis: Analysis, group: Group) -> _Sides:
     """Tell a group's slots apart. Where no layer reads its units as an input (heads), the last kernel is the reader."""
     nodes = {node.path: node for node in reversed(list(analysis.graph.walk()))}
     factors = {
@@ -194,9 +194,7 @@ def _of_weights(analysis: Analysis, sides: Sequence[_Sides], reduction: str) -> 
     }
 
 
-def _of_gradients(
-    model: keras.Model, analysis: Analysis, sides: Sequence[_Sides], reduction: str, data: Any
-) -> Columns:
+def of_gradients(model: keras.Model, analysis: Analysis, sides: Sequence[_Sides], reduction: str, data: Any) -> Columns:
     """One pass forward and back. What factors on units do cannot be told from statistics of single weights."""
     slots = {i: analysis.slots[i] for side in sides for i in side.every}
     variables = {id(v): v for slot in slots.values() if (v := slot.variable) is not None}

@@ -122,13 +122,9 @@ class Importance(Strategy):
         scores = np.zeros(analysis.size)
         for group in analysis.groups:
             rows = [self._row(analysis, group, i, gathered) for i in self._used(analysis, group)]
-            if rows:
-                reduced = REDUCTIONS[self.reduction](np.stack(rows))
-                scale = NORMALISATIONS[self.normalise](reduced)
-                scores[group.start : group.stop] = reduced / scale if scale > 0 else reduced
-            else:
-                scores[group.start : group.stop] = np.inf
-        return scores
+            reduced = REDUCTIONS[self.reduction](np.stack(rows)) if rows else np.inf
+            scores[group.start : group.stop] = reduced
+        return self.normalised(analysis, scores)
 
     def score(self, model: keras.Model, analysis: Analysis) -> Scored:
         """Return the scores, with notes for the plan; an importance that has something to tell defines this, too.
@@ -137,6 +133,15 @@ class Importance(Strategy):
             ValueError: as calling it.
         """
         return Scored(self(model, analysis))
+
+    def normalised(self, analysis: Analysis, scores: Scores) -> Scores:
+        """Return scores `[units]` with each group's divided by its own number, where that is above 0 and finite."""
+        result = scores.copy()
+        for group in analysis.groups:
+            scale = NORMALISATIONS[self.normalise](scores[group.start : group.stop])
+            if 0.0 < scale < np.inf:
+                result[group.start : group.stop] /= scale
+        return result
 
     def _used(self, analysis: Analysis, group: Group) -> list[int]:
         """The slots of a group that count: all, or those of kernels if there are any."""

@@ -15,7 +15,7 @@ from keras_prune.statistics.evaluation import check_compiled
 from keras_prune.structured.groups import Analysis
 from keras_prune.structured.importances.ablation import ablate
 from keras_prune.structured.importances.features import features
-from keras_prune.structured.importances.importance import NORMALISATIONS, Array, Importance, Scored, Scores, data_field
+from keras_prune.structured.importances.importance import Array, Importance, Scored, Scores, data_field
 from keras_prune.structured.importances.predictors import PREDICTORS, Predictor
 
 __all__ = ["Learned", "Prediction", "predict_costs", "rank_correlation", "sample_units"]
@@ -105,7 +105,7 @@ class Learned(Importance):
         sample = sample_units([group.size for group in analysis.groups], self._count(analysis), self.seed)
         costs = ablate(model, analysis, sample, data)
         if len(sample) == analysis.size:
-            return Scored(self._normalised(analysis, costs), (f"cost of all {len(sample)} units measured",))
+            return Scored(self.normalised(analysis, costs), (f"cost of all {len(sample)} units measured",))
         table = features(model, analysis, data, self.reduction)
         made = predict_costs(
             table.values, table.column("first_order"), table.column("curvature"), sample, costs, self.model, self.seed
@@ -115,7 +115,7 @@ class Learned(Importance):
             f"correlation on held-out units {made.correlation:.3f} (of the second-order estimate alone "
             f"{made.estimate_correlation:.3f})"
         )
-        return Scored(self._normalised(analysis, made.costs), (note,))
+        return Scored(self.normalised(analysis, made.costs), (note,))
 
     def _count(self, analysis: Analysis) -> int:
         """How many units to measure."""
@@ -130,14 +130,6 @@ class Learned(Importance):
                 "sample=1.0, which measures every unit."
             )
         return count
-
-    def _normalised(self, analysis: Analysis, costs: Scores) -> Scores:
-        result = costs.copy()
-        for group in analysis.groups:
-            scale = NORMALISATIONS[self.normalise](costs[group.start : group.stop])
-            if scale > 0:
-                result[group.start : group.stop] /= scale
-        return result
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -21,6 +21,7 @@ from keras_prune.structured.importances.importance import (
     Taylor,
 )
 from keras_prune.structured.importances.learned import Learned
+from keras_prune.structured.importances.second_order import SecondOrder
 
 __all__ = ["NAMES", "resolve_importance"]
 
@@ -38,6 +39,7 @@ NAMES: Mapping[str, type[Importance]] = {
     "learned": Learned,
     "mean_activation": MeanActivation,
     "random": Random,
+    "second_order": SecondOrder,
     "taylor": Taylor,
 }
 
