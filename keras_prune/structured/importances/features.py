@@ -11,12 +11,12 @@ import numpy as np
 import numpy.typing as npt
 from keras import layers as kl
 
-from keras_prune.scope import Layout, Target
 from keras_prune.statistics.batches import Batches
 from keras_prune.statistics.gradients import loss_gradients
-from keras_prune.structured.groups import Analysis, Group, Slot
+from keras_prune.structured.groups import Analysis, Group
 from keras_prune.structured.importances.activity import Activity, APoZ, Entropy, MeanActivation
 from keras_prune.structured.importances.importance import REDUCTIONS, Array, Fisher, Gradient, Scores, Taylor
+from keras_prune.structured.importances.slices import over_others, spread, targets_of
 from keras_prune.variables import read
 
 __all__ = ["Features", "features"]
@@ -149,12 +149,6 @@ def sides_of(analysis: Analysis, group: Group) -> _Sides:
     return _Sides(tuple(made), tuple(reads), tuple(bias), tuple(scale))
 
 
-def _spread(slot: Slot, group: Group, values: Array) -> Array:
-    """From a slot's indices to the units of a group, summed where a unit lies on it several times."""
-    inside = (slot.units >= group.start) & (slot.units < group.stop)
-    return np.asarray(np.bincount(slot.units[inside] - group.start, values[inside], group.size), np.float64)
-
-
 def _reduced(
     analysis: Analysis, slots: Sequence[Sequence[int]], values: Values, reduction: str, empty: float = 0.0
 ) -> Scores:
@@ -162,13 +156,9 @@ def _reduced(
     result = np.full(analysis.size, empty)
     for group, on in zip(analysis.groups, slots, strict=True):
         if on:
-            rows = np.stack([_spread(analysis.slots[i], group, values[i]) for i in on])
+            rows = np.stack([spread(analysis.slots[i], group, values[i]) for i in on])
             result[group.start : group.stop] = REDUCTIONS[reduction](rows)
     return result
-
-
-def _over_others(values: Array, axis: int) -> Array:
-    return np.asarray(values.sum(axis=tuple(a for a in range(values.ndim) if a != axis)))
 
 
 def _of_weights(analysis: Analysis, sides: Sequence[_Sides], reduction: str) -> Columns:
@@ -179,7 +169,7 @@ def _of_weights(analysis: Analysis, sides: Sequence[_Sides], reduction: str) -> 
         variable, axis = analysis.slots[i].variable, analysis.slots[i].axis
         assert variable is not None
         weight = read(variable).astype(np.float64)
-        absolute[i], squares[i] = _over_others(np.abs(weight), axis), _over_others(np.square(weight), axis)
+        absolute[i], squares[i] = over_others(np.abs(weight), axis), over_others(np.square(weight), axis)
         numbers[i] = np.full(weight.shape[axis], weight.size / weight.shape[axis])
     made, reads = [side.made for side in sides], [side.read for side in sides]
     return {
@@ -198,8 +188,7 @@ def of_gradients(model: keras.Model, analysis: Analysis, sides: Sequence[_Sides]
     """One pass forward and back. What factors on units do cannot be told from statistics of single weights."""
     slots = {i: analysis.slots[i] for side in sides for i in side.every}
     variables = {id(v): v for slot in slots.values() if (v := slot.variable) is not None}
-    order = {id(v): i for i, v in enumerate(model.weights)}
-    targets = [Target(v.path, model, v, Layout.plain(len(v.shape)), index=order[k]) for k, v in variables.items()]
+    targets = targets_of(model, variables.values())
     weights = {key: read(v).astype(np.float64) for key, v in variables.items()}
     absolute = {key: np.zeros(w.shape) for key, w in weights.items()}
     squared = {key: np.zeros(w.shape) for key, w in weights.items()}
@@ -212,7 +201,7 @@ def of_gradients(model: keras.Model, analysis: Analysis, sides: Sequence[_Sides]
             absolute[key] += np.abs(g)
             squared[key] += np.square(g)
         products = {key: weights[key] * g for key, g in gradients.items()}
-        along = {i: _over_others(products[id(slots[i].variable)], slots[i].axis) for on in reads for i in on}
+        along = {i: over_others(products[id(slots[i].variable)], slots[i].axis) for on in reads for i in on}
         factors.append(_reduced(analysis, reads, along, "sum"))
         sizes.append(batch.size)
     every = [side.every for side in sides]

@@ -15,9 +15,9 @@ from keras.saving import register_keras_serializable
 
 from keras_prune import criteria, statistics
 from keras_prune.allocation import lamp_scores
-from keras_prune.scope import Layout, Target
 from keras_prune.strategy import Strategy
 from keras_prune.structured.groups import Analysis, Group
+from keras_prune.structured.importances.slices import over_others, spread, targets_of
 from keras_prune.variables import read
 
 __all__ = [
@@ -157,24 +157,16 @@ class Importance(Strategy):
         assert slot.variable is not None
         weight = read(slot.variable).astype(np.float64)
         values = self.of_axis(weight, slot.axis, gathered.get(id(slot.variable), {}))
-        inside = (slot.units >= group.start) & (slot.units < group.stop)
-        return np.asarray(np.bincount(slot.units[inside] - group.start, values[inside], group.size), np.float64)
+        return spread(slot, group, values)
 
     def _statistics(self, model: keras.Model, analysis: Analysis) -> dict[int, dict[str, Any]]:
         if not self.needs:
             return {}
         variables = {id(v): v for slot in analysis.slots if (v := slot.variable) is not None and v.trainable}
-        order = {id(v): i for i, v in enumerate(model.weights)}
-        targets = [
-            Target(v.path, model, v, Layout.plain(len(v.shape)), index=order[key]) for key, v in variables.items()
-        ]
-        found = statistics.collect(model, targets, self.needs, getattr(self, "data", None))
+        found = statistics.collect(
+            model, targets_of(model, variables.values()), self.needs, getattr(self, "data", None)
+        )
         return dict(zip(variables, found, strict=True))
-
-
-def _over_others(values: Array, axis: int) -> Array:
-    """Sum over all axes but one."""
-    return np.asarray(values.sum(axis=tuple(a for a in range(values.ndim) if a != axis)))
 
 
 @_register
@@ -190,7 +182,7 @@ class L1(Importance):
     """
 
     def of_axis(self, weight: Array, axis: int, statistics: Mapping[str, Any]) -> Array:
-        return _over_others(criteria.Magnitude()(weight, {}), axis)
+        return over_others(criteria.Magnitude()(weight, {}), axis)
 
 
 @_register
@@ -204,7 +196,7 @@ class L2(Importance):
     """
 
     def of_axis(self, weight: Array, axis: int, statistics: Mapping[str, Any]) -> Array:
-        return np.sqrt(_over_others(np.square(weight), axis))
+        return np.sqrt(over_others(np.square(weight), axis))
 
 
 @_register
@@ -304,7 +296,7 @@ class Gradient(Importance):
     data: Any = data_field()
 
     def of_axis(self, weight: Array, axis: int, statistics: Mapping[str, Any]) -> Array:
-        return _over_others(criteria.Gradient()(weight, statistics), axis)
+        return over_others(criteria.Gradient()(weight, statistics), axis)
 
 
 @_register
@@ -324,7 +316,7 @@ class Taylor(Importance):
     data: Any = data_field()
 
     def of_axis(self, weight: Array, axis: int, statistics: Mapping[str, Any]) -> Array:
-        return _over_others(criteria.Taylor()(weight, statistics), axis)
+        return over_others(criteria.Taylor()(weight, statistics), axis)
 
 
 @_register
@@ -344,4 +336,4 @@ class Fisher(Importance):
     data: Any = data_field()
 
     def of_axis(self, weight: Array, axis: int, statistics: Mapping[str, Any]) -> Array:
-        return _over_others(criteria.Fisher()(weight, statistics), axis)
+        return over_others(criteria.Fisher()(weight, statistics), axis)
