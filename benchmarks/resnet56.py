@@ -45,7 +45,7 @@ from keras import layers as kl
 import keras_prune as kp
 from benchmarks.data import Images, fashion_mnist
 from benchmarks.timing import machine, print_table, verdict
-from keras_prune.structured.rules_norm import batch_norm
+from keras_prune.structured.rules.norm import batch_norm
 from tflite_export import benchmark, export
 
 BLOCKS = 9
