@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import math
 import os
 from collections.abc import Iterable
@@ -12,13 +11,13 @@ from typing import Any
 import keras
 import numpy as np
 from rich import box
-from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
 from keras_prune.scope import Scope, Skipped
 from keras_prune.strip import effective_mask, strip
 from keras_prune.structured.counting import Count, Counts, count
+from keras_prune.tables import plain_lines
 from keras_prune.variables import read
 
 __all__ = ["Report", "Row", "Totals", "report"]
@@ -143,10 +142,7 @@ class Report:
         parts: list[Any] = [self._table()] if self.rows else [Text(f"{self.model}: no prunable tensor.")]
         parts += self._left_out()
         parts += self._layers()
-        console = Console(width=WIDTH, file=io.StringIO(), color_system=None, force_terminal=False, highlight=False)
-        with console.capture() as capture:
-            console.print(Group(*parts))
-        return "\n".join(line.rstrip() for line in capture.get().splitlines()).strip("\n")
+        return "\n".join(plain_lines(*parts, width=WIDTH)).strip("\n")
 
     def _table(self) -> Table:
         table = Table(title=f"Sparsity of {self.model}", title_justify="left", box=box.SIMPLE)

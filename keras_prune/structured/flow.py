@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from keras_prune.strategy import check_fraction
@@ -19,6 +17,7 @@ from keras_prune.structured.distill import Distillation
 from keras_prune.structured.fit.metric import Metric, Score
 from keras_prune.structured.groups import analyse
 from keras_prune.structured.plan import WIDTH, plan, remove
+from keras_prune.tables import plain_lines
 
 __all__ = ["Flow", "Round", "iterate"]
 
@@ -112,11 +111,7 @@ class Flow:
         for r in self.rounds:
             values = (f"{value:.4f}" for value in (r.before, r.removed, r.retrained))
             table.add_row(str(r.number), f"{r.target:.1%}", f"{r.count.params:,}", f"{r.count.macs:,}", *values)
-        console = Console(width=WIDTH, file=io.StringIO(), color_system=None, force_terminal=False, highlight=False)
-        with console.capture() as capture:
-            console.print(table)
-        lines = [line.rstrip() for line in capture.get().splitlines()]
-        return "\n".join([*lines, f"ended: {self.reason}"]).strip("\n")
+        return "\n".join([*plain_lines(table, width=WIDTH), f"ended: {self.reason}"]).strip("\n")
 
 
 def iterate(

@@ -109,6 +109,10 @@ class Analysis:
         units = self.units_of(labels)
         return int(np.where(units < 0, 1, keep[units]).sum()) if self.size else len(units)
 
+    def counts(self, keep: Keep) -> npt.NDArray[np.int64]:
+        """How many units of each group stay."""
+        return np.array([np.count_nonzero(keep[group.start : group.stop]) for group in self.groups], np.int64)
+
     def slot_of(self, variable: keras.Variable, axis: int) -> Slot | None:
         """The slot of a variable's axis; None if it stays whole."""
         place = self._places.get((id(variable), axis % len(variable.shape)))

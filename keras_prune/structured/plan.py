@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import keras
 import numpy as np
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from keras_prune.masks import MaskConstraint
@@ -34,6 +32,7 @@ from keras_prune.structured.importances.names import resolve_importance
 from keras_prune.structured.latency import Latency, Measure, Trials, find_measure
 from keras_prune.structured.surgery.rewrite import rebuild
 from keras_prune.structured.widths import Kept
+from keras_prune.tables import plain_lines
 
 __all__ = ["Plan", "plan", "prune", "remove"]
 
@@ -59,7 +58,7 @@ class Plan:
     @property
     def kept(self) -> Kept:
         """How many units of each group stay."""
-        return np.array([np.count_nonzero(self.keep[g.start : g.stop]) for g in self.analysis.groups], np.int64)
+        return self.analysis.counts(self.keep)
 
     @property
     def before(self) -> Count:
@@ -109,11 +108,8 @@ class Plan:
         for i, (group, kept) in enumerate(zip(self.analysis.groups, self.kept, strict=True)):
             names = self._names(i)
             table.add_row(names[0] if names else "", str(len(names)), str(group.size), str(kept))
-        console = Console(width=WIDTH, file=io.StringIO(), color_system=None, force_terminal=False, highlight=False)
-        with console.capture() as capture:
-            console.print(table)
         before, after = self.before, self.after
-        lines = [line.rstrip() for line in capture.get().splitlines()]
+        lines = plain_lines(table, width=WIDTH)
         lines.append(f"parameters {before.params:,} -> {after.params:,} ({_share(after.params, before.params)})")
         lines.append(f"MACs {before.macs:,} -> {after.macs:,} ({_share(after.macs, before.macs)})")
         lines.append(f"peak activation bytes {before.peak:,} -> {after.peak:,} ({_share(after.peak, before.peak)})")

@@ -304,7 +304,7 @@ class StructureAdjustment(keras.callbacks.Callback):
 def _first_allowed(analysis: Analysis, order: Units, keep: Keep, least: Kept, number: int) -> Units:
     """The first units of an order, while their groups keep what they have to."""
     starts = np.array([group.start for group in analysis.groups], np.int64)
-    room = np.array([np.count_nonzero(keep[g.start : g.stop]) for g in analysis.groups], np.int64) - least
+    room = analysis.counts(keep) - least
     found: list[int] = []
     for unit in order:
         group = int(np.searchsorted(starts, unit, side="right")) - 1
@@ -317,7 +317,7 @@ def _first_allowed(analysis: Analysis, order: Units, keep: Keep, least: Kept, nu
 def _reached(analysis: Analysis, keep: Keep, targets: Mapping[str, float | None]) -> str:
     """Which target the open units are down to, in words; empty if none."""
     counter = Counter(analysis)
-    kept = np.array([np.count_nonzero(keep[g.start : g.stop]) for g in analysis.groups], np.int64)
+    kept = analysis.counts(keep)
     whole, now = counter.total(counter.sizes), counter.total(kept)
     for name, share in targets.items():
         if share is not None and getattr(now, name) <= share * getattr(whole, name):

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 from typing import Any
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from keras_prune.structured.plan import WIDTH
+from keras_prune.tables import plain_lines
 
 __all__ = ["Adjustment", "Adjustments", "decide"]
 
@@ -54,10 +53,7 @@ class Adjustments(tuple[Adjustment, ...]):
             metric, reference = f"{a.metric:.4f}", f"{a.reference:.4f}"
             numbers = (str(a.epoch), str(a.step), metric, reference, a.action, str(a.units), str(a.open))
             table.add_row(*numbers, a.reason)
-        console = Console(width=WIDTH, file=io.StringIO(), color_system=None, force_terminal=False, highlight=False)
-        with console.capture() as capture:
-            console.print(table)
-        return "\n".join(line.rstrip() for line in capture.get().splitlines()).strip("\n")
+        return "\n".join(plain_lines(table, width=WIDTH)).strip("\n")
 
     def to_dicts(self) -> list[dict[str, Any]]:
         """Return everything as values that JSON knows."""

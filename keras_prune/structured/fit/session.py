@@ -238,8 +238,7 @@ class StructuredSession(SteppedSession):
         return scores
 
     def _count(self, keep: Keep) -> Count:
-        kept = [np.count_nonzero(keep[group.start : group.stop]) for group in self.analysis.groups]
-        return self._counter.total(np.array(kept, np.int64))
+        return self._counter.total(self.analysis.counts(keep))
 
     # -- growing regularisation ---------------------------------------------------------------------------------------
 
