@@ -90,7 +90,7 @@ class Global(Allocation):
 
     def __call__(self, tensors: Sequence[Scored], target: float, final: float | None = None) -> list[float]:
         caps = reachable_caps(tensors, self.floor, target)
-        return lowest_together(tensors, [t.scores for t in tensors], caps, target)
+        return lowest_together(tensors, caps, target)
 
 
 @_register
@@ -115,7 +115,8 @@ class LAMP(Allocation):
     def __call__(self, tensors: Sequence[Scored], target: float, final: float | None = None) -> list[float]:
         caps = reachable_caps(tensors, self.floor, target)
         # The bar is one for LAMP's scores, so it says nothing about the criterion's.
-        return [float(s) for s in lowest_together(tensors, [lamp_scores(t.scores) for t in tensors], caps, target)]
+        lamp = [dataclasses.replace(t, scores=lamp_scores(t.lowered), on=None) for t in tensors]
+        return [float(share) for share in lowest_together(lamp, caps, target)]
 
 
 def lamp_scores(scores: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:

@@ -85,26 +85,18 @@ def masks_at_sparsity(
         its path.
     """
     growth = recipe.growth
-    patterns = [recipe.pattern.at(tensor.path) for tensor in tensors]
-    scores = [_scores(tensor, recipe) for tensor in tensors]
-    units = [pattern.reduce(score) for pattern, score in zip(patterns, scores, strict=True)]
-    scored = [
-        Scored(t.path, s.shape, u, p.weights_per_unit(s.shape), p.limit(s.shape), t.curve)
-        for t, p, s, u in zip(tensors, patterns, scores, units, strict=True)
-    ]
-    shares = recipe.allocation(scored, target, final)
+    scored = [_score(tensor, recipe) for tensor in tensors]
+    shares = recipe.allocation([entry for _, _, entry in scored], target, final)
     masks = []
-    for tensor, pattern, score, unit, share, entry in zip(
-        tensors, patterns, scores, units, shares, scored, strict=True
-    ):
+    for tensor, (pattern, score, entry), share in zip(tensors, scored, shares, strict=True):
         count = _count(pattern, tensor, share, score.shape)
         _refuse_collapse(tensor, count, entry)
         if growth is None:
-            kept = _shrink(pattern, tensor, score, unit, count, getattr(share, "bound", None))
+            kept = _shrink(pattern, tensor, score, entry, count, getattr(share, "bound", None))
         else:
             on = _units_on(pattern, tensor, score.shape)
             gain = _gain(tensor, pattern, growth)
-            alive = growth(on, unit, gain, off=count, progress=progress, seed=tensor.seed * 1_000_003 + seed)
+            alive = growth(on, entry.scores, gain, off=count, progress=progress, seed=tensor.seed * 1_000_003 + seed)
             kept = pattern.expand(alive, score)
         masks.append(tensor.layout.from_canonical(kept, tensor.weight.shape))
     return masks
@@ -127,27 +119,49 @@ def masks_at_threshold(
     """
     masks = []
     for tensor in tensors:
-        pattern = recipe.pattern.at(tensor.path)
-        score = _scores(tensor, recipe)
-        unit = pattern.reduce(score)
+        pattern, score, entry = _score(tensor, recipe)
         bound = threshold
         if relative_to == "std":
             on = tensor.weight if tensor.mask is None else tensor.weight[tensor.mask]
             bound = threshold * float(np.std(on))
-        count = int(np.count_nonzero(unit <= unit.dtype.type(bound)))
-        entry = Scored(tensor.path, score.shape, unit, pattern.weights_per_unit(score.shape))
+        at_or_below = entry.scores <= entry.scores.dtype.type(bound)
+        count = int(np.count_nonzero(at_or_below if entry.on is None else at_or_below | ~entry.on))
         _refuse_collapse(tensor, count, entry, f"every score is at or below the threshold {bound:g}")
-        kept = _shrink(pattern, tensor, score, unit, count)
+        kept = _shrink(pattern, tensor, score, entry, count)
         masks.append(tensor.layout.from_canonical(kept, tensor.weight.shape))
     return masks
 
 
-def _scores(tensor: Tensor, recipe: Recipe) -> npt.NDArray[np.floating]:
-    """Scores as `[..., in, out]`; without growth, what is off already comes last whatever its score."""
+def _score(tensor: Tensor, recipe: Recipe) -> tuple[Pattern, npt.NDArray[np.floating], Scored]:
+    """The tensor's pattern, its scores as `[..., in, out]`, and those of its units.
+
+    Without growth, what is off already comes last whatever its score: single weights are told by the mask; in larger
+    units, each weight that is off is at minus infinity.
+    """
+    pattern = recipe.pattern.at(tensor.path)
+    hides, on = False, None
+    if recipe.growth is None and tensor.mask is not None:
+        mask = tensor.layout.to_canonical(tensor.mask)
+        hides = not pattern.fixed_units or pattern.weights_per_unit(mask.shape) != 1
+        on = None if hides else mask.reshape(-1)
+    scores = _scores(tensor, recipe, pattern, hides=hides)
+    entry = Scored(
+        tensor.path,
+        scores.shape,
+        pattern.reduce(scores),
+        pattern.weights_per_unit(scores.shape),
+        pattern.limit(scores.shape),
+        tensor.curve,
+        on,
+    )
+    return pattern, scores, entry
+
+
+def _scores(tensor: Tensor, recipe: Recipe, pattern: Pattern, *, hides: bool) -> npt.NDArray[np.floating]:
+    """Scores as `[..., in, out]`; with `hides`, minus infinity where a weight is off."""
     raw = recipe.criterion(tensor.weight, tensor.statistics)
     if raw.dtype not in (np.float32, np.float64):
         raw = raw.astype(np.float32)
-    hides = recipe.growth is None and tensor.mask is not None
     given = raw is tensor.weight or any(raw is array for array in tensor.statistics.values())
     if hides and (given or not raw.flags.owndata):
         raw = raw.copy()
@@ -162,7 +176,7 @@ def _scores(tensor: Tensor, recipe: Recipe) -> npt.NDArray[np.floating]:
             f"{kind} gives scores for {tensor.path!r} that are NaN or infinite; received data may hold some."
         )
     scores = tensor.layout.to_canonical(raw)
-    check_shape(recipe.pattern.at(tensor.path), tensor.path, scores.shape)
+    check_shape(pattern, tensor.path, scores.shape)
     return scores
 
 
@@ -222,17 +236,14 @@ def _shrink(
     pattern: Pattern,
     tensor: Tensor,
     scores: npt.NDArray[np.floating],
-    unit: npt.NDArray[np.floating],
+    entry: Scored,
     count: int,
     bound: float | None = None,
 ) -> MaskArray:
     """The mask with `count` units off, or as many as are off already; `bound` may be the highest score to go."""
-    if tensor.mask is None:
-        return pattern.expand(all_but_smallest(unit, count, bound), scores)
-    if unit.size == tensor.mask.size:
-        # Each weight is a unit: what is off is among the smallest.
-        gone = tensor.mask.size - int(np.count_nonzero(tensor.mask))
-        return pattern.expand(all_but_smallest(unit, max(count, gone), bound), scores)
+    unit = entry.scores
+    if tensor.mask is None or entry.on is not None:
+        return pattern.expand(all_but_smallest(unit, count, bound, entry.on), scores)
     gone = int(np.count_nonzero(np.isneginf(unit)))
     kept = pattern.expand(all_but_smallest(unit, max(count, gone), bound), scores)
     # A unit that was part off under another pattern does not come back in the rest of it.

@@ -21,10 +21,11 @@ class Scored:
     Attributes:
         path: the variable's path, unique in the model.
         shape: the kernel's shape, `[..., in, out]`.
-        scores: one score a unit of the pattern, `[units]`; larger is kept.
+        scores: one score a unit of the pattern, `[units]`; larger is kept, minus infinity is off already.
         weights_per_unit: weights that an off unit sets to zero.
         limit: the highest sparsity that the pattern gives, a fraction.
         curve: for `Sensitivity`, pairs of (sparsity, loss increase), increasing.
+        on: where it is given, `[units]`, the scores of the others do not count: they are off already.
     """
 
     path: str
@@ -33,6 +34,12 @@ class Scored:
     weights_per_unit: int
     limit: float = 1.0
     curve: tuple[tuple[float, float], ...] = ()
+    on: npt.NDArray[np.bool_] | None = None
+
+    @property
+    def lowered(self) -> npt.NDArray[np.floating]:
+        """The scores, minus infinity where a unit is off already."""
+        return self.scores if self.on is None else np.where(self.on, self.scores, -np.inf)
 
     @property
     def size(self) -> int:
@@ -134,9 +141,7 @@ def _settle(tensors: Sequence[Scored], counts: list[int], caps: Sequence[int], g
                 moved = True
 
 
-def lowest_together(
-    tensors: Sequence[Scored], scores: Sequence[npt.NDArray[np.floating]], caps: Sequence[int], target: float
-) -> list[float]:
+def lowest_together(tensors: Sequence[Scored], caps: Sequence[int], target: float) -> list[float]:
     """Return the share of each tensor's units among the lowest of all; a tensor at its cap leaves the contest."""
     counts = [0] * len(tensors)
     bounds = [-math.inf] * len(tensors)
@@ -144,7 +149,7 @@ def lowest_together(
     goal = target * sum(t.size for t in tensors)
     while open_:
         taken = sum(counts[i] * tensors[i].weights_per_unit for i in range(len(tensors)) if i not in open_)
-        bound, share = _contest([tensors[i] for i in open_], [scores[i] for i in open_], goal - taken)
+        bound, share = _contest([tensors[i] for i in open_], goal - taken)
         over = [i for i, count in zip(open_, share, strict=True) if count > caps[i]]
         for i, count in zip(open_, share, strict=True):
             counts[i], bounds[i] = caps[i] if i in over else count, bound
@@ -154,9 +159,7 @@ def lowest_together(
     return [Share(count / t.units, bound) for count, bound, t in zip(counts, bounds, tensors, strict=True)]
 
 
-def _contest(
-    tensors: Sequence[Scored], scores: Sequence[npt.NDArray[np.floating]], goal: float
-) -> tuple[float, list[int]]:
+def _contest(tensors: Sequence[Scored], goal: float) -> tuple[float, list[int]]:
     """Take the units with the lowest scores until `goal` weights are gone; ties go to the earlier tensor.
 
     Returns:
@@ -164,17 +167,16 @@ def _contest(
     """
     units = {t.weights_per_unit for t in tensors}
     if len(units) > 1:
-        return _contest_of_sizes(tensors, scores, goal)
-    wanted = min(round(goal / units.pop()), sum(s.size for s in scores))
+        return _contest_of_sizes(tensors, goal)
+    wanted = min(round(goal / units.pop()), sum(t.scores.size for t in tensors))
     if wanted <= 0:
         return -math.inf, [0] * len(tensors)
-    return lowest(scores, wanted)
+    return lowest([t.scores for t in tensors], wanted, [t.on for t in tensors])
 
 
-def _contest_of_sizes(
-    tensors: Sequence[Scored], scores: Sequence[npt.NDArray[np.floating]], goal: float
-) -> tuple[float, list[int]]:
+def _contest_of_sizes(tensors: Sequence[Scored], goal: float) -> tuple[float, list[int]]:
     """The same where units differ in size (channels of different layers): there are few, so they are sorted."""
+    scores = [t.lowered for t in tensors]
     owner = np.concatenate([np.full(s.size, i) for i, s in enumerate(scores)])
     sizes = np.array([t.weights_per_unit for t in tensors])[owner]
     joined = np.concatenate(scores)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from keras_prune import selection
-from keras_prune.selection import kth_smallest, smallest
+from keras_prune.selection import all_but_smallest, kth_smallest, lowest, smallest
 
 VALUES = hnp.arrays(
     np.float32,
@@ -22,6 +22,21 @@ def test_smallest_is_a_stable_sort(values, share):
     expected = np.zeros(values.size, dtype=bool)
     expected[np.argsort(values, kind="stable")[:k]] = True
     np.testing.assert_array_equal(smallest(values, k), expected)
+
+
+@given(values=VALUES, share=st.floats(0, 1), seed=st.integers(0, 3), density=st.sampled_from([0.0, 0.3, 0.9, 1.0]))
+def test_what_is_off_counts_as_minus_infinity(values, share, seed, density):
+    k = round(share * values.size)
+    on = np.random.default_rng(seed).random(values.size) < density
+    finite = np.where(np.isneginf(values), np.float32(-9), values)
+    lowered = np.where(on, finite, -np.inf).astype(np.float32)
+    kept = all_but_smallest(finite, k, on=on)
+    np.testing.assert_array_equal(kept, on & all_but_smallest(lowered, max(k, int((~on).sum()))))
+    if k:
+        half = values.size // 2
+        bound, counts = lowest([finite[:half], finite[half:]], k, [on[:half], on[half:]])
+        assert (bound, counts) == lowest([lowered[:half], lowered[half:]], k)
+        np.testing.assert_array_equal(all_but_smallest(finite, k, bound, on), kept)
 
 
 @pytest.mark.parametrize("small", [0, 1 << 20], ids=["sampled", "partitioned"])
@@ -44,6 +59,9 @@ def test_kth_over_chunks_equals_a_sort(monkeypatch, small, kind, share):
     }[kind]().astype(np.float32)
     k = max(1, round(share * n))
     chunks = [values[:10], values[10:25_000], values[25_000:]]
+    on = rng.random(n) < 0.4
+    parts = [on[:10], on[10:25_000], on[25_000:]]
+    assert lowest(chunks, k, parts)[0] == np.sort(np.where(on, values, -np.inf))[k - 1]
     assert kth_smallest(chunks, k) == np.sort(values)[k - 1]
     assert np.count_nonzero(smallest(values, k)) == k
 
