@@ -210,7 +210,7 @@ def all_but_smallest(values: Chunk, k: int, bound: float | None = None, on: Mask
         raise ValueError(f"smallest: k must be from 0 to the number of values, {values.size}. Received: {k}")
     off = 0 if on is None else on.size - int(np.count_nonzero(on))
     if k <= off or k == values.size:
-        return np.array(on) if on is not None and k <= off else np.full(values.shape, k == 0)
+        return on.copy() if on is not None and k <= off else np.full(values.shape, k == 0)
     threshold = values.dtype.type(lowest([values], k, [on])[0] if bound is None else bound)
     marked = np.empty(values.shape, dtype=bool)
 
@@ -221,8 +221,10 @@ def all_but_smallest(values: Chunk, k: int, bound: float | None = None, on: Mask
         return int(np.count_nonzero(marked[part]))
 
     def tied(part: slice) -> Mask:
-        equal = values[part] == threshold
-        return equal if on is None else np.logical_and(equal, on[part], out=equal)
+        equal: Mask = values[part] == threshold
+        if on is not None:
+            np.logical_and(equal, on[part], out=equal)
+        return equal
 
     surplus = values.size - sum(in_pieces([values.size], mark)) - k
     if surplus:
