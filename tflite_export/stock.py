@@ -14,6 +14,7 @@ import keras
 from tflite_export import precision
 from tflite_export.errors import ExportError
 from tflite_export.file import flatbuffer
+from tflite_export.hollow import Hollow
 from tflite_export.inputs import Inputs
 from tflite_export.memory import release
 from tflite_export.quantize import FLOAT32, NumberType, batches, check_loops, configure
@@ -105,27 +106,66 @@ def _convert_at(
         assert calibration is not None  # asked for by number types that need it only
         return batches(calibration, input_names, batch)
 
+    made = [make()]
+    if kind is FLOAT32 and (hollow := Hollow.of(made[0])).kernels:
+        found = _convert_hollow(made[0], hollow, signature, batch)
+        if found is not None:
+            return Converted(found[0], batch, input_names, found[1], notes)
     with tempfile.TemporaryDirectory() as folder:
-        names, size = _save(make(), folder, signature, batch, kind)
+        names, size = _save(made.pop(), folder, signature, batch, kind)
         release(size)
         with _named_errors():
             content = _run_converter(folder, kind, samples)
     release(size)
     # The converter shares equal constants of calibrated files itself.
-    return Converted(content if kind.calibrated else _share(content), batch, input_names, names, notes)
+    if not kind.calibrated:
+        content = _share(flatbuffer.read(content, "the converter's file"))
+    return Converted(content, batch, input_names, names, notes)
+
+
+def _convert_hollow(
+    model: keras.Model, hollow: Hollow, signature: Signature, batch: int | None
+) -> tuple[bytes, tuple[str, ...]] | None:
+    """Convert a model to float32 without its large kernels, and put them into the file.
+
+    Returns:
+        The file and the names of its outputs; None for a model that has to be converted whole.
+    """
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            names, size = _save(model, folder, signature, batch, FLOAT32, hollow)
+            release(size)
+            with _named_errors():
+                content = bytearray(_run_converter(folder, FLOAT32, dict))
+    except ExportError:  # the conversion of the whole model decides
+        return None
+    file = flatbuffer.read(content, "the converter's file")
+    if not hollow.fill(file):
+        return None
+    return _share(file), names
 
 
 def _save(
-    model: keras.Model, folder: str, signature: Signature, batch: int | None, kind: NumberType
+    model: keras.Model,
+    folder: str,
+    signature: Signature,
+    batch: int | None,
+    kind: NumberType,
+    hollow: Hollow | None = None,
 ) -> tuple[tuple[str, ...], int]:
-    """Write a model as a SavedModel for a batch; return the names of its outputs, and the bytes of its weights."""
+    """Write a model as a SavedModel for a batch; return the names of its outputs, and the bytes of its weights.
+
+    Raises:
+        ExportError: TensorFlow cannot trace it, or, without its large kernels, not so that they can be put back.
+    """
     import tensorflow as tf
 
     specs = [tf.TensorSpec((batch, *spec.shape), spec.dtype, name=spec.name) for spec in signature.inputs]
     names: list[str] = []
 
     def serve(*tensors: Any) -> dict[str, Any]:
-        outputs = model(signature.pack(tensors), training=False)
+        packed = signature.pack(tensors)
+        outputs = model(packed, training=False) if hollow is None else hollow.call(model, packed)
         names[:] = output_names(outputs)
         return dict(zip(names, keras.tree.flatten(outputs), strict=True))
 
@@ -133,7 +173,8 @@ def _save(
         if kind.calibrated:
             check_loops(kind, _operations(tf.function(serve).get_concrete_function(*specs)), f"model '{model.name}'")
         archive = keras.export.ExportArchive()
-        archive.track(model)
+        if hollow is None:
+            archive.track(model)
         archive.add_endpoint("serve", serve, input_signature=specs)
         archive.write_out(folder, verbose=False)
     return tuple(names), 4 * model.count_params()
@@ -189,9 +230,8 @@ def _named_errors() -> Iterator[None]:
         ) from error
 
 
-def _share(content: bytes) -> bytes:
-    """Return a file with its constants inside the flatbuffer, tensors of equal constants sharing one buffer."""
-    model = flatbuffer.read(content, "the converter's file")
+def _share(model: Any) -> bytes:
+    """Return a ``ModelT`` as a file, its constants in the flatbuffer, tensors of equal constants sharing one buffer."""
     model.metadata = [entry for entry in model.metadata or [] if entry.name != b"buffer_location"]
     kept: dict[tuple[Any, ...], int] = {}
     for subgraph in model.subgraphs:

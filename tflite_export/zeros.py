@@ -16,6 +16,7 @@ import numpy as np
 from keras import layers as kl
 from numpy.typing import NDArray
 
+from keras_prune.variables import read
 from tflite_export.eligibility import Weight
 
 LARGEST_ANGLE = 1e-3
@@ -46,7 +47,8 @@ def kernels_of(model: keras.Model) -> dict[str, NDArray[Any]]:
     """Return the kernels of a model by path, each in the layout that TFLite gives it.
 
     Dense [in, out] -> [out, in]; convolutions [height, width, in, out] -> [out, height, width, in], of Conv1D with a
-    height of 1; depthwise [height, width, in, multiplier] -> [1, height, width, in multiplier].
+    height of 1; depthwise [height, width, in, multiplier] -> [1, height, width, in multiplier]. They may share the
+    variables' memory.
 
     Args:
         model: The one that is converted: without masks, rewritten.
@@ -59,8 +61,7 @@ def kernels_of(model: keras.Model) -> dict[str, NDArray[Any]]:
     kernels: dict[str, NDArray[Any]] = {}
     for layer in model._flatten_layers():
         for variable, layout in _laid_out(layer):
-            values = np.asarray(keras.ops.convert_to_numpy(variable.value))
-            kernels[variable.path] = layout(values)
+            kernels[variable.path] = layout(read(variable))
     return kernels
 
 

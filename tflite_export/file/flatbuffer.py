@@ -48,7 +48,7 @@ _DAMAGE = (
 """What the object API raises on offsets that lead outside the file."""
 
 
-def read(content: bytes, subject: str = "the file") -> Any:
+def read(content: bytes | bytearray, subject: str = "the file") -> Any:
     """Return the ``ModelT`` of a .tflite file, its structure checked.
 
     Args:
@@ -222,7 +222,7 @@ def _index_vector(values: NDArray[Any]) -> tuple[int, Any]:
     return kind, table(values=values)
 
 
-def _bring_buffers_inside(model: Any, content: bytes, subject: str) -> None:
+def _bring_buffers_inside(model: Any, content: bytes | bytearray, subject: str) -> None:
     """Read buffers that lie behind the flatbuffer, by offset and size; offsets 0 and 1 mean none."""
     for buffer in model.buffers or []:
         if buffer.offset > 1:
