@@ -21,6 +21,9 @@ from keras_prune.variables import assign, read, resource_of
 
 __all__ = ["Mask", "MaskConstraint", "Writer", "bind", "mask_of", "release", "select"]
 
+LARGE = 1 << 24
+"""From so many weights on, an array of zeros of a tensor's size is too much to make."""
+
 TOGETHER = 1 << 20
 """Up to so many weights in all, the masks of a session are written by one compiled function."""
 
@@ -52,8 +55,11 @@ def select(mask: Any, weight: Any) -> Any:
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
 
-        # The kernel for equal shapes; that of `where` is made for broadcasting, and a third slower.
-        return tf.raw_ops.Select(condition=mask, x=value, y=tf.zeros_like(value))
+        if math.prod(value.shape) <= LARGE:
+            # The kernel for equal shapes; that of `where` is made for broadcasting, and a third slower.
+            return tf.raw_ops.Select(condition=mask, x=value, y=tf.zeros_like(value))
+        # As fast on a large tensor, and no zeros of its size beside it.
+        return tf.where(mask, value, tf.zeros((), value.dtype))
     return ops.where(mask, value, ops.zeros_like(value))
 
 

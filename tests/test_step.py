@@ -6,6 +6,7 @@ import pytest
 from keras import layers
 
 import keras_prune as kp
+from keras_prune import masks
 
 NEVER = kp.schedules.OneShot(0.5, step=10**6)
 X = np.random.default_rng(0).standard_normal((40, 6)).astype("float32")
@@ -103,3 +104,13 @@ def test_bad_values_are_named():
         kp.L1(-1)
     with pytest.raises(ValueError, match="no strength to ramp"):
         kp.ClipGradients(gamma=1, ramp=NEVER)
+
+
+@pytest.mark.parametrize("large", [0, 1 << 24], ids=["large", "small"])
+def test_selection_leaves_positive_zeros_whatever_was_there(monkeypatch, large):
+    monkeypatch.setattr(masks, "LARGE", large)
+    weight = np.array([[-1.0, 2.0], [np.nan, -np.inf]], dtype=np.float32)
+    kept = np.array([[False, True], [False, False]])
+    found = keras.ops.convert_to_numpy(masks.select(kept, weight))
+    np.testing.assert_array_equal(found, [[0.0, 2.0], [0.0, 0.0]])
+    assert not np.signbit(found).any()
