@@ -3,8 +3,11 @@
     python -m benchmarks.dense_blocks
 
 For zeros in 1x4 blocks and for single zeros: time against the dense file, largest error against the Keras model as a
-share of its output's scale, and size, raw and after gzip. Files run in turn, each once to bring its weights into the
-caches and once timed; ratios are medians over the rounds; one thread. Then the speed of the encoder itself.
+share of its output's scale, and size, raw and after gzip. Files run in turn; ratios are medians over the rounds; one
+thread. "warm": each runs once to bring its weights into the caches, and is then timed; "cold": the caches are filled
+with something else before each run, as in a program that does other work between two predictions. The dense weights
+are 17 MB: on a processor with a last-level cache of less, the first is like the second. Then the speed of the encoder
+itself.
 """
 
 from __future__ import annotations
@@ -70,6 +73,7 @@ def sizes(zeros: str, block: int, seconds: float, sessions: int) -> tuple[list[l
             "stock converter": stock(model, sparse=True),
         }
     times = measure(files, feed, seconds=seconds, sessions=sessions)
+    cold = measure(files, feed, seconds=seconds, sessions=sessions, cold=True)
     dense = files["dense"]
     rows = []
     met = len(files["ours"]) / len(dense) <= ASKED_SIZE[zeros]
@@ -81,6 +85,8 @@ def sizes(zeros: str, block: int, seconds: float, sessions: int) -> tuple[list[l
                 f"{zeros}, {name}",
                 f"{1000 * statistics.median(times[name]):.3f}",
                 f"{gain:.2f} x",
+                f"{1000 * statistics.median(cold[name]):.3f}",
+                f"{ratio(cold['dense'], cold[name]):.2f} x",
                 f"{error(content, feed, wanted):.1e}",
                 f"{len(content):,}",
                 f"{len(content) / len(dense):.3f}",
@@ -121,13 +127,23 @@ def main(arguments: list[str] | None = None) -> int:
     speeds = encoder_speed()
     all_met = all_met and min(speeds.values()) >= ASKED_SPEED
     caption = (
-        f"Asked of ours: at least {ASKED_GAIN:g} x for 1x4 blocks; at most "
+        f"Asked of ours: at least {ASKED_GAIN:g} x for 1x4 blocks, warm; at most "
         + " and ".join(f"{share:g} of the dense bytes for {zeros}" for zeros, share in ASKED_SIZE.items())
         + f". Encoder: {', '.join(f'{speed:.0f} MB/s for {zeros}' for zeros, speed in speeds.items())}, asked "
         f"{ASKED_SPEED:g}. {'All met' if all_met else 'NOT ALL MET'}.\n"
         + machine("ai-edge-litert", "tensorflow", "keras")
     )
-    columns = ["90 % zeros, file", "ms", "gain", "error", "bytes", "of dense", "of dense, gzip"]
+    columns = [
+        "90 % zeros, file",
+        "ms, warm",
+        "gain",
+        "ms, cold",
+        "gain",
+        "error",
+        "bytes",
+        "of dense",
+        "of dense, gzip",
+    ]
     print_table("Dense(1024) x 4", columns, rows, caption)
     return int(not all_met)
 

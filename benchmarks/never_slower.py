@@ -58,6 +58,10 @@ BLOCKS = {"single": 1, "1x4": 4, "1x16": 16}
 ASKED_DENSE, ASKED_BEST = 1.03, 1.05
 LAYERS = 3
 
+OTHER = 2**27
+"""Bytes that are read to fill the caches with something else."""
+
+
 GAINS_ROWS = {None: (1, 4, 16, 196), "int8": (1, 4, 196)}
 GAINS_CHAINS = ((256, 3), (512, 3), (1024, 3), (1024, 10))
 GAINS = {
@@ -128,8 +132,15 @@ def exported(case: Case, model: keras.Model) -> bytes:
         return path.read_bytes()
 
 
-def measure(files: Mapping[str, bytes], feed: Any, *, seconds: float, sessions: int) -> dict[str, list[float]]:
-    """Return the times of each file's runs, in seconds, by round."""
+def measure(
+    files: Mapping[str, bytes], feed: Any, *, seconds: float, sessions: int, cold: bool = False
+) -> dict[str, list[float]]:
+    """Return the times of each file's runs, in seconds, by round.
+
+    Each file runs once to bring its weights into the caches, and is then timed; with `cold`, the caches are filled with
+    something else instead.
+    """
+    other = np.ones(OTHER // 8) if cold else np.ones(0)
     times: dict[str, list[float]] = {name: [] for name in files}
     draw = random.Random(0)
     for _ in range(sessions):
@@ -142,8 +153,11 @@ def measure(files: Mapping[str, bytes], feed: Any, *, seconds: float, sessions: 
             done += 1
             draw.shuffle(order)
             for name in order:
-                session, count = loaded[name], repeats[name]
-                session.invoke()
+                session, count = loaded[name], 1 if cold else repeats[name]
+                if cold:
+                    other.sum()
+                else:
+                    session.invoke()
                 start = time.perf_counter()
                 for _ in range(count):
                     session.invoke()
