@@ -4,17 +4,18 @@ TensorFlow's converter takes five times a model's memory: it keeps the constants
 written. A kernel of one value throughout costs it next to nothing, so each large kernel goes in as a value of its own,
 its mark, by which the constant that the converter made of it is found and replaced.
 
-The converter computes with some kernels: it multiplies a scale into one, and what is added before one, times the
-kernel, into the bias behind it. A scaled mark is none any more; and marks are so large that what was computed from one
-is out of all proportion. Either way the model is converted whole. What could slip through is a sum of exactly zero, and
-that the verification of the file would find.
+That is right only if the converter computes nothing with a kernel, and it does compute with some. It multiplies a
+scale into one; it carries what is added before a kernel over to the bias behind it, times the kernel; and it computes
+once and for all what does not depend on the inputs. So a model is taken apart only if each multiplication with a large
+kernel has on its left something that depends on the inputs and to which nothing constant was added last, and if as
+many operators of the file read a mark as of the model: a scaled mark is none any more. Else it is converted whole.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import keras
@@ -32,10 +33,14 @@ WORTH_WHILE = 2**24
 SMALLEST, STEP = 2.0**97, 2.0**-20
 """The marks: the first, and their relative distance; exact in float32 for as many kernels as a file can hold."""
 SUSPICIOUS = 2.0**60
-"""Size from which a constant counts as computed from a mark."""
+"""Size from which a constant counts as computed from a mark, besides all else."""
 
 READERS = {"MatMul": ("transpose_a", "transpose_b"), "BatchMatMulV2": ("adj_x", "adj_y")}
 """The operations that a kernel may be the right side of, as it is."""
+SUMS = {"Add", "AddV2", "AddN", "BiasAdd", "Sub", "FusedBatchNorm", "FusedBatchNormV2", "FusedBatchNormV3"}
+"""The operations that add something."""
+TRANSPARENT = {"Identity", "Reshape", "Squeeze", "ExpandDims", "Transpose", "Cast", "StopGradient", "Mul", "RealDiv"}
+"""The operations through which a sum is still one, scaled at most."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +52,8 @@ class Hollow:
     """
 
     kernels: tuple[keras.Variable, ...] = ()
+    uses: list[int] = field(default_factory=list)
+    """How often each kernel is multiplied with, once the model was called."""
 
     @classmethod
     def of(cls, model: keras.Model) -> Hollow:
@@ -68,16 +75,18 @@ class Hollow:
         import tensorflow as tf
 
         marks = [tf.fill(tuple(kernel.shape), np.float32(_mark(i))) for i, kernel in enumerate(self.kernels)]
+        given = {id(tensor.op) for tensor in keras.tree.flatten(inputs)}
         scope = keras.StatelessScope(state_mapping=list(zip(self.kernels, marks, strict=True)))
         with scope:
             outputs = model(inputs, training=False)
-        if len(scope.state_mapping) > len(marks) or not all(_is_multiplied_with(mark) for mark in marks):
+        if len(scope.state_mapping) > len(marks) or not all(_is_only_multiplied_with(mark, given) for mark in marks):
             raise ExportError(
                 f"model '{model.name}'",
                 "must only multiply with its large kernels, and write to no variable, to be converted without them",
                 "another use",
                 "Convert it whole.",
             )
+        self.uses[:] = [len(mark.consumers()) for mark in marks]
         return outputs
 
     def fill(self, file: Any) -> bool:
@@ -99,21 +108,21 @@ class Hollow:
                 for slot, index in enumerate(operator.inputs if operator.inputs is not None else []):
                     if index >= 0:
                         readers[subgraph.tensors[index].buffer].append((operator_name(file, operator), slot))
-        found = set()
+        found = [0] * len(self.kernels)
         for buffer, tensor in tensors.items():
             values = constant(file, tensor)
             if values is None or values.dtype != np.float32 or not values.size:
                 continue
             which = self._which(values)
             if which is None:
-                if max(values.max(), -values.min()) > SUSPICIOUS:
+                if not np.abs(values).max() <= SUSPICIOUS:  # nor NaN
                     return False
                 continue
             if set(readers[buffer]) != {("FULLY_CONNECTED", 1)}:
                 return False
             np.copyto(values, read(self.kernels[which]).T)
-            found.add(which)
-        return len(found) == len(self.kernels)
+            found[which] += len(readers[buffer])
+        return found == self.uses
 
     def _which(self, values: Any) -> int | None:
         """Return which kernel's mark a float32 constant is throughout."""
@@ -132,12 +141,43 @@ def _bytes(kernel: keras.Variable) -> int:
     return 4 * int(np.prod(kernel.shape))
 
 
-def _is_multiplied_with(mark: Any) -> bool:
+def _is_only_multiplied_with(mark: Any, given: set[int]) -> bool:
+    """Return whether all that is done with a mark is to multiply with it what the converter cannot know.
+
+    Args:
+        mark: As it is traced.
+        given: Ids of the operations that give the model's inputs.
+    """
     readers: Sequence[Any] = mark.consumers()
     return bool(readers) and all(
         reader.type in READERS
         and reader.inputs[1] is mark
-        and reader.inputs[0] is not mark
         and not any(reader.get_attr(flag) for flag in READERS[reader.type])
+        and _depends_on(reader.inputs[0], given)
+        and not _ends_in_constant_sum(reader.inputs[0], given)
         for reader in readers
     )
+
+
+def _depends_on(tensor: Any, given: set[int]) -> bool:
+    seen: set[int] = set()
+    waiting = [tensor.op]
+    while waiting:
+        operation = waiting.pop()
+        if id(operation) in given:
+            return True
+        if id(operation) not in seen:
+            seen.add(id(operation))
+            waiting += [each.op for each in operation.inputs]
+    return False
+
+
+def _ends_in_constant_sum(tensor: Any, given: set[int]) -> bool:
+    """Return whether something constant is added in the last step that makes a tensor, scaled or not."""
+    operation = tensor.op
+    while operation.type in TRANSPARENT:
+        moving = [each for each in operation.inputs if _depends_on(each, given)]
+        if len(moving) != 1:
+            return False
+        operation = moving[0].op
+    return operation.type in SUMS and not all(_depends_on(each, given) for each in operation.inputs)

@@ -62,6 +62,51 @@ def linear():
     return keras.Sequential([keras.Input((16,)), first, second])
 
 
+def cancelling():
+    """The same, where what is carried over sums up to zero with a kernel of one value."""
+    model = linear()
+    model.layers[0].bias.assign(np.tile([0.5, -0.5], 8))
+    return model
+
+
+def shifted():
+    """A batch normalization that only shifts, by as much up as down."""
+    norm = kl.BatchNormalization(epsilon=0.0)
+    model = keras.Sequential([keras.Input((16,)), kl.Dense(16, activation="relu"), norm, kl.Dense(16)])
+    norm.beta.assign(np.tile([0.5, -0.5], 8))
+    return model
+
+
+def scaled():
+    """A kernel that is used as it is, and once more with a scale that the converter multiplies into it."""
+    entry = keras.Input((16,))
+    dense = kl.Dense(16, use_bias=False)
+    return keras.Model(entry, [dense(entry), kl.Rescaling(1e-12)(dense(kl.ReLU()(entry)))])
+
+
+@keras.saving.register_keras_serializable("tests")
+class Default(kl.Layer):
+    """What a layer makes of a learned value, for samples that are all zero."""
+
+    def __init__(self, dense, **kwargs):
+        super().__init__(**kwargs)
+        self.dense = dense
+
+    def build(self, shape):
+        self.value = self.add_weight(shape=(1, shape[-1]), initializer="random_normal")
+        self.dense.build(shape)
+
+    def call(self, x):
+        empty = keras.ops.all(x == 0, axis=-1, keepdims=True)
+        return keras.ops.where(empty, self.dense(keras.ops.convert_to_tensor(self.value)), self.dense(x))
+
+
+def constant():
+    """A kernel that the converter multiplies a constant with, in a branch that the data need not reach."""
+    entry = keras.Input((16,))
+    return keras.Model(entry, Default(kl.Dense(16, activation="tanh"))(entry))
+
+
 @keras.saving.register_keras_serializable("tests")
 class Tied(kl.Layer):
     """Multiplies with a Dense layer's kernel the other way round."""
@@ -128,12 +173,22 @@ def test_the_file_is_that_of_the_whole_model(taken, monkeypatch):
     np.testing.assert_array_equal(answers[0], answers[1])
 
 
-@pytest.mark.parametrize("make", [with_normalization, linear, tied], ids=lambda make: make.__name__)
+@pytest.mark.parametrize(
+    "make", [with_normalization, linear, cancelling, shifted, scaled, constant, tied], ids=lambda make: make.__name__
+)
 def test_what_does_not_fit_is_converted_whole(taken, make, tmp_path):
     feed = np.random.default_rng(1).standard_normal((4, 16), dtype=np.float32)
     report = export(make(), tmp_path / "model.tflite", data=feed)
     assert taken == [False]
     assert report.verification.max_relative < 1e-6
+
+
+def test_what_is_added_that_depends_on_the_input_too_is_no_hindrance(taken):
+    entry = keras.Input((16,))
+    x = kl.LayerNormalization()(kl.Add()([kl.Dense(16, activation="relu")(entry), entry]))
+    model = keras.Model(entry, kl.Dense(16)(x))
+    file_of(model)
+    assert taken == [True]
 
 
 def test_a_model_that_writes_to_a_variable_is_not_taken_apart():
