@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import sys
 import warnings
+import zipfile
+import zlib
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +15,7 @@ import typer
 
 from tflite_export.convert import export as export_model
 from tflite_export.errors import ExportError
+from tflite_export.file.atomic import check_apart
 from tflite_export.inputs import SAMPLES
 from tflite_export.inspection import inspect as inspect_source
 from tflite_export.loading import open_source
@@ -71,6 +74,7 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Export a model as a sparse .tflite that is verified in the runtime."""
+    check_apart({"the data": data, "path": path, "golden": golden})
     report = export_model(
         model,
         path,
@@ -173,7 +177,7 @@ def load_data(path: Path | None) -> Any:
             return loaded
         arrays = dict(loaded)
         return next(iter(arrays.values())) if len(arrays) == 1 else arrays
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ExportError(
             f"'{path}'",
             "must be a .npy or .npz of numbers",

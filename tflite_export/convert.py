@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import replace
 from math import prod
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -17,7 +18,7 @@ from tflite_export.dense import make_dense, may_run_sparse
 from tflite_export.eligibility import Weight
 from tflite_export.errors import ExportError
 from tflite_export.file import flatbuffer
-from tflite_export.file.atomic import check_writable, write_atomically
+from tflite_export.file.atomic import check_apart, check_writable, write_atomically
 from tflite_export.golden import golden_of, write_golden
 from tflite_export.inputs import SAMPLES, Inputs
 from tflite_export.loading import open_source
@@ -29,6 +30,7 @@ from tflite_export.quantize import (
     FLOAT32,
     NumberType,
     check_calibration,
+    check_tolerance,
     resolve_number_type,
 )
 from tflite_export.reference import Reference
@@ -116,10 +118,13 @@ def export(
         ('1x4 blocks', 0.0)
     """
     device, kind = resolve_target(target), resolve_number_type(quantize)
-    _check_choices(device, kind, data, optimize, tune)
+    _check_choices(device, kind, data, optimize, tune, tolerance)
     for place in (path, golden, c_array):
         if place is not None:
             check_writable(place)
+    sources = {f"c_array's {end}": None if c_array is None else Path(c_array).with_suffix(end) for end in (".cc", ".h")}
+    given = model if isinstance(model, (str, os.PathLike)) else None
+    check_apart({"the model": given, "path": path, "golden": golden, **sources})
     source = open_source(model, signature_key)
     check_size(((name, values.shape) for name, values in source.variables()), kind)
     signature = source.signature(data)
@@ -130,10 +135,11 @@ def export(
     names = names_of(source, kind)
     size = 4 * source.model.count_params() if source.model is not None else 0
     release(size)
-    # Micro knows fixed shapes only.
-    batch_size = 1 if device is MCU and batch_size is None else batch_size
-    dense = make_dense(source, signature, batch_size, kind, collected, device)
+    fixed = device is MCU and batch_size is None
+    dense = make_dense(source, signature, 1 if fixed else batch_size, kind, collected, device)
     converted = dense.converted
+    if fixed:
+        converted = replace(converted, notes=("batch fixed to 1: TensorFlow Lite Micro knows fixed shapes only",))
     reference = replace(reference, input_names=converted.inputs, output_names=converted.outputs)
     release(size)
     matches = match_kernels(dense.kernels, found := weights_of(converted, names, reference))
@@ -175,7 +181,9 @@ def export(
     )
 
 
-def _check_choices(target: Target, kind: NumberType, data: Any, optimize: str, tune: bool) -> None:
+def _check_choices(
+    target: Target, kind: NumberType, data: Any, optimize: str, tune: bool, tolerance: float | None
+) -> None:
     """Refuse choices that are not known or do not go together.
 
     Raises:
@@ -183,6 +191,7 @@ def _check_choices(target: Target, kind: NumberType, data: Any, optimize: str, t
     """
     if optimize not in ("speed", "size"):
         raise ExportError("optimize", "must be 'speed' or 'size'", repr(optimize), "Choose one of these.")
+    check_tolerance(tolerance)
     if target.quantize is not None and kind.name not in target.quantize:
         raise ExportError(
             f"target '{target.name}'",

@@ -61,6 +61,14 @@ def collect_inputs(model: keras.Model, signature: Signature, data: Any = None, s
     leaves = _leaves_of_arrays(data, signature)
     if leaves is None:
         leaves = _leaves_of_batches(data, signature, samples)
+    for leaf, spec in zip(leaves, signature.inputs, strict=True):
+        if np.ndim(leaf) == 0:
+            raise ExportError(
+                f"data for input '{spec.name}'",
+                "must have samples along its first dimension",
+                "a single number",
+                "Pass an array [samples, ...].",
+            )
     arrays = tuple(_fit(leaf[:samples], spec) for leaf, spec in zip(leaves, signature.inputs, strict=True))
     counts = {len(array) for array in arrays}
     if len(counts) != 1 or counts == {0}:

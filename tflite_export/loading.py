@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,13 @@ def open_source(model: Any, signature_key: str | None = None) -> Source:
         >>> [spec.name for spec in source.signature().inputs]
         ['x']
     """
+    if signature_key is not None and not _is_saved_model(model):
+        raise ExportError(
+            "signature_key",
+            "names a signature of a SavedModel",
+            f"{signature_key!r} for another model",
+            "Leave it out.",
+        )
     if isinstance(model, keras.Model):
         return KerasSource(model)
     if _is_tf_keras(model):
@@ -45,11 +53,13 @@ def open_source(model: Any, signature_key: str | None = None) -> Source:
             "A model of another library is saved as a SavedModel first.",
         )
     path = Path(model)
-    if path.suffix == ".keras":
+    if path.suffix in (".keras", ".h5", ".hdf5") and not path.exists():
+        raise ExportError(f"'{path}'", "must exist", "no such file", "Check the path.")
+    if path.suffix == ".keras" and path.is_file():
         return KerasSource(_load(path))
     if path.suffix in (".h5", ".hdf5"):
         return KerasSource(_load_h5(path))
-    if (path / "saved_model.pb").is_file():
+    if _is_saved_model(path):
         return FunctionSource.load(path, signature_key)
     raise ExportError(
         f"'{path}'",
@@ -57,6 +67,10 @@ def open_source(model: Any, signature_key: str | None = None) -> Source:
         "a folder without saved_model.pb" if path.is_dir() else path.suffix or "no suffix",
         "Save the model by model.save('model.keras') or model.export('folder').",
     )
+
+
+def _is_saved_model(model: Any) -> bool:
+    return isinstance(model, (str, os.PathLike)) and (Path(model) / "saved_model.pb").is_file()
 
 
 def _is_tf_keras(model: Any) -> bool:
@@ -120,6 +134,10 @@ def _load_h5(path: Path) -> keras.Model:
 
 
 def _load(path: Path, called: Path | None = None) -> keras.Model:
+    if called is None and not zipfile.is_zipfile(path):
+        raise ExportError(
+            f"'{path}'", "must be a .keras file", "no zip archive: damaged, or cut short", "Save it again."
+        )
     try:
         model: keras.Model = keras.saving.load_model(path, compile=False, safe_mode=True)
     except Exception as error:  # Keras raises anything from ValueError to BadZipFile

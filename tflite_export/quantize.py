@@ -107,6 +107,16 @@ def number_type_of(model: Any) -> NumberType:
     return FLOAT16 if names.FLOAT16 in read else FLOAT32
 
 
+def check_tolerance(tolerance: float | None) -> None:
+    """Refuse a tolerance that is no share of an output's scale.
+
+    Raises:
+        ExportError: It is negative, infinite or not a number.
+    """
+    if tolerance is not None and not 0 <= tolerance < float("inf"):
+        raise ExportError("tolerance", "must be a share from 0 up, and finite", tolerance, "Leave it out, or 1e-3.")
+
+
 def check_calibration(kind: NumberType, data: Any) -> None:
     """Refuse a number type that needs a representative data set without one.
 

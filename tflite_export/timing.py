@@ -301,9 +301,32 @@ def matching_names(sessions: list[Session], what: str) -> list[list[str]]:
     return matching
 
 
+def _feed(array: Any, detail: Any, name: str) -> NDArray[Any]:
+    """Return a given array in the type of an input, which it must fit."""
+    subject, wanted = f"data for input '{name}'", [int(size) for size in detail["shape_signature"][1:]]
+    try:
+        feed = np.asarray(array).astype(detail["dtype"])
+    except (TypeError, ValueError) as error:
+        raise ExportError(subject, "must be numbers", str(error), "Convert it first.") from error
+    shape = feed.shape[1:]
+    fits = len(shape) == len(wanted) and all(w in (-1, s) for s, w in zip(shape, wanted, strict=True))
+    if feed.ndim == 0 or not len(feed) or not fits:
+        known = ", ".join("any" if size < 0 else str(size) for size in wanted)
+        raise ExportError(
+            subject, f"must have the shape ('samples', {known}), of one sample or more", feed.shape, "Reshape it."
+        )
+    if feed.dtype.kind == "f" and np.isnan(feed).any():
+        raise ExportError(subject, "must hold no NaN", f"{int(np.isnan(feed).sum())} of them", "Clean the data.")
+    return feed
+
+
 def feeds_for(session: Session, names: list[str], batch: int, data: Any) -> list[NDArray[Any]]:
     """Return an array for each input: the given ones in its type, or drawn ones."""
     if data is not None:
+        if isinstance(data, dict) and set(data) != set(names):
+            raise ExportError(
+                "data", f"must be named as the inputs, {names}", sorted(map(str, data)), "Name the arrays so."
+            )
         arrays = (
             [data[name] for name in names]
             if isinstance(data, dict)
@@ -318,9 +341,15 @@ def feeds_for(session: Session, names: list[str], batch: int, data: Any) -> list
                 f"{len(arrays)} arrays",
                 "Pass a dictionary by name.",
             )
-        return [
-            np.asarray(array, dtype=session.inputs[name]["dtype"]) for array, name in zip(arrays, names, strict=True)
-        ]
+        given = [_feed(array, session.inputs[name], name) for array, name in zip(arrays, names, strict=True)]
+        if len({len(array) for array in given}) != 1:
+            raise ExportError(
+                "data",
+                "every input needs the same number of samples",
+                [len(array) for array in given],
+                "Check the first dimension of each array.",
+            )
+        return given
     rng = np.random.default_rng(SEED)
     feeds = []
     for name in names:

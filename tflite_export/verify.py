@@ -15,7 +15,7 @@ from tflite_export.file import flatbuffer
 from tflite_export.inputs import SAMPLES
 from tflite_export.loading import open_source
 from tflite_export.measure import OutputError, measure, scale_of
-from tflite_export.quantize import FLOAT32, NumberType, number_type_of
+from tflite_export.quantize import FLOAT32, NumberType, check_tolerance, number_type_of
 from tflite_export.reference import Reference
 from tflite_export.runtime import Session, load
 from tflite_export.runtimes.isolation import IsolatedSession
@@ -147,6 +147,7 @@ def verify(
             ...
         tflite_export.errors.ExportError: 'missing.tflite': must be a readable file. Received: No such ...
     """
+    check_tolerance(tolerance)
     subject = os.fspath(path)
     content = load(path)
     kind = number_type_of(flatbuffer.read(content, subject))

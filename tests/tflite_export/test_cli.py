@@ -57,8 +57,8 @@ def test_an_error_is_one_line_and_code_1(saved, tmp_path, run):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("cut.keras", b"PK\x03\x04", "must load in safe mode"),
-        ("none.keras", None, "must load in safe mode"),
+        ("cut.keras", b"PK\x03\x04", "must be a .keras file"),
+        ("none.keras", None, "must exist"),
         ("model.h5", b"", "must load in safe mode"),
         ("model.bin", b"", "must be a .keras file, a .h5 file, or the folder of a SavedModel"),
     ],
@@ -98,3 +98,58 @@ def test_help_names_the_commands():
     assert result.exit_code == 0
     for command in ("export", "verify", "bench"):
         assert command in result.output
+
+
+@pytest.mark.parametrize(
+    ("out", "options", "lost"),
+    [
+        ("model.keras", (), "the model"),
+        ("model.tflite", ("--golden", "x.npy"), "the data"),
+        ("model.tflite", ("--golden", "model.tflite"), "path"),
+        ("model.cc", ("--c-array", "model"), "path"),
+    ],
+)
+def test_nothing_is_written_over_what_is_read_or_written(saved, tmp_path, run, out, options, lost):
+    places = [tmp_path / option if not option.startswith("-") else option for option in options]
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    code, _, err = run("export", saved, tmp_path / out, "--data", tmp_path / "x.npy", *places)
+    assert code == 1
+    assert f"must be another file than {lost}, or one is lost" in err
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("command", ["export", "bench"])
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"PK\x03\x04xxx", "must be a .npy or .npz of numbers"),
+        (np.float32(1.0), None),
+        (np.zeros((3, 5), "f4"), "must have the shape ('samples', "),
+        (np.zeros((0, 64), "f4"), None),
+        (np.full((2, 64), np.nan, "f4"), "must hold no NaN"),
+        (np.full((2, 64), "a"), None),
+    ],
+    ids=["damaged", "scalar", "shape", "empty", "nan", "text"],
+)
+def test_wrong_data_are_one_line_and_code_1(saved, tmp_path, run, command, data, message):
+    file = tmp_path / ("data.npz" if isinstance(data, bytes) else "data.npy")
+    if isinstance(data, bytes):
+        file.write_bytes(data)
+    else:
+        np.save(file, data)
+    if command == "export":
+        code, _, err = run("export", saved, tmp_path / "out.tflite", "--data", file)
+    else:
+        assert run("export", saved, tmp_path / "model.tflite", "--data", tmp_path / "x.npy")[0] == 0
+        code, _, err = run("bench", tmp_path / "model.tflite", "--data", file)
+    assert code == 1
+    assert err.startswith("error: ")
+    assert "Traceback" not in err
+    assert message is None or message in err
+
+
+@pytest.mark.parametrize("tolerance", ["-1", "nan", "inf"])
+def test_a_tolerance_that_is_none_is_refused_before_work_begins(saved, tmp_path, run, tolerance):
+    code, _, err = run("export", saved, tmp_path / "out.tflite", f"--tolerance={tolerance}")
+    assert code == 1
+    assert "tolerance: must be a share from 0 up, and finite" in err

@@ -61,12 +61,25 @@ def test_code_in_a_file_is_not_run(tmp_path, file):
         open_source(tmp_path / file)
 
 
-@pytest.mark.parametrize("name", ["model.keras", "model.h5", "none.keras", "none.h5"])
-def test_damaged_and_missing_files_are_refused(tmp_path, name):
+@pytest.mark.parametrize(
+    ("name", "rule"),
+    [
+        ("model.keras", r"must be a \.keras file\. Received: no zip archive"),
+        ("model.h5", r"must load in safe mode\. Received: "),
+        ("none.keras", "must exist"),
+        ("none.h5", "must exist"),
+    ],
+)
+def test_damaged_and_missing_files_are_refused(tmp_path, name, rule):
     if name.startswith("model"):
         (tmp_path / name).write_bytes(b"not a model")
-    with pytest.raises(ExportError, match=rf"{name}': must load in safe mode\. Received: "):
+    with pytest.raises(ExportError, match=rf"{name}': {rule}"):
         open_source(tmp_path / name)
+
+
+def test_a_signature_is_named_of_a_saved_model_only(net):
+    with pytest.raises(ExportError, match="signature_key: names a signature of a SavedModel"):
+        open_source(net, "serve")
 
 
 @pytest.mark.parametrize(

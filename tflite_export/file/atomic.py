@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+from collections.abc import Mapping
 from pathlib import Path
 
 from tflite_export.errors import ExportError
@@ -23,6 +24,30 @@ def check_writable(path: str | os.PathLike[str]) -> None:
         raise ExportError(subject, "its folder must exist", f"'{target.parent}'", "Make the folder, or choose another.")
     if not os.access(target.parent, os.W_OK | os.X_OK):
         raise ExportError(subject, "its folder must be writable", f"'{target.parent}'", "Choose another folder.")
+
+
+def check_apart(places: Mapping[str, str | os.PathLike[str] | None]) -> None:
+    """Refuse places of which one would be written over another.
+
+    Args:
+        places: What is read or written, by its name in messages; None for what there is none of.
+
+    Raises:
+        ExportError: Two are the same file.
+    """
+    seen: dict[str, str] = {}
+    for name, place in places.items():
+        if place is None:
+            continue
+        real = os.path.realpath(place)
+        if real in seen:
+            raise ExportError(
+                f"{name} '{os.fspath(place)}'",
+                f"must be another file than {seen[real]}, or one is lost",
+                "the same",
+                "Choose another name.",
+            )
+        seen[real] = name
 
 
 def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
