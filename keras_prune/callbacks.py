@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
@@ -14,9 +15,9 @@ from keras_prune.growth import Growth
 from keras_prune.names import resolve_allocation, resolve_criterion, resolve_growth, resolve_pattern
 from keras_prune.pruner import Recipe
 from keras_prune.schedules import Schedule, Threshold
-from keras_prune.scope import Scope, Skipped
+from keras_prune.scope import Scope, Skipped, check_scope
 from keras_prune.session import Session
-from keras_prune.step import Part
+from keras_prune.step import Part, check_parts
 from keras_prune.stepping import SteppedCallback
 
 __all__ = ["DynamicPruning", "GradientPruning", "Pruning", "PruningCallback", "ThresholdPruning"]
@@ -58,19 +59,13 @@ class PruningCallback(SteppedCallback[Session]):
     ) -> None:
         super().__init__()
         name = type(self).__name__
-        if not isinstance(schedule, Schedule):
-            raise TypeError(
-                f"{name}: schedule must be a keras_prune.schedules.Schedule. Received: {schedule!r} of type "
-                f"{type(schedule).__name__}. For a fixed sparsity write schedules.ConstantSparsity({schedule!r})."
-            )
-        for part in parts:
-            if not isinstance(part, Part):
-                raise TypeError(f"{name}: each of parts must be a keras_prune.Part. Received: {part!r}")
+        check_schedule(name, schedule)
+        check_scope(name, scope)
         check_data(name, recipe.criterion)
         self.recipe = recipe
         self.schedule = schedule
         self.scope = scope if scope is not None else Scope()
-        self.parts = tuple(parts)
+        self.parts = check_parts(name, parts)
         self.target = None if target is None else resolve_device(target)
 
     @abstractmethod
@@ -121,15 +116,32 @@ class PruningCallback(SteppedCallback[Session]):
         )
 
 
+def check_schedule(name: str, schedule: Any) -> None:
+    """Refuse what is no schedule."""
+    if not isinstance(schedule, Schedule):
+        raise TypeError(
+            f"{name}: schedule must be a keras_prune.schedules.Schedule. Received: {schedule!r} of type "
+            f"{type(schedule).__name__}. For a fixed sparsity write schedules.ConstantSparsity({schedule!r})."
+        )
+
+
 def check_data(name: str, criterion: criteria.Criterion, *, training: bool = True) -> None:
     """Refuse a criterion without data whose statistics neither training nor the tensor itself can give."""
     served = frozenset({"seed", "synflow"}) | (criteria.FROM_TRAINING if training else frozenset())
-    if not criterion.needs <= served and getattr(criterion, "data", None) is None:
-        kind = type(criterion).__name__
+    if criterion.needs <= served or getattr(criterion, "data", None) is not None:
+        return
+    kind, missing = type(criterion).__name__, sorted(criterion.needs - served)
+    if not any(field.name == "data" for field in dataclasses.fields(criterion)):
         raise ValueError(
-            f"{name}: {kind} takes {sorted(criterion.needs - served)} from data. Received: data=None. "
-            f"Write criteria.{kind}(data=x) with a few hundred samples."
+            f"{name}: {kind} takes {missing} from training. Received: no training. "
+            f"Use a callback: model.fit(..., callbacks=[keras_prune.GradientPruning(schedule, {kind}())])."
         )
+    gradients = criteria.FROM_TRAINING | {"hessian_gradient"}
+    example = "(x, y)" if criterion.needs & gradients else "x"
+    raise ValueError(
+        f"{name}: {kind} takes {missing} from data. Received: data=None. "
+        f"Write criteria.{kind}(data={example}) with a few hundred samples."
+    )
 
 
 class Pruning(PruningCallback):
@@ -148,7 +160,8 @@ class Pruning(PruningCallback):
         allocation: how much each tensor gives: "global", "uniform", "erk", "lamp", a mapping of paths (or regular
             expressions) to targets, or an instance, `keras_prune.allocation`.
         scope: which tensors, `keras_prune.Scope`; None for all kernels.
-        parts: gradient clipping and objectives that act in the step, `keras_prune.ClipGradients`, `keras_prune.L1`.
+        parts: gradient clipping and objectives that act in the step, `keras_prune.ClipGradients`, `keras_prune.L1`; one
+            or several.
         target: the device that the model is for: "android", "ios", "arm64", "web", "x86" (`keras_prune.devices`). It
             chooses the tensors in which its runtime skips zeros, and the pattern of each; None for all kernels.
 
@@ -232,6 +245,16 @@ class ThresholdPruning(PruningCallback):
         if on not in self.MEASURES:
             raise ValueError(f"ThresholdPruning: on must be one of {self.MEASURES}. Received: on={on!r}")
         self.on = on
+        if on == "activation" and data is None:
+            raise ValueError(
+                "ThresholdPruning: on='activation' is measured on data. Received: data=None. "
+                "Give a few hundred samples: data=x."
+            )
+        if isinstance(threshold, Schedule) and not isinstance(threshold, Threshold):
+            raise TypeError(
+                "ThresholdPruning: threshold must be a number or a schedules.Threshold. Received: "
+                f"{threshold}, which gives a sparsity. Use Pruning for it."
+            )
         if not isinstance(threshold, Threshold):
             first = frequency if on == "gradient" and data is None else 0
             threshold = Threshold(threshold, begin_step=first, frequency=frequency)
@@ -338,6 +361,7 @@ class DynamicPruning(PruningCallback):
         target: str | Device | None = None,
     ) -> None:
         chosen = resolve_pattern(pattern)
+        check_schedule("DynamicPruning", schedule)
         if schedule.gives == "threshold":
             raise ValueError(
                 f"DynamicPruning: the schedule must give a sparsity. Received: {schedule}. The two thresholds of "

@@ -16,8 +16,8 @@ from keras import layers as kl
 from keras.saving import register_keras_serializable
 
 from keras_prune.patterns import Block, ByPath, Pattern, Unstructured
-from keras_prune.pruner import Recipe
-from keras_prune.scope import Scope, Skipped, Survey, Target
+from keras_prune.pruner import Recipe, check_shape
+from keras_prune.scope import Scope, Skipped, Survey, Target, check_scope
 from keras_prune.strategy import Strategy
 
 __all__ = ["DEVICES", "Device", "choose_tensors"]
@@ -147,8 +147,13 @@ def choose_tensors(
     Raises:
         ValueError: the device is unknown, or both a device and a pattern are given.
     """
+    check_scope(subject, scope)
     survey = (scope if scope is not None else Scope()).survey(model)
     if target is None:
+        # Before anything is bound to the model.
+        for each in survey.targets:
+            shape = each.layout.canonical_shape(each.variable.shape)
+            check_shape(recipe.pattern.at(each.path), each.path, shape)
         return survey, recipe
     device = resolve_device(target)
     if recipe.pattern != Unstructured():

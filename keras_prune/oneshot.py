@@ -9,7 +9,7 @@ import keras
 from keras_prune import statistics
 from keras_prune.callbacks import check_data
 from keras_prune.devices import Device, choose_tensors
-from keras_prune.masks import Mask, bind
+from keras_prune.masks import Mask, bind, mask_of, release
 from keras_prune.names import resolve_allocation, resolve_criterion, resolve_pattern
 from keras_prune.pruner import Recipe, Tensor, masks_at_sparsity
 from keras_prune.scope import Scope, Target
@@ -63,16 +63,22 @@ def prune(
     check_data("prune", recipe.criterion, training=False)
     survey, recipe = choose_tensors(model, scope, recipe, target, "prune")
     targets = survey.targets
+    untouched = [target.variable for target in targets if mask_of(target.variable) is None]
     with strategy_scope(model):
         state = TrainingState.of(model)
         masks = [bind(target, state) for target in targets]
     rounds = recipe.criterion.rounds
-    for i in range(1, rounds + 1):
-        share = sparsity if i == rounds else 1.0 - (1.0 - sparsity) ** (i / rounds)
-        tensors = _tensors(model, targets, masks, recipe)
-        values = masks_at_sparsity(tensors, recipe, share, final=sparsity)
-        for mask, value in zip(masks, values, strict=True):
-            mask.write(value)
+    try:
+        for i in range(1, rounds + 1):
+            share = sparsity if i == rounds else 1.0 - (1.0 - sparsity) ** (i / rounds)
+            tensors = _tensors(model, targets, masks, recipe)
+            values = masks_at_sparsity(tensors, recipe, share, final=sparsity)
+            for mask, value in zip(masks, values, strict=True):
+                mask.write(value)
+    except BaseException:
+        for variable in untouched:
+            release(variable)
+        raise
     return model
 
 

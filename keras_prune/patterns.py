@@ -18,7 +18,7 @@ import numpy.typing as npt
 from keras.saving import register_keras_serializable
 
 from keras_prune.selection import all_but_smallest
-from keras_prune.strategy import Strategy, check_fraction, fits
+from keras_prune.strategy import Strategy, check_fraction, fits, to_integers
 
 __all__ = ["Block", "ByPath", "Channel", "Filter", "NofM", "Pattern", "Unstructured"]
 
@@ -168,6 +168,7 @@ class Block(Pattern):
     pooling: str = "mean"
 
     def __post_init__(self) -> None:
+        to_integers(self, "rows", "cols")
         if self.rows < 1 or self.cols < 1:
             raise ValueError(f"Block: rows and cols must be 1 or more. Received: Block({self.rows}, {self.cols})")
         _check_pooling(self, self.pooling)
@@ -224,6 +225,7 @@ class NofM(Pattern):
     m: int
 
     def __post_init__(self) -> None:
+        to_integers(self, "n", "m")
         if not 1 <= self.n < self.m:
             raise ValueError(f"NofM: n must be from 1 to m - 1. Received: NofM({self.n}, {self.m})")
 

@@ -34,7 +34,7 @@ def plot_sparsity(sparsities: Mapping[str, float], path: Path, *, mean: float | 
     axes.set_xticks(range(0, 101, 20))
     axes.set_xlabel("zeros, %")
     axes.grid(axis="x", color=FAINT, linewidth=0.8)
-    figure.savefig(path)
+    _save(figure, path)
 
 
 def plot_amounts(amounts: Mapping[str, float], path: Path, *, label: str) -> None:
@@ -49,7 +49,7 @@ def plot_amounts(amounts: Mapping[str, float], path: Path, *, label: str) -> Non
     axes.set_xlim(0, 1.18 * max(amounts.values()))
     axes.set_xlabel(label)
     axes.grid(axis="x", color=FAINT, linewidth=0.8)
-    figure.savefig(path)
+    _save(figure, path)
 
 
 def _bars(values: Mapping[str, float], form: str) -> tuple[Any, Any]:
@@ -114,7 +114,23 @@ def plot_history(
     axes.legend(frameon=False, labelcolor=INK, loc="best")
     if title:
         axes.set_title(title, loc="left", color=INK)
-    figure.savefig(path)
+    _save(figure, path)
+
+
+def _save(figure: Any, path: Path) -> None:
+    """Write a figure.
+
+    Raises:
+        OSError: the path cannot be written. ValueError: its ending is no format.
+    """
+    try:
+        figure.savefig(path)
+    except (OSError, ValueError) as error:
+        kind = OSError if isinstance(error, OSError) else ValueError
+        raise kind(
+            f"The plot cannot be written to {os.fspath(path)!r}: {error}. "
+            "Choose a folder that exists and may be written, and an ending such as .png, .svg or .pdf."
+        ) from error
 
 
 def _figure(height: float) -> tuple[Any, Any]:

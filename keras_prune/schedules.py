@@ -10,11 +10,12 @@ from __future__ import annotations
 import dataclasses
 import math
 from abc import abstractmethod
+from collections.abc import Iterable
 from typing import ClassVar
 
 from keras.saving import register_keras_serializable
 
-from keras_prune.strategy import Strategy, check_fraction
+from keras_prune.strategy import Strategy, check_fraction, integer, to_integers, to_numbers
 
 __all__ = [
     "ConstantSparsity",
@@ -114,6 +115,8 @@ class _Ramp(Schedule):
 
     def __post_init__(self) -> None:
         name = type(self).__name__
+        to_integers(self, "begin_step", "end_step", "frequency")
+        to_numbers(self, "initial_sparsity", "final_sparsity")
         check_fraction(f"{name}: initial_sparsity", self.initial_sparsity)
         check_fraction(f"{name}: final_sparsity", self.final_sparsity)
         if self.initial_sparsity > self.final_sparsity:
@@ -168,6 +171,7 @@ class PolynomialDecay(_Ramp):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        to_numbers(self, "power")
         if not self.power > 0:
             raise ValueError(f"PolynomialDecay: power must be positive. Received: power={self.power}")
 
@@ -247,6 +251,8 @@ class ConstantSparsity(Schedule):
     frequency: int = 100
 
     def __post_init__(self) -> None:
+        to_integers(self, "begin_step", "end_step", "frequency")
+        to_numbers(self, "sparsity")
         check_fraction("ConstantSparsity: sparsity", self.sparsity)
         _check_steps(self, self.begin_step, self.end_step, self.frequency)
 
@@ -276,6 +282,8 @@ class OneShot(Schedule):
     step: int = 0
 
     def __post_init__(self) -> None:
+        to_integers(self, "step")
+        to_numbers(self, "sparsity")
         check_fraction("OneShot: sparsity", self.sparsity)
         if self.step < 0:
             raise ValueError(f"OneShot: step must be 0 or more. Received: step={self.step}")
@@ -324,6 +332,8 @@ class Iterative(Schedule):
     rewind_to: int | None = None
 
     def __post_init__(self) -> None:
+        to_integers(self, "rounds", "interval", "begin_step", "rewind_to")
+        to_numbers(self, "sparsity")
         check_fraction("Iterative: sparsity", self.sparsity)
         _check_steps(self, self.begin_step, None, 1)
         if self.rounds < 1 or self.interval < 1:
@@ -378,8 +388,12 @@ class Piecewise(Schedule):
     frequency: int = 100
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "steps", tuple(self.steps))
+        for name in ("steps", "sparsities"):
+            if not isinstance(getattr(self, name), Iterable):
+                raise TypeError(f"Piecewise: {name} must be a sequence. Received: {name}={getattr(self, name)!r}")
+        object.__setattr__(self, "steps", tuple(integer("Piecewise: each of steps", step) for step in self.steps))
         object.__setattr__(self, "sparsities", tuple(self.sparsities))
+        to_integers(self, "frequency")
         if not self.steps or len(self.steps) != len(self.sparsities):
             raise ValueError(
                 "Piecewise: steps and sparsities must be of one length, 1 or more. "
@@ -387,6 +401,7 @@ class Piecewise(Schedule):
             )
         for value in self.sparsities:
             check_fraction("Piecewise: each of sparsities", value)
+        object.__setattr__(self, "sparsities", tuple(map(float, self.sparsities)))
         if list(self.steps) != sorted(set(self.steps)) or self.steps[0] < 0:
             raise ValueError(f"Piecewise: steps must increase from 0 or more. Received: steps={self.steps}")
         if list(self.sparsities) != sorted(self.sparsities):
@@ -455,6 +470,10 @@ class Threshold(Schedule):
     relative_to: str | None = None
 
     def __post_init__(self) -> None:
+        to_integers(self, "begin_step", "end_step", "frequency")
+        if self.value is None:
+            raise TypeError("Threshold: value must be a number. Received: value=None")
+        to_numbers(self, "value", "final_value")
         for name in ("value", "final_value"):
             bound = getattr(self, name)
             if bound is not None and not (bound >= 0 and math.isfinite(bound)):

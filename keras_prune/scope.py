@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar
 
 import keras
@@ -16,7 +16,7 @@ from keras.saving import register_keras_serializable
 
 from keras_prune.strategy import Strategy, fits
 
-__all__ = ["Layout", "Scope", "Skipped", "Survey", "Target"]
+__all__ = ["Layout", "Scope", "Skipped", "Survey", "Target", "check_scope"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,10 +54,13 @@ class Layout:
 
     def to_canonical(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Return `array` as `[..., in, out]`; a view where the axes stand in order already."""
-        shape = array.shape
-        size = [math.prod(shape[a] for a in axes) for axes in (self.inputs, self.outputs)]
         moved = array.transpose(self.space + self.inputs + self.outputs)
-        return moved.reshape([shape[a] for a in self.space] + size)
+        return moved.reshape(self.canonical_shape(array.shape))
+
+    def canonical_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """Return the shape `[..., in, out]` of a kernel of `shape`."""
+        sizes = (math.prod(shape[a] for a in axes) for axes in (self.inputs, self.outputs))
+        return (*(shape[a] for a in self.space), *sizes)
 
     def from_canonical(self, array: npt.NDArray[Any], shape: tuple[int, ...]) -> npt.NDArray[Any]:
         """Undo `to_canonical` for a kernel of `shape`."""
@@ -204,6 +207,9 @@ class Scope(Strategy):
                 object.__setattr__(self, field, (value,))
             elif value is not None:
                 object.__setattr__(self, field, tuple(value))
+            for key in getattr(self, field) or ():
+                fits(key, "")  # refuses a mistake in it
+        fits(self.names, "")
 
     def survey(self, model: keras.Layer, *, may_be_empty: bool = False) -> Survey:
         """Sort the variables of a built model into targets and skipped ones.
@@ -216,6 +222,11 @@ class Scope(Strategy):
             ValueError: the model is not built, a pattern matches no variable, or nothing is left to prune (with the
             reasons).
         """
+        if not isinstance(model, keras.Layer):
+            raise TypeError(
+                f"The model must be a Keras model or layer. Received: {model!r} of type {type(model).__name__}. "
+                "A file is loaded first: keras.saving.load_model(path)."
+            )
         if not model.weights and not model.built:
             raise ValueError(
                 f"{type(model).__name__} {model.name!r} has no weights yet, so there is nothing to prune. "
@@ -358,3 +369,12 @@ def _plain_reason(layer: Any, variable: keras.Variable) -> str:
     if state and ("lora" in variable.name or "scale" in variable.name):
         return state
     return f"{kind} has no kernel of this name"
+
+
+def check_scope(name: str, scope: Any) -> None:
+    """Refuse what is no scope."""
+    if scope is not None and not isinstance(scope, Scope):
+        raise TypeError(
+            f"{name}: scope must be a keras_prune.Scope, or None. Received: {scope!r}. "
+            f"For tensors by path write Scope(include={scope!r})."
+        )

@@ -198,6 +198,7 @@ class Session(SteppedSession):
                     values = weight != 0
                     self._resumed = True
             mask.put(np.array(values))
+        self._refuse_lost_weights()
         self._warn_of_lost_state(begun)
         if begun and not self._resumed and self._step >= self.schedule.last_step and self.schedule.final > 0:
             warnings.warn(
@@ -205,6 +206,16 @@ class Session(SteppedSession):
                 f"{self._step} steps already, so nothing will be pruned. Steps are the optimizer's iterations: compile "
                 f"the model again to count from 0, or begin the schedule at {self._step}.",
                 stacklevel=2,
+            )
+
+    def _refuse_lost_weights(self) -> None:
+        rewind = self.schedule.rewind_step
+        if rewind is not None and self._step > rewind and "rewind:0" not in self._state.arrays:
+            raise ValueError(
+                f"{_name(self.owner)}: the weights of step {rewind}, to which the schedule rewinds, are not known: the "
+                f"optimizer has done {self._step} steps. Load the file of an earlier run by keras_prune.load_model, "
+                "which brings them along; or compile the model again to count from 0; or set rewind_to to "
+                f"{self._step} or later."
             )
 
     def _warn_of_lost_state(self, begun: bool) -> None:

@@ -17,9 +17,9 @@ from keras.saving import register_keras_serializable
 from keras_prune.masks import select
 from keras_prune.schedules import Schedule
 from keras_prune.state import StepPart
-from keras_prune.strategy import Strategy
+from keras_prune.strategy import Strategy, to_numbers
 
-__all__ = ["L1", "ActivePart", "ClipGradients", "HiddenWeights", "Part", "dense", "merge"]
+__all__ = ["L1", "ActivePart", "ClipGradients", "HiddenWeights", "Part", "check_parts", "dense", "merge"]
 
 _register = register_keras_serializable(package="keras_prune")
 
@@ -114,6 +114,24 @@ class Part(Strategy):
         return ActivePart(self, weights, level, optimizer)
 
 
+def check_parts(name: str, parts: Part | Sequence[Part]) -> tuple[Part, ...]:
+    """Return the parts of a callback; a single one may stand for itself.
+
+    Raises:
+        TypeError: one is no part, or its ramp is no schedule.
+    """
+    found = (parts,) if isinstance(parts, Part) else tuple(parts)
+    for part in found:
+        if not isinstance(part, Part):
+            raise TypeError(f"{name}: each of parts must be a keras_prune.Part. Received: {part!r}")
+        if part.ramp is not None and not isinstance(part.ramp, Schedule):
+            raise TypeError(
+                f"{name}: the ramp of a part must be a keras_prune.schedules.Schedule, or None. Received: "
+                f"{type(part).__name__}(ramp={part.ramp!r})"
+            )
+    return found
+
+
 @_register
 @dataclasses.dataclass(frozen=True)
 class ClipGradients(Part):
@@ -131,6 +149,7 @@ class ClipGradients(Part):
     gamma: float = 1.0
 
     def __post_init__(self) -> None:
+        to_numbers(self, "gamma")
         if not self.gamma > 0:
             raise ValueError(f"ClipGradients: gamma must be above 0. Received: gamma={self.gamma}")
         if self.ramp is not None:
@@ -172,6 +191,7 @@ class L1(Part):
     proximal: bool = False
 
     def __post_init__(self) -> None:
+        to_numbers(self, "strength")
         if not self.strength >= 0:
             raise ValueError(f"L1: strength must be 0 or more. Received: strength={self.strength}")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import numbers
 import re
 from collections.abc import Mapping
 from typing import Any, ClassVar, TypeVar
@@ -92,18 +93,87 @@ def resolve(value: Any, base: type[S], names: Mapping[str, type[S]]) -> S:
     if isinstance(value, str):
         if value not in names:
             near = difflib.get_close_matches(value, names, n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
+            hint = f" Did you mean {near[0]!r}?" if near else _by_class(value, base)
             raise ValueError(f"Unknown {base.kind}: {value!r}. Known names: {sorted(names)}.{hint}")
         return names[value]()
+    hint = f" Write {value.__name__}(...)." if isinstance(value, type) and issubclass(value, base) else ""
     raise TypeError(
         f"A {base.kind} is one of the names {sorted(names)} or an instance of {base.__name__}. "
-        f"Received: {value!r} of type {type(value).__name__}"
+        f"Received: {value!r} of type {type(value).__name__}.{hint}"
     )
+
+
+def _by_class(name: str, base: type[Strategy]) -> str:
+    """Say how a strategy is written that needs arguments, and so has no name; nothing where there is none."""
+    waiting = [base]
+    while waiting:
+        found = waiting.pop()
+        waiting += found.__subclasses__()
+        if found.__name__.lower() == name.lower().replace("_", ""):
+            arguments = [
+                f"{field.name}=..."
+                for field in dataclasses.fields(found)
+                if field.name == "data" or (field.default is field.default_factory is dataclasses.MISSING)
+            ]
+            return f" It is written as an instance: {found.__name__}({', '.join(arguments)})."
+    return ""
 
 
 def fits(key: str, path: str) -> bool:
     """Say whether a key names a tensor: it is its path, or a regular expression that matches the whole of it."""
-    return key == path or re.fullmatch(key, path) is not None
+    if key == path:
+        return True
+    try:
+        return re.fullmatch(key, path) is not None
+    except re.error as error:
+        raise ValueError(
+            f"{key!r} must be a path, or a regular expression that matches whole paths. Received one with a mistake: "
+            f"{error}. A dot or a bracket that stands for itself is written with a backslash."
+        ) from error
+
+
+def to_integers(strategy: Strategy, *names: str) -> None:
+    """Make plain integers of fields, NumPy's too; None stays.
+
+    Raises:
+        ValueError: a number that is not whole. TypeError: no number.
+    """
+    for name in names:
+        value = getattr(strategy, name)
+        if value is not None:
+            object.__setattr__(strategy, name, integer(f"{type(strategy).__name__}: {name}", value))
+
+
+def integer(subject: str, value: Any) -> int:
+    """Return a whole number as a plain integer.
+
+    Example:
+        >>> integer("Linear: end_step", 70.5)
+        Traceback (most recent call last):
+            ...
+        ValueError: Linear: end_step must be a whole number. Received: 70.5. Write int(...) around it.
+    """
+    if isinstance(value, numbers.Integral) and not isinstance(value, bool):
+        return int(value)
+    if isinstance(value, numbers.Real) and not isinstance(value, bool):
+        raise ValueError(f"{subject} must be a whole number. Received: {value!r}. Write int(...) around it.")
+    raise TypeError(f"{subject} must be a whole number. Received: {value!r} of type {type(value).__name__}")
+
+
+def to_numbers(strategy: Strategy, *names: str) -> None:
+    """Make plain floats of fields, NumPy's too, and leave integers and None.
+
+    Raises:
+        TypeError: no number.
+    """
+    for name in names:
+        value = getattr(strategy, name)
+        if value is None or type(value) in (int, float):
+            continue
+        if not isinstance(value, numbers.Real) or isinstance(value, bool):
+            subject, kind = f"{type(strategy).__name__}: {name}", type(value).__name__
+            raise TypeError(f"{subject} must be a number. Received: {value!r} of type {kind}")
+        object.__setattr__(strategy, name, float(value))
 
 
 def check_fraction(subject: str, value: float, *, below_one: bool = True) -> None:
@@ -113,7 +183,7 @@ def check_fraction(subject: str, value: float, *, below_one: bool = True) -> Non
         ValueError: naming the subject, the rule and the value; a value in (1, 100] is taken for a percentage.
     """
     top = "1)" if below_one else "1]"
-    ok = isinstance(value, int | float) and 0.0 <= value <= 1.0 and (value < 1.0 or not below_one)
+    ok = isinstance(value, numbers.Real) and 0.0 <= value <= 1.0 and (value < 1.0 or not below_one)
     if not ok:
         hint = f" Sparsities are fractions: for {value} % write {value / 100}." if _is_percentage(value) else ""
         raise ValueError(f"{subject} must be a fraction in [0, {top}. Received: {value!r}.{hint}")

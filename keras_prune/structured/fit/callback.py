@@ -9,7 +9,7 @@ import keras
 
 from keras_prune.schedules import PolynomialDecay, Schedule
 from keras_prune.scope import Skipped
-from keras_prune.step import Part
+from keras_prune.step import Part, check_parts
 from keras_prune.stepping import SteppedCallback
 from keras_prune.strategy import check_fraction
 from keras_prune.structured.choice import OPTIONS
@@ -106,9 +106,7 @@ class StructuredPruning(SteppedCallback[StructuredSession]):
                 f"StructuredPruning: {type(chosen).__name__} is taken on data. Received: data=None. "
                 "Give a few hundred samples: data=(x, y)."
             )
-        for part in parts:
-            if not isinstance(part, Part):
-                raise TypeError(f"StructuredPruning: each of parts must be a keras_prune.Part. Received: {part!r}")
+        parts = check_parts("StructuredPruning", parts)
         if sum(isinstance(part, GrowingRegularisation) for part in parts) > 1:
             raise ValueError(f"StructuredPruning: one GrowingRegularisation at most. Received: parts={list(parts)}")
         kept = (frozen,) if isinstance(frozen, str) else tuple(frozen)
@@ -124,7 +122,7 @@ class StructuredPruning(SteppedCallback[StructuredSession]):
             max_share,
             kept,
         )
-        self.parts = tuple(parts)
+        self.parts = parts
         self.input_shape = input_shape
 
     def __repr__(self) -> str:
