@@ -61,7 +61,6 @@ LAYERS = 3
 OTHER = 2**27
 """Bytes that are read to fill the caches with something else."""
 
-
 GAINS_ROWS = {None: (1, 4, 16, 196), "int8": (1, 4, 196)}
 GAINS_CHAINS = ((256, 3), (512, 3), (1024, 3), (1024, 10))
 GAINS = {
@@ -153,11 +152,9 @@ def measure(
             done += 1
             draw.shuffle(order)
             for name in order:
-                session, count = loaded[name], 1 if cold else repeats[name]
-                if cold:
-                    other.sum()
-                else:
-                    session.invoke()
+                session = loaded[name]
+                count, before = (1, other.sum) if cold else (repeats[name], session.invoke)
+                before()
                 start = time.perf_counter()
                 for _ in range(count):
                     session.invoke()

@@ -63,7 +63,7 @@ def prune(
     check_data("prune", recipe.criterion, training=False)
     survey, recipe = choose_tensors(model, scope, recipe, target, "prune")
     targets = survey.targets
-    untouched = [target.variable for target in targets if mask_of(target.variable) is None]
+    had_none = [mask_of(target.variable) is None for target in targets]
     with strategy_scope(model):
         state = TrainingState.of(model)
         masks = [bind(target, state) for target in targets]
@@ -76,8 +76,10 @@ def prune(
             for mask, value in zip(masks, values, strict=True):
                 mask.write(value)
     except BaseException:
-        for variable in untouched:
-            release(variable)
+        # A mask that holds zeros of an earlier round stays with them.
+        for mask, new in zip(masks, had_none, strict=True):
+            if new and not mask.zeros:
+                release(mask.target.variable)
         raise
     return model
 

@@ -6,7 +6,7 @@ import pytest
 from keras import layers
 
 import keras_prune as kp
-from keras_prune import criteria, masks, patterns, schedules
+from keras_prune import criteria, masks, oneshot, patterns, schedules
 
 X = np.random.default_rng(0).standard_normal((32, 8)).astype("float32")
 Y = np.random.default_rng(1).standard_normal((32, 4)).astype("float32")
@@ -91,6 +91,26 @@ def test_a_refused_call_leaves_nothing_on_the_model(model, pattern):
         kp.prune(model, 0.5, criteria.Taylor(data=X))
     assert [masks.mask_of(variable) for variable in model.weights] == [None] * 4
     assert all(variable.constraint is None for variable in model.weights)
+
+
+def test_what_earlier_rounds_pruned_stays_masked_when_a_later_one_fails(model, monkeypatch):
+    calls = []
+
+    def fails_later(*arguments, **options):
+        calls.append(1)
+        if len(calls) == 3:
+            raise RuntimeError("no data")
+        return masks_at_sparsity(*arguments, **options)
+
+    masks_at_sparsity = oneshot.masks_at_sparsity
+    monkeypatch.setattr(oneshot, "masks_at_sparsity", fails_later)
+    with pytest.raises(RuntimeError, match="no data"):
+        kp.prune(model, 0.5, "synflow")
+    for layer in model.layers:
+        kept = masks.mask_of(layer.kernel)
+        zeros = np.asarray(layer.kernel) == 0
+        assert zeros.sum() == (0 if kept is None else (~kept).sum())
+    assert any((np.asarray(layer.kernel) == 0).any() for layer in model.layers)
 
 
 def test_weights_to_rewind_to_are_known_or_asked_for(model):

@@ -119,12 +119,7 @@ def export(
     """
     device, kind = resolve_target(target), resolve_number_type(quantize)
     _check_choices(device, kind, data, optimize, tune, tolerance)
-    for place in (path, golden, c_array):
-        if place is not None:
-            check_writable(place)
-    sources = {f"c_array's {end}": None if c_array is None else Path(c_array).with_suffix(end) for end in (".cc", ".h")}
-    given = model if isinstance(model, (str, os.PathLike)) else None
-    check_apart({"the model": given, "path": path, "golden": golden, **sources})
+    _check_places(model, path, golden, c_array)
     source = open_source(model, signature_key)
     check_size(((name, values.shape) for name, values in source.variables()), kind)
     signature = source.signature(data)
@@ -207,6 +202,25 @@ def _check_choices(
             "Leave tune=False to read the target's table.",
         )
     check_calibration(kind, data)
+
+
+def _check_places(
+    model: Any,
+    path: str | os.PathLike[str],
+    golden: str | os.PathLike[str] | None,
+    c_array: str | os.PathLike[str] | None,
+) -> None:
+    """Refuse places that cannot be written, or of which one would be written over another.
+
+    Raises:
+        ExportError: With the first of them.
+    """
+    for place in (path, golden, c_array):
+        if place is not None:
+            check_writable(place)
+    sources = {f"c_array's {end}": None if c_array is None else Path(c_array).with_suffix(end) for end in (".cc", ".h")}
+    given = model if isinstance(model, (str, os.PathLike)) else None
+    check_apart({"the model": given, "path": path, "golden": golden, **sources})
 
 
 def check_size(variables: Iterable[tuple[str, tuple[int, ...]]], kind: NumberType = FLOAT32) -> None:

@@ -14,8 +14,7 @@ many operators of the file read a mark as of the model: a scaled mark is none an
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import keras
@@ -43,17 +42,16 @@ TRANSPARENT = {"Identity", "Reshape", "Squeeze", "ExpandDims", "Transpose", "Cas
 """The operations through which a sum is still one, scaled at most."""
 
 
-@dataclass(frozen=True, eq=False)
 class Hollow:
-    """Kernels that stay out of a conversion.
+    """Kernels that stay out of one conversion: the model is called with marks in their place, then the file filled.
 
     Args:
         kernels: [in, out] each, of Dense layers.
     """
 
-    kernels: tuple[keras.Variable, ...] = ()
-    uses: list[int] = field(default_factory=list)
-    """How often each kernel is multiplied with, once the model was called."""
+    def __init__(self, kernels: tuple[keras.Variable, ...]) -> None:
+        self.kernels = kernels
+        self._uses: list[int] = []
 
     @classmethod
     def of(cls, model: keras.Model) -> Hollow:
@@ -75,18 +73,18 @@ class Hollow:
         import tensorflow as tf
 
         marks = [tf.fill(tuple(kernel.shape), np.float32(_mark(i))) for i, kernel in enumerate(self.kernels)]
-        given = {id(tensor.op) for tensor in keras.tree.flatten(inputs)}
         scope = keras.StatelessScope(state_mapping=list(zip(self.kernels, marks, strict=True)))
         with scope:
             outputs = model(inputs, training=False)
-        if len(scope.state_mapping) > len(marks) or not all(_is_only_multiplied_with(mark, given) for mark in marks):
+        moving = _computed_from(keras.tree.flatten(inputs))
+        if len(scope.state_mapping) > len(marks) or not all(_is_only_multiplied_with(mark, moving) for mark in marks):
             raise ExportError(
                 f"model '{model.name}'",
                 "must only multiply with its large kernels, and write to no variable, to be converted without them",
                 "another use",
                 "Convert it whole.",
             )
-        self.uses[:] = [len(mark.consumers()) for mark in marks]
+        self._uses = [len(mark.consumers()) for mark in marks]
         return outputs
 
     def fill(self, file: Any) -> bool:
@@ -122,7 +120,7 @@ class Hollow:
                 return False
             np.copyto(values, read(self.kernels[which]).T)
             found[which] += len(readers[buffer])
-        return found == self.uses
+        return found == self._uses
 
     def _which(self, values: Any) -> int | None:
         """Return which kernel's mark a float32 constant is throughout."""
@@ -141,43 +139,41 @@ def _bytes(kernel: keras.Variable) -> int:
     return 4 * int(np.prod(kernel.shape))
 
 
-def _is_only_multiplied_with(mark: Any, given: set[int]) -> bool:
+def _computed_from(tensors: Iterable[Any]) -> set[str]:
+    """Return the names of the operations that give tensors, and of all that depend on these."""
+    names: set[str] = set()
+    waiting = [tensor.op for tensor in tensors]
+    while waiting:
+        operation = waiting.pop()
+        if operation.name not in names:
+            names.add(operation.name)
+            waiting += [reader for output in operation.outputs for reader in output.consumers()]
+    return names
+
+
+def _is_only_multiplied_with(mark: Any, moving: set[str]) -> bool:
     """Return whether all that is done with a mark is to multiply with it what the converter cannot know.
 
     Args:
         mark: As it is traced.
-        given: Ids of the operations that give the model's inputs.
+        moving: Names of the operations that depend on the model's inputs.
     """
     readers: Sequence[Any] = mark.consumers()
     return bool(readers) and all(
         reader.type in READERS
         and reader.inputs[1] is mark
         and not any(reader.get_attr(flag) for flag in READERS[reader.type])
-        and _depends_on(reader.inputs[0], given)
-        and not _ends_in_constant_sum(reader.inputs[0], given)
+        and reader.inputs[0].op.name in moving
+        and not _ends_in_constant_sum(reader.inputs[0].op, moving)
         for reader in readers
     )
 
 
-def _depends_on(tensor: Any, given: set[int]) -> bool:
-    seen: set[int] = set()
-    waiting = [tensor.op]
-    while waiting:
-        operation = waiting.pop()
-        if id(operation) in given:
-            return True
-        if id(operation) not in seen:
-            seen.add(id(operation))
-            waiting += [each.op for each in operation.inputs]
-    return False
-
-
-def _ends_in_constant_sum(tensor: Any, given: set[int]) -> bool:
-    """Return whether something constant is added in the last step that makes a tensor, scaled or not."""
-    operation = tensor.op
+def _ends_in_constant_sum(operation: Any, moving: set[str]) -> bool:
+    """Return whether something constant is added in the last step that an operation ends, scaled or not."""
     while operation.type in TRANSPARENT:
-        moving = [each for each in operation.inputs if _depends_on(each, given)]
-        if len(moving) != 1:
+        before = [each.op for each in operation.inputs if each.op.name in moving]
+        if len(before) != 1:
             return False
-        operation = moving[0].op
-    return operation.type in SUMS and not all(_depends_on(each, given) for each in operation.inputs)
+        operation = before[0]
+    return operation.type in SUMS and not all(each.op.name in moving for each in operation.inputs)

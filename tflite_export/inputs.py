@@ -61,23 +61,8 @@ def collect_inputs(model: keras.Model, signature: Signature, data: Any = None, s
     leaves = _leaves_of_arrays(data, signature)
     if leaves is None:
         leaves = _leaves_of_batches(data, signature, samples)
-    for leaf, spec in zip(leaves, signature.inputs, strict=True):
-        if np.ndim(leaf) == 0:
-            raise ExportError(
-                f"data for input '{spec.name}'",
-                "must have samples along its first dimension",
-                "a single number",
-                "Pass an array [samples, ...].",
-            )
-    arrays = tuple(_fit(leaf[:samples], spec) for leaf, spec in zip(leaves, signature.inputs, strict=True))
-    counts = {len(array) for array in arrays}
-    if len(counts) != 1 or counts == {0}:
-        raise ExportError(
-            "data",
-            "every input needs the same number of samples, at least one",
-            sorted(counts),
-            "Check the first dimension of each array.",
-        )
+    arrays = tuple(_fit(leaf, spec, samples) for leaf, spec in zip(leaves, signature.inputs, strict=True))
+    check_counts(arrays)
     return Inputs(arrays, drawn=False)
 
 
@@ -153,8 +138,12 @@ def _leaves_of_batches(data: Any, signature: Signature, samples: int) -> list[ND
     return [np.concatenate(parts) for parts in zip(*taken, strict=True)]
 
 
-def _fit(array: NDArray[Any], spec: InputSpec) -> NDArray[Any]:
-    """Return an array in the type of an input, its shape and values checked."""
+def check_array(array: NDArray[Any], spec: InputSpec) -> None:
+    """Refuse an array that has not the shape of an input, holds NaN, or no numbers.
+
+    Raises:
+        ExportError: It is one.
+    """
     subject = f"data for input '{spec.name}'"
     wanted = ("samples", *("any" if size is None else size for size in spec.shape))
     fits = array.ndim == len(wanted) and all(
@@ -164,14 +153,42 @@ def _fit(array: NDArray[Any], spec: InputSpec) -> NDArray[Any]:
         raise ExportError(subject, f"must have the shape {wanted}", array.shape, "Was the batch dimension left out?")
     if array.dtype.kind == "f" and np.isnan(array).any():
         raise ExportError(subject, "must hold no NaN", f"{int(np.isnan(array).sum())} NaN", "Clean the data.")
-    if array.dtype.kind not in "fiub" or (array.dtype.kind == "f" and np.dtype(spec.dtype).kind in "iub"):
+    if array.dtype.kind not in "fiub":
+        raise _lossy(array, spec)
+
+
+def check_counts(arrays: Iterable[NDArray[Any]]) -> None:
+    """Refuse arrays of different numbers of samples, or of none.
+
+    Raises:
+        ExportError: They are such.
+    """
+    counts = {len(array) for array in arrays}
+    if len(counts) != 1 or counts == {0}:
         raise ExportError(
-            subject,
-            f"must convert to {spec.dtype} without loss",
-            array.dtype.name,
-            f"Cast it to {spec.dtype}.",
+            "data",
+            "every input needs the same number of samples, at least one",
+            sorted(counts),
+            "Check the first dimension of each array.",
         )
+
+
+def _fit(array: NDArray[Any], spec: InputSpec, samples: int) -> NDArray[Any]:
+    """Return the first samples of an array in the type of an input, their shape and values checked."""
+    array = array[:samples] if array.ndim else array
+    check_array(array, spec)
+    if array.dtype.kind == "f" and np.dtype(spec.dtype).kind in "iub":
+        raise _lossy(array, spec)
     return np.ascontiguousarray(array, dtype=spec.dtype)
+
+
+def _lossy(array: NDArray[Any], spec: InputSpec) -> ExportError:
+    return ExportError(
+        f"data for input '{spec.name}'",
+        f"must convert to {spec.dtype} without loss",
+        array.dtype.name,
+        f"Cast it to {spec.dtype}.",
+    )
 
 
 def _draw(model: keras.Model, signature: Signature, samples: int) -> Inputs:

@@ -107,10 +107,10 @@ def _convert_at(
         return batches(calibration, input_names, batch)
 
     made = [make()]
-    if kind is FLOAT32 and (hollow := Hollow.of(made[0])).kernels:
-        found = _convert_hollow(made[0], hollow, signature, batch)
-        if found is not None:
-            return Converted(found[0], batch, input_names, found[1], notes)
+    hollow = _convert_hollow(made[0], signature, batch) if kind is FLOAT32 else None
+    if hollow is not None:
+        content, names = hollow
+        return Converted(content, batch, input_names, names, notes)
     with tempfile.TemporaryDirectory() as folder:
         names, size = _save(made.pop(), folder, signature, batch, kind)
         release(size)
@@ -124,13 +124,16 @@ def _convert_at(
 
 
 def _convert_hollow(
-    model: keras.Model, hollow: Hollow, signature: Signature, batch: int | None
+    model: keras.Model, signature: Signature, batch: int | None
 ) -> tuple[bytes, tuple[str, ...]] | None:
     """Convert a model to float32 without its large kernels, and put them into the file.
 
     Returns:
-        The file and the names of its outputs; None for a model that has to be converted whole.
+        The file and the names of its outputs; None for a model that has none, or has to be converted whole.
     """
+    hollow = Hollow.of(model)
+    if not hollow.kernels:
+        return None
     try:
         with tempfile.TemporaryDirectory() as folder:
             names, size = _save(model, folder, signature, batch, FLOAT32, hollow)

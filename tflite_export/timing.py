@@ -13,12 +13,13 @@ from rich.table import Table
 
 from tflite_export.agreement import AGREEMENT, difference, require_right
 from tflite_export.errors import ExportError
-from tflite_export.inputs import SEED
+from tflite_export.inputs import SEED, check_array, check_counts
 from tflite_export.report import render
 from tflite_export.runtime import Case, Session, load, measure_here
 from tflite_export.runtimes.arm64 import ROUNDS as ARM64_ROUNDS
 from tflite_export.runtimes.arm64 import measure_on_arm64
 from tflite_export.runtimes.web import measure_on_web
+from tflite_export.signature import InputSpec
 from tflite_export.twin import is_sparse, twin
 
 RUNTIMES = ("litert", "web", "arm64")
@@ -301,25 +302,6 @@ def matching_names(sessions: list[Session], what: str) -> list[list[str]]:
     return matching
 
 
-def _feed(array: Any, detail: Any, name: str) -> NDArray[Any]:
-    """Return a given array in the type of an input, which it must fit."""
-    subject, wanted = f"data for input '{name}'", [int(size) for size in detail["shape_signature"][1:]]
-    try:
-        feed = np.asarray(array).astype(detail["dtype"])
-    except (TypeError, ValueError) as error:
-        raise ExportError(subject, "must be numbers", str(error), "Convert it first.") from error
-    shape = feed.shape[1:]
-    fits = len(shape) == len(wanted) and all(w in (-1, s) for s, w in zip(shape, wanted, strict=True))
-    if feed.ndim == 0 or not len(feed) or not fits:
-        known = ", ".join("any" if size < 0 else str(size) for size in wanted)
-        raise ExportError(
-            subject, f"must have the shape ('samples', {known}), of one sample or more", feed.shape, "Reshape it."
-        )
-    if feed.dtype.kind == "f" and np.isnan(feed).any():
-        raise ExportError(subject, "must hold no NaN", f"{int(np.isnan(feed).sum())} of them", "Clean the data.")
-    return feed
-
-
 def feeds_for(session: Session, names: list[str], batch: int, data: Any) -> list[NDArray[Any]]:
     """Return an array for each input: the given ones in its type, or drawn ones."""
     if data is not None:
@@ -341,14 +323,13 @@ def feeds_for(session: Session, names: list[str], batch: int, data: Any) -> list
                 f"{len(arrays)} arrays",
                 "Pass a dictionary by name.",
             )
-        given = [_feed(array, session.inputs[name], name) for array, name in zip(arrays, names, strict=True)]
-        if len({len(array) for array in given}) != 1:
-            raise ExportError(
-                "data",
-                "every input needs the same number of samples",
-                [len(array) for array in given],
-                "Check the first dimension of each array.",
-            )
+        given = []
+        for array, name in zip(map(np.asarray, arrays), names, strict=True):
+            detail = session.inputs[name]
+            free = tuple(None if size < 0 else int(size) for size in detail["shape_signature"][1:])
+            check_array(array, InputSpec(name, free, np.dtype(detail["dtype"]).name))
+            given.append(array.astype(detail["dtype"]))
+        check_counts(given)
         return given
     rng = np.random.default_rng(SEED)
     feeds = []
