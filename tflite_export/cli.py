@@ -13,9 +13,9 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
+from tflite_export.convert import check_places
 from tflite_export.convert import export as export_model
 from tflite_export.errors import ExportError
-from tflite_export.file.atomic import check_apart
 from tflite_export.inputs import SAMPLES
 from tflite_export.inspection import inspect as inspect_source
 from tflite_export.loading import open_source
@@ -74,7 +74,7 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Export a model as a sparse .tflite that is verified in the runtime."""
-    check_apart({"the data": data, "path": path, "golden": golden})
+    check_places({"the data": data}, path, golden, c_array)
     report = export_model(
         model,
         path,

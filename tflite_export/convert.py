@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from math import prod
 from pathlib import Path
@@ -21,7 +21,7 @@ from tflite_export.file import flatbuffer
 from tflite_export.file.atomic import check_apart, check_writable, write_atomically
 from tflite_export.golden import golden_of, write_golden
 from tflite_export.inputs import SAMPLES, Inputs
-from tflite_export.loading import open_source
+from tflite_export.loading import files_of, open_source
 from tflite_export.memory import release
 from tflite_export.plan import Optimize, Plan, check_strict, make_plan
 from tflite_export.quantize import (
@@ -119,7 +119,7 @@ def export(
     """
     device, kind = resolve_target(target), resolve_number_type(quantize)
     _check_choices(device, kind, data, optimize, tune, tolerance)
-    _check_places(model, path, golden, c_array)
+    check_places({"the model": files_of(model)}, path, golden, c_array)
     source = open_source(model, signature_key)
     check_size(((name, values.shape) for name, values in source.variables()), kind)
     signature = source.signature(data)
@@ -204,13 +204,19 @@ def _check_choices(
     check_calibration(kind, data)
 
 
-def _check_places(
-    model: Any,
+def check_places(
+    inputs: Mapping[str, Any],
     path: str | os.PathLike[str],
-    golden: str | os.PathLike[str] | None,
-    c_array: str | os.PathLike[str] | None,
+    golden: str | os.PathLike[str] | None = None,
+    c_array: str | os.PathLike[str] | None = None,
 ) -> None:
-    """Refuse places that cannot be written, or of which one would be written over another.
+    """Refuse places that cannot be written, or of which one would be written over another or over what is read.
+
+    Args:
+        inputs: What is read, by its name in messages: a path, or a list of paths that belong together.
+        path: Of the file.
+        golden: Of the golden file.
+        c_array: Of the C source, whose endings are ours.
 
     Raises:
         ExportError: With the first of them.
@@ -218,9 +224,12 @@ def _check_places(
     for place in (path, golden, c_array):
         if place is not None:
             check_writable(place)
-    sources = {f"c_array's {end}": None if c_array is None else Path(c_array).with_suffix(end) for end in (".cc", ".h")}
-    given = model if isinstance(model, (str, os.PathLike)) else None
-    check_apart({"the model": given, "path": path, "golden": golden, **sources})
+    outputs = {"path": path, "golden": golden}
+    if c_array is not None:
+        for ending in (".cc", ".h"):
+            check_writable(file := Path(c_array).with_suffix(ending))
+            outputs[f"c_array's {ending}"] = file
+    check_apart(inputs, outputs)
 
 
 def check_size(variables: Iterable[tuple[str, tuple[int, ...]]], kind: NumberType = FLOAT32) -> None:

@@ -16,6 +16,9 @@ from tflite_export.keras2 import modernize_h5, strip_tf_keras
 from tflite_export.signature import output_names
 from tflite_export.source import FunctionSource, KerasSource, Source
 
+_FOLDERS = ("variables", "assets", "assets.extra", "debug")
+"""Of a SavedModel."""
+
 
 def open_source(model: Any, signature_key: str | None = None) -> Source:
     """Return what is exported, whatever it comes as.
@@ -67,6 +70,17 @@ def open_source(model: Any, signature_key: str | None = None) -> Source:
         "a folder without saved_model.pb" if path.is_dir() else path.suffix or "no suffix",
         "Save the model by model.save('model.keras') or model.export('folder').",
     )
+
+
+def files_of(model: Any) -> list[Path]:
+    """Return the files that a model is read from: none for an object, all parts of a SavedModel for its folder."""
+    if not isinstance(model, (str, os.PathLike)):
+        return []
+    path = Path(model)
+    if not path.is_dir():
+        return [path]
+    parts = [each for folder in _FOLDERS for each in (path / folder).rglob("*")]
+    return [each for each in (*path.glob("*.pb"), *path.glob("saved_model.*"), *parts) if not each.is_dir()]
 
 
 def _is_saved_model(model: Any) -> bool:
