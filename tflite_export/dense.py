@@ -16,6 +16,7 @@ from tflite_export.inputs import Inputs
 from tflite_export.quantize import NumberType
 from tflite_export.rewrites.heads import HeadsPass
 from tflite_export.rewrites.mirror import MirrorPass
+from tflite_export.rewrites.pooling import PoolingPass
 from tflite_export.rewrites.ranks import lower_pooled_outputs, raise_scalar_constants
 from tflite_export.rewrites.rewrite import Change, rewrite_model
 from tflite_export.signature import Signature
@@ -92,7 +93,8 @@ def _rewritten(
     def make() -> keras.Model:
         plain = source.plain()
         with precision.float32(plain):
-            result = rewrite_model(plain, (HeadsPass(), MirrorPass()), [array[:SAMPLES] for array in data.arrays])
+            few = [array[:SAMPLES] for array in data.arrays]
+            result = rewrite_model(plain, (PoolingPass(), HeadsPass(), MirrorPass()), few)
         # The arrays, not the model: it is let go before the converter runs.
         made.update(changes=result.changes, refusals=result.refusals, kernels=kernels_of(result.model))
         return result.model

@@ -18,6 +18,7 @@ from tflite_export.file import flatbuffer
 from tflite_export.file.integrity import text
 from tflite_export.file.storage import BITS
 from tflite_export.report import render
+from tflite_export.rewrites.pooling import PoolingPass
 from tflite_export.runtime import load
 from tflite_export.signature import signature_of
 from tflite_export.stock import convert
@@ -220,7 +221,8 @@ def _short(name: str) -> str:
 
 
 def _convert(model: keras.Model) -> tuple[bytes, tuple[str, ...]]:
-    plain = strip(model)
+    # As an export writes it: a mean over the whole map is one, however it is written.
+    plain = PoolingPass().apply(strip(model)).model
     with precision.float32(plain):
         signature = signature_of(model)
         if not plain.built:
