@@ -16,6 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from keras_prune.plaintext import printable
+
 __all__ = ["PathError", "check_apart", "check_writable", "replaced", "write_atomically"]
 
 StrPath = str | os.PathLike[str]
@@ -52,7 +54,7 @@ class PathError(ValueError):
 
     def __str__(self) -> str:
         """Return the message as one line."""
-        return f"{self.subject}: {self.rule}. Received: {self.received}. {self.way_out}"
+        return printable(f"{self.subject}: {self.rule}. Received: {self.received}. {self.way_out}")
 
 
 def check_writable(path: StrPath) -> None:

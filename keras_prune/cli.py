@@ -17,6 +17,7 @@ import typer
 
 from keras_prune.oneshot import prune as prune_model
 from keras_prune.patterns import Block
+from keras_prune.plaintext import printable
 from keras_prune.report import report as report_model
 from keras_prune.scope import Scope
 from keras_prune.state import load_model
@@ -84,5 +85,5 @@ def main() -> None:
     try:
         app()
     except (ValueError, TypeError, OSError, ImportError) as error:
-        typer.echo(f"keras-prune: {error}", err=True)
+        typer.echo(printable(f"keras-prune: {error}"), err=True)
         sys.exit(1)

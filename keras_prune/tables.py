@@ -6,8 +6,33 @@ import io
 from typing import Any
 
 from rich.console import Console, Group
+from rich.text import Text
 
-__all__ = ["plain_lines"]
+from keras_prune.plaintext import printable
+
+__all__ = ["plain_lines", "plain_text"]
+
+
+class _PlainConsole(Console):
+    """Renders cells and titles as they can be printed, before it measures them."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(printable(text, lines=False), **options)
+
+
+def plain_text(*parts: Any, width: int) -> str:
+    """Return what `rich` makes of tables and texts, without colours.
+
+    Args:
+        parts: one below the other.
+        width: characters in a line.
+    """
+    stream = io.StringIO()
+    console = _PlainConsole(
+        width=width, file=stream, color_system=None, force_terminal=False, highlight=False, markup=False, emoji=False
+    )
+    console.print(Group(*parts))
+    return printable(stream.getvalue())
 
 
 def plain_lines(*parts: Any, width: int) -> list[str]:
@@ -21,7 +46,4 @@ def plain_lines(*parts: Any, width: int) -> list[str]:
         >>> plain_lines("two words", width=5)
         ['two', 'words']
     """
-    console = Console(width=width, file=io.StringIO(), color_system=None, force_terminal=False, highlight=False)
-    with console.capture() as capture:
-        console.print(Group(*parts))
-    return [line.rstrip() for line in capture.get().splitlines()]
+    return [line.rstrip() for line in plain_text(*parts, width=width).splitlines()]

@@ -6,6 +6,7 @@ from tflite_export.encoding import Encoding
 from tflite_export.errors import ExportError, FlatbufferError
 from tflite_export.golden import Golden, check_golden, read_golden, write_golden_c
 from tflite_export.inspection import Inspection, inspect
+from tflite_export.limits import Limits
 from tflite_export.plan import PlanLine
 from tflite_export.report import ExportReport
 from tflite_export.serve import serve
@@ -22,6 +23,7 @@ __all__ = [
     "FlatbufferError",
     "Golden",
     "Inspection",
+    "Limits",
     "MicroReport",
     "PlanLine",
     "Target",

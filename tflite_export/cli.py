@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import warnings
 import zipfile
@@ -18,6 +19,7 @@ from tflite_export.convert import export as export_model
 from tflite_export.errors import ExportError
 from tflite_export.inputs import SAMPLES
 from tflite_export.inspection import inspect as inspect_source
+from tflite_export.limits import Limits
 from tflite_export.loading import open_source
 from tflite_export.serve import serve as serve_files
 from tflite_export.timing import benchmark
@@ -53,6 +55,13 @@ Files = Annotated[
     list[Path],
     typer.Argument(metavar="FILE.tflite...", help="The first is what the others are compared with."),
 ]
+
+
+Seconds = Annotated[float, typer.Option(help="What one run of a file may take; files are run in a child process.")]
+Memory = Annotated[
+    float, typer.Option(help="GiB of memory that the child process may have; 8 times the files where that is more.")
+]
+SECONDS, GIB = Limits().seconds, Limits().memory / 2**30
 
 
 @app.command()
@@ -116,10 +125,20 @@ def verify(
     samples: Samples = SAMPLES,
     tolerance: Tolerance = None,
     signature_key: SignatureKey = None,
+    seconds: Seconds = SECONDS,
+    memory: Memory = GIB,
     as_json: Json = False,
 ) -> None:
     """Compare a .tflite with the model that it came from."""
-    found = verify_file(path, model, load_data(data), samples=samples, tolerance=tolerance, signature_key=signature_key)
+    found = verify_file(
+        path,
+        model,
+        load_data(data),
+        samples=samples,
+        tolerance=tolerance,
+        signature_key=signature_key,
+        limits=_limits(seconds, memory),
+    )
     show(found, as_json)
 
 
@@ -134,6 +153,8 @@ def bench(
     twins: Annotated[bool, typer.Option(help="Time each sparse file against the same zeros stored dense.")] = False,
     browser: Annotated[bool, typer.Option(help="web: in a headless Chromium instead of Node.")] = False,
     data: Data = None,
+    seconds: Seconds = SECONDS,
+    memory: Memory = GIB,
     as_json: Json = False,
 ) -> None:
     """Time files against each other, interleaved, and compare their outputs."""
@@ -147,6 +168,7 @@ def bench(
         twins=twins,
         browser=browser,
         data=load_data(data),
+        limits=_limits(seconds, memory),
     )
     show(report, as_json)
 
@@ -158,9 +180,23 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 0,
     golden: Annotated[Path | None, typer.Option(help="A golden file: what the files must answer.")] = None,
     data: Data = None,
+    seconds: Seconds = SECONDS,
+    memory: Memory = GIB,
 ) -> None:
     """Serve a page on which any phone measures the files in its own browser."""
-    serve_files(paths, host=host, port=port, data=load_data(data), golden=golden, say=typer.echo)
+    serve_files(
+        paths,
+        host=host,
+        port=port,
+        data=load_data(data),
+        golden=golden,
+        limits=_limits(seconds, memory),
+        say=typer.echo,
+    )
+
+
+def _limits(seconds: float, gib: float) -> Limits:
+    return Limits(seconds, int(gib * 2**30) if math.isfinite(gib) else 0)
 
 
 def load_data(path: Path | None) -> Any:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from keras_prune.plaintext import printable
+
 
 class ExportError(ValueError):
     """A model cannot be exported, or a file cannot be trusted.
 
-    The message reads ``subject: rule. Received: received. way_out``.
+    The message reads ``subject: rule. Received: received. way_out``. It may hold names of a file; what in them would
+    act on a terminal is written as an escape.
 
     Args:
         subject: What is wrong: a tensor, an input, a file.
@@ -30,7 +33,7 @@ class ExportError(ValueError):
 
     def __str__(self) -> str:
         """Return the message as one line."""
-        return f"{self.subject}: {self.rule}. Received: {self.received}. {self.way_out}"
+        return printable(f"{self.subject}: {self.rule}. Received: {self.received}. {self.way_out}")
 
 
 class FlatbufferError(ExportError):

@@ -13,6 +13,7 @@ import numpy as np
 from rich.table import Table
 
 from keras_prune import strip
+from keras_prune.plaintext import printable
 from tflite_export import precision
 from tflite_export.file import flatbuffer
 from tflite_export.file.integrity import text
@@ -149,7 +150,7 @@ class Inspection:
             *self.notes,
             self.summary,
         ]
-        return render(operators) + (render(weights) if self.weights else "") + "\n".join(lines)
+        return printable(render(operators) + (render(weights) if self.weights else "") + "\n".join(lines))
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as a JSON-able dictionary."""

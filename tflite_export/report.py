@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import gzip
-import io
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
+from keras_prune.plaintext import printable
+from keras_prune.tables import plain_text
 from tflite_export.plan import PlanLine
 from tflite_export.rewrites.rewrite import Change
 from tflite_export.tflm.mcu import MicroReport
@@ -122,7 +122,7 @@ class ExportReport:
             *([str(self.micro)] if self.micro else []),
             *self.notes,
         ]
-        return render(table) + "\n".join(footer)
+        return printable(render(table) + "\n".join(footer))
 
     def _rewrites(self) -> list[str]:
         """Return a line for each rewrite, with what it did most often first."""
@@ -151,6 +151,4 @@ class ExportReport:
 
 def render(table: Table) -> str:
     """Return a table as text."""
-    stream = io.StringIO()
-    Console(file=stream, width=WIDTH, highlight=False, markup=False).print(table, markup=False)
-    return stream.getvalue()
+    return plain_text(table, width=WIDTH)

@@ -1,10 +1,10 @@
-"""Run and time .tflite files in the LiteRT runtime of this machine; and what every runtime has in common."""
+"""Run .tflite files in the LiteRT runtime of this machine; and what every runtime has in common."""
 
 from __future__ import annotations
 
 import os
 import platform
-import time
+import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -16,7 +16,7 @@ from ai_edge_litert.interpreter import Interpreter, OpResolverType
 from numpy.typing import NDArray
 
 from tflite_export.errors import ExportError
-from tflite_export.file.flatbuffer import read
+from tflite_export.file.flatbuffer import LARGEST_FILE, read
 
 LARGEST_BATCH = 32
 """Samples that a file with a free batch is given at once."""
@@ -210,9 +210,14 @@ def load(path: str | os.PathLike[str]) -> bytes:
     """Return the bytes of a file.
 
     Raises:
-        ExportError: It cannot be read.
+        ExportError: It cannot be read, is a device or a pipe, or is larger than a .tflite or a golden file can be.
     """
     try:
+        found = os.stat(path)
+        if not stat.S_ISREG(found.st_mode) or found.st_size > LARGEST_FILE:
+            received = f"{found.st_size} bytes" if stat.S_ISREG(found.st_mode) else "no regular file"
+            rule = f"must be a file of at most {LARGEST_FILE} bytes"
+            raise ExportError(f"'{os.fspath(path)}'", rule, received, "Check the path.")
         return Path(path).read_bytes()
     except OSError as error:
         raise ExportError(
@@ -256,21 +261,6 @@ class Measurement:
     said: list[list[str]]
 
 
-def measure_here(
-    sessions: Sequence[Session], cases: Sequence[Case], feeds: Sequence[NDArray[Any]], rounds: int, warm_up: int
-) -> Measurement:
-    """Run files of this machine's LiteRT in turn."""
-    outputs = []
-    for session, case in zip(sessions, cases, strict=True):
-        session.feed(feeds, case.inputs)
-        for _ in range(max(warm_up if rounds else 1, 1)):
-            session.invoke()
-        outputs.append(session.fetch(case.outputs))
-    samples = np.empty((rounds, len(sessions)))
-    for round_number in range(rounds):
-        for column, session in enumerate(sessions):
-            start = time.perf_counter_ns()
-            session.invoke()
-            samples[round_number, column] = (time.perf_counter_ns() - start) / 1e6
-    description = f"LiteRT {version('ai-edge-litert')} on {platform.machine()}"
-    return Measurement(description, "ms", outputs, samples, [[] for _ in cases])
+def describe_here() -> str:
+    """Return the runtime of this machine in words."""
+    return f"LiteRT {version('ai-edge-litert')} on {platform.machine()}"

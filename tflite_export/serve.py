@@ -21,9 +21,11 @@ from numpy.typing import NDArray
 from tflite_export.agreement import AGREEMENT
 from tflite_export.errors import ExportError
 from tflite_export.golden import Golden, read_golden
-from tflite_export.runtime import Session, load
+from tflite_export.limits import Limits
+from tflite_export.runtime import load
 from tflite_export.runtimes import litertjs
 from tflite_export.runtimes.frames import pack
+from tflite_export.runtimes.isolation import IsolatedSession
 from tflite_export.runtimes.litertjs import ASSETS, find_web_runtime, web_files
 from tflite_export.runtimes.server import LOOPBACK, GuardedServer, Resource
 from tflite_export.runtimes.web import fix_batch, web_refusal
@@ -51,8 +53,11 @@ def make_server(
     port: int = 0,
     data: Any = None,
     golden: Golden | str | os.PathLike[str] | None = None,
+    limits: Limits | None = None,
 ) -> GuardedServer:
     """Return the server of the device page, bound and not yet started.
+
+    What the files answer here is computed in a process of its own, which they may crash.
 
     Args:
         paths: The files; the first is what the others are compared with. They are read now; their names, and no
@@ -62,6 +67,7 @@ def make_server(
         data: Inputs: see :func:`tflite_export.timing.benchmark`.
         golden: Inputs and outputs that the files must give: of :mod:`tflite_export.golden`, or the path of a
             golden file. None: what LiteRT gives here, to 0.02 of each output's scale.
+        limits: What the files may take here: see :func:`tflite_export.timing.benchmark`.
 
     Raises:
         ExportError: A file cannot be run in LiteRT.js or differs from the first in its inputs or outputs, LiteRT.js
@@ -77,7 +83,10 @@ def make_server(
         if refusal is not None:
             raise ExportError(f"'{subject}'", "must run in LiteRT.js", refusal, "Leave it out.")
     contents = [fix_batch(content, 1, subject) for content, subject in zip(contents, subjects, strict=True)]
-    sessions = [Session(content, subject) for content, subject in zip(contents, subjects, strict=True)]
+    allowed = (limits or Limits()).for_files(*contents)
+    sessions = [
+        IsolatedSession(content, subject, limits=allowed) for content, subject in zip(contents, subjects, strict=True)
+    ]
     inputs, outputs = matching_names(sessions, "inputs"), matching_names(sessions, "outputs")
     if isinstance(golden, (str, os.PathLike)):
         golden = read_golden(golden)
@@ -138,6 +147,7 @@ def serve(
     port: int = 0,
     data: Any = None,
     golden: Golden | str | os.PathLike[str] | None = None,
+    limits: Limits | None = None,
     say: Callable[[str], object] = print,
 ) -> None:
     """Serve the device page until interrupted; ``say`` is told its address first.
@@ -148,6 +158,7 @@ def serve(
         port: 0 takes a free one.
         data: Inputs.
         golden: Inputs and outputs.
+        limits: What the files may take here.
         say: Called with a line of text.
 
     Raises:
@@ -159,7 +170,7 @@ def serve(
             ...
         tflite_export.errors.ExportError: ...
     """
-    server = make_server(paths, host=host, port=port, data=data, golden=golden)
+    server = make_server(paths, host=host, port=port, data=data, golden=golden, limits=limits)
     say(f"Open {server.url(address_of_this_machine() if host in EVERYWHERE else None)}")
     say("Ctrl-C ends it.")
     try:
@@ -184,7 +195,7 @@ def address_of_this_machine() -> str:
 
 
 def _samples(
-    session: Session, inputs: list[str], outputs: list[str], data: Any, golden: Golden | None
+    session: IsolatedSession, inputs: list[str], outputs: list[str], data: Any, golden: Golden | None
 ) -> list[_Sample]:
     if golden is None:
         feeds = feeds_for(session, inputs, 1, data)

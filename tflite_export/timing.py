@@ -1,8 +1,9 @@
-"""Time .tflite files against each other: interleaved, in one process, outputs compared; here or elsewhere."""
+"""Time .tflite files against each other: interleaved, in one child process, outputs compared; here or elsewhere."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
 
+from keras_prune.plaintext import printable
 from tflite_export.agreement import AGREEMENT, difference, require_right
 from tflite_export.errors import ExportError
 from tflite_export.inputs import SEED, check_array, check_counts
+from tflite_export.limits import Limits
 from tflite_export.report import render
-from tflite_export.runtime import Case, Session, load, measure_here
+from tflite_export.runtime import Case, Runnable, load
 from tflite_export.runtimes.arm64 import ROUNDS as ARM64_ROUNDS
 from tflite_export.runtimes.arm64 import measure_on_arm64
+from tflite_export.runtimes.isolation import IsolatedSession, Worker, measure_isolated
 from tflite_export.runtimes.web import measure_on_web
 from tflite_export.signature import InputSpec
 from tflite_export.twin import is_sparse, twin
@@ -125,7 +129,7 @@ class BenchmarkReport:
             notes.append(
                 "twin: the same ratio against the same zeros stored dense; 1.00 x: sparse kernels did not switch on"
             )
-        return render(table) + "\n".join(notes)
+        return printable(render(table) + "\n".join(notes))
 
     @property
     def _what(self) -> str:
@@ -172,8 +176,11 @@ def benchmark(
     browser: bool = False,
     simd: str = "relaxed",
     cpu: str = "cortex-a76",
+    limits: Limits | None = None,
 ) -> BenchmarkReport:
     """Time files against each other, run by run in turn, so that a slow moment meets all of them.
+
+    The files may come from anywhere: they are run, and timed, in a process of their own, which they may crash.
 
     ratio = median over the rounds of (time of the first file / time of the file): a median of pairwise
     ratios, not a ratio of medians.
@@ -198,6 +205,8 @@ def benchmark(
         browser: With "web": in a headless Chromium instead of Node.
         simd: With "web" under Node: "relaxed" or "plain".
         cpu: With "arm64": the processor that qemu is.
+        limits: What the files may take in LiteRT here; None: 120 seconds for a run, and 4 GiB of memory or 8 times the
+            files.
 
     Raises:
         ExportError: A file cannot be run, differs from the first in its inputs or outputs, or answers wrongly; or
@@ -210,26 +219,9 @@ def benchmark(
         tflite_export.errors.ExportError: runtime: must be one of ('litert', 'web', 'arm64'). Received: 'toaster'...
     """
     runtime = ALIASES.get(runtime, runtime)
-    if runtime not in RUNTIMES:
-        raise ExportError("runtime", f"must be one of {RUNTIMES}", repr(runtime), "Choose one of these.")
     rounds = (ARM64_ROUNDS if runtime == "arm64" else ROUNDS) if rounds is None else rounds
     warm_up = (1 if runtime == "arm64" else WARM_UP) if warm_up is None else warm_up
-    if not paths or min(rounds, batch, threads) < 1 or warm_up < 0:
-        raise ExportError(
-            "benchmark",
-            "needs a file, and rounds, batch and threads of 1 or more",
-            (paths, rounds, batch, threads, warm_up),
-            "Raise what is 0.",
-        )
-    if runtime != "litert" and (threads != 1 or not delegate):
-        raise ExportError(
-            f"runtime '{runtime}'",
-            "runs on one thread with XNNPACK",
-            f"threads={threads}, delegate={delegate}",
-            "Use the runtime 'litert' for these.",
-        )
-    if browser and runtime != "web":
-        raise ExportError("browser", "belongs to the runtime 'web'", f"'{runtime}'", "Pass runtime='web'.")
+    _check_choices(paths, runtime, threads, batch, rounds, warm_up, delegate, browser)
     names = [os.fspath(path) for path in paths]
     contents = [load(path) for path in paths]
     twin_of = [place for place, content in enumerate(contents) if twins and is_sparse(content, names[place])]
@@ -237,22 +229,14 @@ def benchmark(
         *zip(names, contents, strict=True),
         *((f"{names[place]}, its twin", twin(contents[place], names[place])) for place in twin_of),
     ]
-    sessions = [Session(content, name, threads=threads, delegate=delegate) for name, content in files]
-    inputs, outputs = matching_names(sessions, "inputs"), matching_names(sessions, "outputs")
-    feeds = feeds_for(sessions[0], inputs[0], batch, data)
-    for session in sessions:
-        if session.batch_size not in (None, len(feeds[0])):
-            raise ExportError(
-                session.subject,
-                f"must take a batch of {len(feeds[0])}",
-                session.batch_size,
-                "Pass the batch that it is fixed to.",
-            )
-    cases = [
-        Case(name, content, tuple(own_inputs), tuple(own_outputs))
-        for (name, content), own_inputs, own_outputs in zip(files, inputs, outputs, strict=True)
-    ]
-    here = measure_here(sessions, cases, feeds, rounds if runtime == "litert" else 0, warm_up)
+    allowed = (limits or Limits()).for_files(*(content for _, content in files))
+    with Worker() as worker:
+        sessions = [
+            IsolatedSession(content, name, threads=threads, delegate=delegate, limits=allowed, worker=worker)
+            for name, content in files
+        ]
+        cases, feeds = _cases(sessions, files, batch, data)
+        here = measure_isolated(sessions, cases, feeds, rounds if runtime == "litert" else 0, warm_up)
     if runtime == "litert":
         measured = here
     elif runtime == "web":
@@ -285,9 +269,75 @@ def benchmark(
     )
 
 
-def matching_names(sessions: list[Session], what: str) -> list[list[str]]:
-    """Return for each file the names of its inputs or outputs, in one order; a single one may have any name."""
+def _check_choices(
+    paths: Sequence[Any],
+    runtime: str,
+    threads: int,
+    batch: int,
+    rounds: int,
+    warm_up: int,
+    delegate: bool,
+    browser: bool,
+) -> None:
+    """Refuse choices that are not known or do not go together.
+
+    Raises:
+        ExportError: With the first of them.
+    """
+    if runtime not in RUNTIMES:
+        raise ExportError("runtime", f"must be one of {RUNTIMES}", repr(runtime), "Choose one of these.")
+    if not paths or min(rounds, batch, threads) < 1 or warm_up < 0:
+        raise ExportError(
+            "benchmark",
+            "needs a file, and rounds, batch and threads of 1 or more",
+            (paths, rounds, batch, threads, warm_up),
+            "Raise what is 0.",
+        )
+    if runtime != "litert" and (threads != 1 or not delegate):
+        raise ExportError(
+            f"runtime '{runtime}'",
+            "runs on one thread with XNNPACK",
+            f"threads={threads}, delegate={delegate}",
+            "Use the runtime 'litert' for these.",
+        )
+    if browser and runtime != "web":
+        raise ExportError("browser", "belongs to the runtime 'web'", f"'{runtime}'", "Pass runtime='web'.")
+
+
+def _cases(
+    sessions: Sequence[IsolatedSession], files: Sequence[tuple[str, bytes]], batch: int, data: Any
+) -> tuple[list[Case], list[NDArray[Any]]]:
+    """Return what each file is measured as, and the inputs that all get.
+
+    Raises:
+        ExportError: The files differ in their inputs or outputs, or are fixed to another batch.
+    """
+    inputs, outputs = matching_names(sessions, "inputs"), matching_names(sessions, "outputs")
+    feeds = feeds_for(sessions[0], inputs[0], batch, data)
+    for session in sessions:
+        if session.batch_size not in (None, len(feeds[0])):
+            raise ExportError(
+                session.subject,
+                f"must take a batch of {len(feeds[0])}",
+                session.batch_size,
+                "Pass the batch that it is fixed to.",
+            )
+    cases = [
+        Case(name, content, tuple(own_inputs), tuple(own_outputs))
+        for (name, content), own_inputs, own_outputs in zip(files, inputs, outputs, strict=True)
+    ]
+    return cases, feeds
+
+
+def matching_names(sessions: Sequence[Runnable], what: str) -> list[list[str]]:
+    """Return for each file the names of its inputs or outputs, in one order; a single one may have any name.
+
+    Raises:
+        ExportError: A file has none, or others than the first.
+    """
     first = sorted(getattr(sessions[0], what))
+    if not first:
+        raise ExportError(sessions[0].subject, f"must have {what}", "none", "Is its signature damaged?")
     matching = []
     for session in sessions:
         names = sorted(getattr(session, what))
@@ -302,7 +352,7 @@ def matching_names(sessions: list[Session], what: str) -> list[list[str]]:
     return matching
 
 
-def feeds_for(session: Session, names: list[str], batch: int, data: Any) -> list[NDArray[Any]]:
+def feeds_for(session: Runnable, names: list[str], batch: int, data: Any) -> list[NDArray[Any]]:
     """Return an array for each input: the given ones in its type, or drawn ones."""
     if data is not None:
         if isinstance(data, dict) and set(data) != set(names):

@@ -108,6 +108,8 @@ def unfold(shape: tuple[int, ...], sparsity: Any, values: NDArray[Any]) -> NDArr
     count = 1
     coordinates: dict[int, NDArray[np.int64]] = {}
     limit = prod(shape)
+    if limit * values.itemsize > flatbuffer.LARGEST_FILE:
+        raise ValueError(f"shape {shape} is larger than a file can be")
     for level, metadata in zip(order, sparsity.dimMetadata, strict=True):
         if metadata.format == schema.DimensionType.DENSE:
             counts = np.full(count, metadata.denseSize, dtype=np.int64)

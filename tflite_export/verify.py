@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import keras
@@ -13,11 +14,12 @@ from numpy.typing import NDArray
 from tflite_export.errors import ExportError
 from tflite_export.file import flatbuffer
 from tflite_export.inputs import SAMPLES
+from tflite_export.limits import Limits
 from tflite_export.loading import open_source
 from tflite_export.measure import OutputError, measure, scale_of
 from tflite_export.quantize import FLOAT32, NumberType, check_tolerance, number_type_of
 from tflite_export.reference import Reference
-from tflite_export.runtime import Session, load
+from tflite_export.runtime import Runnable, Session, load
 from tflite_export.runtimes.isolation import IsolatedSession
 
 CONFIGURATIONS = ((True, 1), (True, 4), (False, 1), (False, 4))
@@ -119,6 +121,7 @@ def verify(
     samples: int = SAMPLES,
     tolerance: float | None = None,
     signature_key: str | None = None,
+    limits: Limits | None = None,
 ) -> Verification:
     """Compare a .tflite with the model that it came from, in LiteRT: with and without XNNPACK, on 1 and 4 threads.
 
@@ -134,6 +137,7 @@ def verify(
         samples: Use at most so many.
         tolerance: Largest error allowed; None: that of the file's number type.
         signature_key: Of a SavedModel: which signature.
+        limits: What the file may take; None: 120 seconds for a run, and 4 GiB of memory or 8 times the file.
 
     Returns:
         The errors, all within the tolerance.
@@ -154,8 +158,9 @@ def verify(
     source = open_source(model, signature_key)
     signature = source.signature(data)
     reference = source.answer(signature, source.inputs(signature, data, samples))
-    reference = _names_of_file(content, subject, reference)
-    return compare(content, reference, subject, kind, tolerance, open_session=IsolatedSession)
+    open_session = partial(IsolatedSession, limits=limits)
+    reference = _names_of_file(open_session(content, subject), reference)
+    return compare(content, reference, subject, kind, tolerance, open_session=open_session)
 
 
 Answers = Mapping[tuple[bool, int, int], Sequence[NDArray[Any]]]
@@ -243,16 +248,15 @@ def _configurations(
         del session
 
 
-def _names_of_file(content: bytes, subject: str, reference: Reference) -> Reference:
+def _names_of_file(session: Runnable, reference: Reference) -> Reference:
     """Return the reference with the file's own names, by position where another tool chose them."""
-    session = IsolatedSession(content, subject)
     inputs, outputs = tuple(session.inputs), tuple(session.outputs)
     ours = set(reference.input_names) == set(inputs) and set(reference.output_names) == set(outputs)
     if ours:
         return reference
     if len(inputs) != len(reference.input_names) or len(outputs) != len(reference.output_names):
         raise ExportError(
-            subject,
+            session.subject,
             f"must have {len(reference.input_names)} inputs and {len(reference.output_names)} outputs",
             f"{len(inputs)} and {len(outputs)}",
             "Was the file made from this model?",

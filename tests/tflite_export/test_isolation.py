@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,9 +12,10 @@ from ai_edge_litert import schema_py_generated as schema
 
 from tflite_export import ExportError, FlatbufferError, export
 from tflite_export.file import flatbuffer
-from tflite_export.runtime import Session
+from tflite_export.limits import Limits
+from tflite_export.runtime import Case, Session
 from tflite_export.runtimes import isolation
-from tflite_export.runtimes.isolation import IsolatedSession, Worker
+from tflite_export.runtimes.isolation import IsolatedSession, Worker, measure_isolated
 
 
 @pytest.fixture(scope="module")
@@ -89,9 +89,13 @@ def test_a_crash_is_an_error_with_the_signal_and_the_next_file_runs(file):
 def test_a_process_that_does_not_answer_is_ended(file):
     with Worker() as own:
         session = IsolatedSession(file, "model.tflite", worker=own)
-        session._seconds = 0.5  # from here on: a busy machine may take longer to start the process
+        session._limits = Limits(seconds=0.5)  # from here on: a busy machine may take longer to start the process
         os.kill(own._process.pid, signal.SIGSTOP)
-        with pytest.raises(ExportError, match=r"must survive it\. Received: no answer within 0\.5 s"):
+        with pytest.raises(
+            ExportError,
+            match=r"survive it\. Received: no answer within 0\.5 s\. .* its limits, 0\.5 s for a step and 4\.0 GiB of "
+            "memory: .* raise them by limits=Limits",
+        ):
             session.run([data(1)], list(session.inputs), list(session.outputs))
         assert own._process is None
 
@@ -128,18 +132,20 @@ def test_memory_is_limited(worker):
     content = fill(2**29)  # 2 GB, never touched
     assert len(content) < 1000
     assert list(IsolatedSession(content, worker=worker).outputs) == ["y"]
-    with pytest.raises(ExportError, match=r"^small\.tflite.*: the runtime must .*"):
-        IsolatedSession(content, "small.tflite", worker=worker, memory=2**30)
+    with pytest.raises(
+        ExportError, match=r"^small\.tflite.*: the runtime must .* 120 s for a step and 1\.0 GiB of memory: .*--memory"
+    ):
+        IsolatedSession(content, "small.tflite", worker=worker, limits=Limits(memory=2**30))
     assert list(IsolatedSession(content, worker=worker).outputs) == ["y"]
 
 
 def test_an_answer_that_is_too_large_is_refused(worker):
     content = fill(2**20)
-    session = IsolatedSession(content, worker=worker, memory=2**32)
+    session = IsolatedSession(content, worker=worker)
     session.feed([np.float32(3).reshape(())], ["x"])
     session.invoke()
     assert session.fetch(["y"])[0].tolist()[:2] == [3.0, 3.0]
-    session._memory = 2**22 * isolation.SHARE - 1
+    session._limits = Limits(memory=2**22 * isolation.SHARE - 1)
     with pytest.raises(ExportError, match=r"its outputs must take at most 4194303 bytes\. Received: 4194304 bytes"):
         session.fetch(["y"])
 
@@ -147,19 +153,17 @@ def test_an_answer_that_is_too_large_is_refused(worker):
 def test_inputs_that_are_too_large_are_refused(worker, file, monkeypatch):
     monkeypatch.setattr(isolation, "SHARE", 2**32 // 100)
     with pytest.raises(ExportError, match=r"its inputs must fit .*Received: 256 bytes"):
-        IsolatedSession(file, worker=worker, memory=2**32)
+        IsolatedSession(file, worker=worker)
 
 
 def test_the_child_needs_no_keras(file):
     """What it imports is read from its own list of modules."""
     code = isolation._START.replace("serve()", "print(sorted(m.split('.')[0] for m in sys.modules))")
-    folder = str(Path(isolation.__file__).parent)
-    done = subprocess.run(
-        [sys.executable, "-c", code, json.dumps(sys.path), folder], capture_output=True, text=True, check=True
-    )
+    command = [sys.executable, "-c", code, json.dumps(sys.path), json.dumps(isolation._FOLDERS)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "'tflite_export'" in done.stdout
     assert "'ai_edge_litert'" in done.stdout
-    assert not {"'keras'", "'tensorflow'", "'keras_prune'"} & set(done.stdout.replace("[", "").split(", "))
+    assert not {"'keras'", "'tensorflow'", "'rich'"} & set(done.stdout.replace("[", "").split(", "))
 
 
 def test_the_child_ends_with_its_parent(file):
@@ -167,3 +171,36 @@ def test_the_child_ends_with_its_parent(file):
         IsolatedSession(file, worker=own)
         own._process.stdin.close()
         assert own._process.wait(timeout=10) == 0
+
+
+def test_files_are_timed_in_turn_in_the_child(file):
+    with Worker() as own:
+        sessions = [IsolatedSession(file, name, worker=own) for name in ("a", "b")]
+        names = tuple(sessions[0].inputs), tuple(sessions[0].outputs)
+        cases = [Case(name, file, *names) for name in ("a", "b")]
+        found = measure_isolated(sessions, cases, [data(1)], 7, 2)
+        assert found.samples.shape == (7, 2)
+        assert (found.samples > 0).all()
+        # Below a millisecond: no way to the child and back lies within.
+        assert np.median(found.samples) < 1
+        np.testing.assert_array_equal(found.outputs[0][0], found.outputs[1][0])
+        assert measure_isolated(sessions, cases, [data(1)], 0, 5).samples.shape == (0, 2)
+
+
+def test_a_timed_loop_that_does_not_end_is_ended_by_what_its_runs_took(file, monkeypatch):
+    with Worker() as own:
+        session = IsolatedSession(file, "slow.tflite", worker=own)
+        session.feed([data(1)], list(session.inputs))
+        session.invoke()
+        session._limits = Limits(seconds=0.3)
+        session.took = 0.01
+        os.kill(own._process.pid, signal.SIGSTOP)
+        with pytest.raises(ExportError, match=r"^slow\.tflite.*Received: no answer within 1\.3 s"):
+            isolation._time_in_turn([session], 5)
+
+
+@pytest.mark.parametrize("bad", [{"seconds": 0}, {"memory": -1}, {"seconds": float("nan")}, {"memory": "4 GB"}])
+def test_limits_are_positive_numbers(bad):
+    with pytest.raises(ExportError, match=r"must be a positive number\. Received: "):
+        Limits(**bad)
+    assert Limits(memory=100).for_files(b"x" * 20, b"y").memory == 8 * 21

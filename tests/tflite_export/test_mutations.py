@@ -4,6 +4,8 @@ Every file goes through ``inspect`` here, and through ``verify``'s comparison wi
 """
 
 import importlib
+import os
+import resource
 import time
 import tracemalloc
 from collections import Counter
@@ -16,14 +18,18 @@ from keras import layers
 
 from tests.tflite_export.graphs import Net
 from tests.tflite_export.mutants import mutants
-from tflite_export import ExportError, FlatbufferError, verify
+from tflite_export import ExportError, FlatbufferError, benchmark, verify
+from tflite_export.encoding import encode_csr
+from tflite_export.file import flatbuffer
 from tflite_export.inputs import Inputs
 from tflite_export.inspection import inspect
+from tflite_export.limits import Limits
 from tflite_export.runtime import Session
 from tflite_export.runtimes.isolation import IsolatedSession, Worker
+from tflite_export.serve import make_server
 
 EACH = 560
-SECONDS = 3.0
+LIMITS = Limits(seconds=3.0, memory=2**31)
 """That a request to the runtime may take here; the sound files take a millisecond."""
 
 module = importlib.import_module("tflite_export.verify")
@@ -130,9 +136,7 @@ def test_verify_refuses_or_answers_and_outlives_the_runtime(seeds, damaged, monk
     with Worker() as worker:
 
         def isolated(content, subject, *, threads=1, delegate=True):
-            return IsolatedSession(
-                content, subject, threads=threads, delegate=delegate, seconds=SECONDS, memory=2**31, worker=worker
-            )
+            return IsolatedSession(content, subject, threads=threads, delegate=delegate, limits=LIMITS, worker=worker)
 
         # Two configurations of the four: threads change nothing about what a file can break.
         monkeypatch.setattr(module, "CONFIGURATIONS", ((True, 1), (False, 1)))
@@ -183,6 +187,119 @@ def test_a_file_that_kills_the_runtime_is_an_error_of_verify(tmp_path, monkeypat
         model = keras.Sequential([keras.Input((8,)), layers.Dense(2)])
         with pytest.raises(ExportError, match=r"model\.tflite.*: the runtime must (survive|load) it\. Received: "):
             verify(tmp_path / "model.tflite", model, np.ones((1, 8)))
+
+
+def one_operator(name, inputs=1, **fields):
+    """A Dense, and an operator beside it that gets less than its kernel reads."""
+    made = Net(1, 8)
+    output = made.dense(made.x, 4)
+    if name is not None:
+        made.op(name, [made.x] * inputs, (1,))
+        for field, value in fields.items():
+            setattr(made.graph.operators[-1], field, value)
+    made.graph.outputs = np.array([output], dtype=np.int32)
+    return made
+
+
+def never_computed():
+    made = one_operator(None)
+    made.graph.operators = []
+    return made
+
+
+def without(part, field):
+    made = one_operator(None)
+    setattr(made.graph.operators[0] if part == "operator" else made.graph, field, None)
+    return made
+
+
+def signature_without_inputs():
+    made = one_operator(None)
+    output = schema.TensorMapT(name=b"y", tensorIndex=int(made.graph.outputs[0]))
+    made.model.signatureDefs = [
+        schema.SignatureDefT(signatureKey=b"serving_default", subgraphIndex=0, inputs=[], outputs=[output])
+    ]
+    return made
+
+
+def fill(*shape, reached=True):
+    """A few bytes that ask for gigabytes, as the output or beside it."""
+    made = one_operator(None)
+    zero = made.constant(np.float32(1.0))
+    output = made.op("FILL", [made.constant(np.array(shape, np.int32)), zero], shape, schema.FillOptionsT())
+    if reached:
+        made.graph.outputs = np.array([output], dtype=np.int32)
+    return made
+
+
+def sparse_table():
+    """A sparse constant without values, of 2**40 elements once it is dense."""
+    made = one_operator(None)
+    place = made.tensor((2**20, 2**20), buffer=flatbuffer.add_buffer(made.model, np.zeros(1, np.float32)))
+    level = encode_csr(np.ones((1, 1), np.float32))
+    made.graph.tensors[place].sparsity = flatbuffer.sparsity_parameters(level)
+    segments, indices = schema.Uint8VectorT(values=[0, 1]), schema.Uint8VectorT(values=[0])
+    compressed = [
+        schema.DimensionMetadataT(
+            format=1, arraySegmentsType=3, arraySegments=segments, arrayIndicesType=3, arrayIndices=indices
+        )
+        for _ in range(2)
+    ]
+    made.graph.tensors[place].sparsity.dimMetadata = compressed
+    return made
+
+
+FOREIGN = {
+    "a SPLIT with one input": lambda: one_operator("SPLIT"),
+    "a STRIDED_SLICE with one input": lambda: one_operator("STRIDED_SLICE"),
+    "a CUSTOM without a name": lambda: one_operator("CUSTOM", 2),
+    "an output that nothing computes": never_computed,
+    "a signature without inputs": signature_without_inputs,
+    "no inputs": lambda: without("graph", "inputs"),
+    "no outputs": lambda: without("graph", "outputs"),
+    "an operator without outputs": lambda: without("operator", "outputs"),
+    "an operator without inputs": lambda: without("operator", "inputs"),
+    "3 GB beside the output": lambda: fill(40000, 20000, reached=False),
+    "3 GB of output": lambda: fill(40000, 20000),
+    "a large sparse table": sparse_table,
+}
+
+
+@pytest.mark.parametrize("what", FOREIGN)
+def test_no_file_ends_who_asks_or_takes_memory_without_limit(what, tmp_path, monkeypatch):
+    """Each of these killed the process of ``benchmark``, of ``serve`` or of neither, or ended in a traceback."""
+    path = tmp_path / "foreign.tflite"
+    path.write_bytes(flatbuffer.write(FOREIGN[what]().model))
+    served = importlib.import_module("tflite_export.serve")
+    monkeypatch.setattr(served, "find_web_runtime", lambda: None)
+    monkeypatch.setattr(served, "web_files", lambda _: {})
+    model = keras.Sequential([keras.Input((8,)), layers.Dense(4)])
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for ask in (
+        lambda: inspect(path),
+        lambda: benchmark(path, rounds=1, warm_up=0, twins=True, limits=LIMITS),
+        lambda: make_server([path], limits=LIMITS).server_close(),
+        lambda: verify(path, model, np.ones((1, 8)), limits=LIMITS, tolerance=1e9),
+    ):
+        try:
+            ask()
+        except ExportError as error:
+            assert "foreign.tflite" in error.subject  # noqa: PT017
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert grown < 300_000  # kilobytes
+
+
+def test_only_files_are_read_and_none_larger_than_the_format_allows(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with (tmp_path / "large").open("wb") as file:
+        file.truncate(2**32)  # takes no room on the disk
+    for path, received in (
+        ("/dev/zero", "no regular file"),
+        ("pipe", "no regular file"),
+        ("large", "4294967296 bytes"),
+    ):
+        with pytest.raises(ExportError, match=f"must be a file of at most .*Received: {received}"):
+            benchmark(tmp_path / path)
 
 
 def test_cutting_at_every_byte_is_refused(seeds):

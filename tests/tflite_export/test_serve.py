@@ -7,6 +7,7 @@ import http.client
 import json
 import os
 import signal
+import socket
 import subprocess
 import time
 
@@ -163,6 +164,78 @@ def test_without_the_token_nothing_is_served(open_to_all):
             assert body == (b"" if method == "HEAD" else b"the address lacks its token\n")
     assert ask(open_to_all, "/s3cret")[0] == 200  # the page; what it loads would lack the token
     assert ask(open_to_all, "/s3cret/none")[0] == 404
+
+
+def raw(server, request):
+    """Return what the server sends for these bytes, until it closes the connection."""
+    with socket.create_connection(("127.0.0.1", server.server_port), timeout=10) as connection:
+        connection.sendall(request)
+        return b"".join(iter(lambda: connection.recv(1 << 16), b""))
+
+
+@pytest.mark.parametrize(
+    ("request_line", "status"),
+    [
+        (b"GET\r\n\r\n", 400),
+        (b"\r\n", 400),
+        (b" \r\n", 400),
+        (b"\x16\x03\x01\x02\x00\x01\xfc\x03\x03\r\n", 400),
+        (b"GET / HTTP/x.y\r\n\r\n", 400),
+        (b"GET / HTTP/1.1 and more\r\n\r\n", 400),
+        (b"POST /\r\n\r\n", 400),
+        (b"GET / HTTP/3.0\r\n\r\n", 505),
+        (b"GET /" + b"a" * 65536 + b" HTTP/1.1\r\n\r\n", 414),
+        (b"GET / HTTP/1.1\r\n" + b"x: y\r\n" * 200 + b"\r\n", 431),
+        (b"\x1b[2J / HTTP/1.1\r\n\r\n", 501),
+        (b"GET / HTTP/0.9\r\n\r\n", 403),  # a host is asked for
+    ],
+)
+def test_a_request_that_is_none_gets_an_answer(guarded, request_line, status):
+    answer = raw(guarded, request_line)
+    assert answer.startswith(b"HTTP/1.1 %d " % status)
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert b"Content-Security-Policy: " in head
+    assert b"<" not in body
+    assert b"\x1b" not in answer
+
+
+def test_a_length_of_five_thousand_digits_is_refused(guarded):
+    assert ask(guarded, "/echo", "POST", headers=[("Content-Length", "9" * 5000)])[0] == 411
+
+
+def test_two_hundred_clients_are_answered_at_once_and_slow_ones_keep_nobody_waiting(guarded):
+    address = ("127.0.0.1", guarded.server_port)
+    get = f"GET /models/0 HTTP/1.1\r\nHost: 127.0.0.1:{guarded.server_port}\r\n\r\n".encode()
+    with contextlib.ExitStack() as stack:
+        slow = [stack.enter_context(socket.create_connection(address, timeout=10)) for _ in range(50)]
+        for client in slow:
+            client.sendall(get[:30])
+        clients = [stack.enter_context(socket.socket()) for _ in range(200)]
+        for client in clients:
+            client.settimeout(10)
+            client.connect(address)
+        for client in clients:
+            client.sendall(get)
+        for client in [*clients, *slow]:
+            if client in slow:
+                client.sendall(get[30:])
+            answer = b""
+            while not answer.endswith(b"TFL3"):
+                answer += client.recv(1 << 16)
+            assert answer.startswith(b"HTTP/1.1 200 ")
+
+
+def test_an_answer_over_a_kept_connection_takes_no_acknowledgement(guarded):
+    """Head and body in two packets cost 40 ms each time: the other side's delayed acknowledgement."""
+    connection = http.client.HTTPConnection("127.0.0.1", guarded.server_port, timeout=10)
+    took = []
+    for _ in range(21):
+        start = time.perf_counter()
+        connection.request("GET", "/models/0", headers={"Host": f"127.0.0.1:{guarded.server_port}"})
+        assert connection.getresponse().read() == b"TFL3"
+        took.append(time.perf_counter() - start)
+    connection.close()
+    assert sorted(took)[10] < 0.02
 
 
 def test_the_network_needs_a_token():

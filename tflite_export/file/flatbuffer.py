@@ -68,6 +68,7 @@ def read(content: bytes | bytearray, subject: str = "the file") -> Any:
     try:
         check_bounds(content, subject)
         model = schema.ModelT.InitFromPackedBuf(content, 0)
+        _fill_absent_lists(model)
         _bring_buffers_inside(model, content, subject)
         check_model(model, subject)
     except FlatbufferError:
@@ -220,6 +221,18 @@ def _index_vector(values: NDArray[Any]) -> tuple[int, Any]:
         "int32": (kinds.Int32Vector, schema.Int32VectorT),
     }[values.dtype.name]
     return kind, table(values=values)
+
+
+def _fill_absent_lists(model: Any) -> None:
+    """Make inputs, outputs and operators that a file leaves out empty lists, as its format means them."""
+    for subgraph in model.subgraphs or []:
+        subgraph.tensors, subgraph.operators = subgraph.tensors or [], subgraph.operators or []
+        for part in (subgraph, *subgraph.operators):
+            for name in ("inputs", "outputs"):
+                if getattr(part, name) is None:
+                    setattr(part, name, np.zeros(0, dtype=np.int32))
+    for signature in model.signatureDefs or []:
+        signature.inputs, signature.outputs = signature.inputs or [], signature.outputs or []
 
 
 def _bring_buffers_inside(model: Any, content: bytes | bytearray, subject: str) -> None:

@@ -24,27 +24,27 @@ from numpy.typing import NDArray
 
 from tflite_export.errors import ExportError, FlatbufferError
 from tflite_export.file.flatbuffer import read
-from tflite_export.runtime import require_names, run_in_batches
+from tflite_export.limits import Limits
+from tflite_export.runtime import Case, Measurement, describe_here, require_names, run_in_batches
 from tflite_export.runtimes.children import end
 from tflite_export.runtimes.frames import pack, read_frame
 
-SECONDS = 120.0
-"""That one request may take: loading, feeding, or one run."""
-MEMORY = 4 * 2**30
-"""Bytes of address space that the child may have, 8 times the file where that is more."""
 SHARE = 4
 """Inputs, and outputs, may take one part in so many of it: they exist on our side too."""
 
-_START = (
-    "import json, sys, types; sys.path[:] = json.loads(sys.argv[1]); "
-    "package = types.ModuleType('tflite_export'); package.__path__ = [sys.argv[2]]; "
-    "sys.modules['tflite_export'] = package; "
-    "from tflite_export.runtimes.worker import serve; serve()"
-)
-_WAY_OUT = (
-    "The file is damaged, or needs more than the limits of isolation: get or export it again, "
-    "or raise seconds or memory."
-)
+_START = """
+import json, sys, types
+sys.path[:], folders = map(json.loads, sys.argv[1:3])
+for name, folder in folders.items():
+    sys.modules[name] = types.ModuleType(name)
+    sys.modules[name].__path__ = [folder]
+from tflite_export.runtimes.worker import serve
+serve()
+"""
+_FOLDERS = {name: str(Path(__file__).parents[2] / name) for name in ("keras_prune", "tflite_export")}
+"""Packages whose own modules the child imports, and not their ``__init__``, which would import Keras."""
+TIMES_EXPECTED = 20
+"""A timed loop may take so many times what its runs took before it, on top of the limit of one step."""
 
 
 class Worker:
@@ -73,19 +73,22 @@ class Worker:
         self._dropped.append(number)
 
     def ask(
-        self, header: dict[str, Any], blobs: Sequence[bytes] = (), *, seconds: float = SECONDS
+        self, header: dict[str, Any], blobs: Sequence[bytes], limits: Limits, *, more_seconds: float = 0.0
     ) -> tuple[dict[str, Any], list[NDArray[Any]]]:
         """Ask once; return the answer and its arrays.
 
         Args:
             header: The request: ``do``, ``subject`` and what it needs.
             blobs: Bytes that go with it.
-            seconds: That it may take.
+            limits: That it must keep within.
+            more_seconds: That it may take on top of them.
 
         Raises:
             FlatbufferError: The file is damaged.
             ExportError: The request failed, killed the process, or took too long.
         """
+        seconds = limits.seconds + more_seconds
+        allowed = {"seconds": seconds + 5, "memory": limits.memory, "answer": limits.memory // SHARE}
         with self._lock:
             process = self._running()
             assert process.stdin is not None
@@ -100,18 +103,20 @@ class Worker:
             watch = threading.Timer(seconds, end)
             watch.start()
             try:
-                process.stdin.write(pack({**header, "drop": dropped, "seconds": seconds + 5}, blobs))
+                process.stdin.write(pack({**header, **allowed, "drop": dropped}, blobs))
                 process.stdin.flush()
                 answer, parts = read_frame(process.stdout.read)
             except (EOFError, OSError, ValueError) as error:
-                raise self._ended(header["subject"], late.is_set(), seconds) from error
+                raise self._ended(header["subject"], late.is_set(), seconds, limits) from error
             except BaseException:
                 self.close()  # interrupted between question and answer: the next one would get this one's
                 raise
             finally:
                 watch.cancel()
         if "refused" in answer:
-            raise (FlatbufferError if answer["damaged"] else ExportError)(*answer["refused"])
+            subject, rule, received, way_out = answer["refused"]
+            kind = FlatbufferError if answer["damaged"] else ExportError
+            raise kind(subject, rule, received, limits.way_out if answer["limited"] else way_out)
         arrays = [
             np.frombuffer(part, dtype=np.dtype(entry["dtype"])).reshape(entry["shape"]).copy()
             for part, entry in zip(parts, answer["arrays"], strict=True)
@@ -120,8 +125,7 @@ class Worker:
 
     def _running(self) -> subprocess.Popen[bytes]:
         if self._process is None:
-            # -c, not -m: the package's __init__ would import Keras.
-            command = [sys.executable, "-c", _START, json.dumps(sys.path), str(Path(__file__).parents[1])]
+            command = [sys.executable, "-c", _START, json.dumps(sys.path), json.dumps(_FOLDERS)]
             self._process = subprocess.Popen(
                 command,
                 stdin=subprocess.PIPE,
@@ -131,7 +135,7 @@ class Worker:
             )
         return self._process
 
-    def _ended(self, subject: str, late: bool, seconds: float) -> ExportError:
+    def _ended(self, subject: str, late: bool, seconds: float, limits: Limits) -> ExportError:
         """Return how the process ended."""
         assert self._process is not None
         self._process.kill()
@@ -143,7 +147,7 @@ class Worker:
             how = f"{signal.Signals(-code).name} in the runtime"
         else:
             how = f"exit code {code} of the runtime"
-        return ExportError(subject, "the runtime must survive it", how, _WAY_OUT)
+        return ExportError(subject, "the runtime must survive it", how, limits.way_out)
 
     def close(self) -> None:
         """End the process; the next request starts another."""
@@ -174,9 +178,7 @@ class IsolatedSession:
         subject: What to call it in errors.
         threads: Threads of the runtime.
         delegate: Use the XNNPACK delegate.
-        seconds: That one request may take.
-        memory: Bytes of address space that the child may have, on the platforms that hold such a limit
-            (Linux); the larger of this and 8 times the file.
+        limits: Of the child.
         worker: The process; None for the one that all sessions share.
 
     Raises:
@@ -197,18 +199,17 @@ class IsolatedSession:
         *,
         threads: int = 1,
         delegate: bool = True,
-        seconds: float = SECONDS,
-        memory: int = MEMORY,
+        limits: Limits | None = None,
         worker: Worker | None = None,
     ) -> None:
         read(content, subject)
         self.subject = subject
+        self._fed = -1
         self.took = 0.0
         """Seconds of the last :meth:`invoke`, measured in the child."""
         self._content = content
         self._worker = _SHARED if worker is None else worker
-        self._seconds = seconds
-        self._memory = max(memory, 8 * len(content))
+        self._limits = (limits or Limits()).for_files(content)
         self._configuration = {"name": subject, "threads": threads, "delegate": delegate}
         self._number = self._worker.next_session()
         self._load()
@@ -220,9 +221,9 @@ class IsolatedSession:
         self.inputs = {name: _detail(plain) for name, plain in answer["inputs"].items()}
         self.outputs = {name: _detail(plain) for name, plain in answer["outputs"].items()}
         needed = sum(prod(d["shape"].tolist()) * np.dtype(d["dtype"]).itemsize for d in self.inputs.values())
-        if needed > self._memory // SHARE:
-            rule = f"its inputs must fit 1/{SHARE} of the memory that it may have, {self._memory} bytes"
-            raise ExportError(self.subject, rule, f"{needed} bytes", _WAY_OUT)
+        if needed > self._limits.memory // SHARE:
+            rule = f"its inputs must fit 1/{SHARE} of the memory that it may have, {self._limits.memory} bytes"
+            raise ExportError(self.subject, rule, f"{needed} bytes", self._limits.way_out)
 
     @property
     def batch_size(self) -> int | None:
@@ -257,6 +258,7 @@ class IsolatedSession:
         arrays = [np.asarray(array) for array in batch]
         described = [{"dtype": array.dtype.str, "shape": array.shape} for array in arrays]
         self._ask("feed", {"names": list(names), "arrays": described}, [array.tobytes() for array in arrays])
+        self._fed = self._generation
 
     def invoke(self) -> None:
         """Run the file once, on the inputs that were set."""
@@ -276,7 +278,7 @@ class IsolatedSession:
         return {index: tuple(shape) for index, shape in self._ask("shapes", {})[0]["shapes"]}
 
     def _require_fed(self) -> None:
-        if self._generation != self._worker.generation:
+        if self._fed != self._worker.generation:
             raise ExportError(
                 self.subject, "its process must live from feed to fetch", "another file killed it", "Feed it again."
             )
@@ -284,20 +286,59 @@ class IsolatedSession:
     def _ask(
         self, do: str, request: dict[str, Any], blobs: Sequence[bytes] = ()
     ) -> tuple[dict[str, Any], list[NDArray[Any]]]:
-        header = {
-            **request,
-            "do": do,
-            "session": self._number,
-            "subject": self.subject,
-            "memory": self._memory,
-            "answer": self._memory // SHARE,
-        }
-        return self._worker.ask(header, blobs, seconds=self._seconds)
+        header = {**request, "do": do, "session": self._number, "subject": self.subject}
+        return self._worker.ask(header, blobs, self._limits)
 
     def __del__(self) -> None:
         """Let the child forget the file."""
         if hasattr(self, "_number"):
             self._worker.drop(self._number)
+
+
+def measure_isolated(
+    sessions: Sequence[IsolatedSession],
+    cases: Sequence[Case],
+    feeds: Sequence[NDArray[Any]],
+    rounds: int,
+    warm_up: int,
+) -> Measurement:
+    """Run files of one child in turn, timed there: no question and answer lies within what is timed.
+
+    Args:
+        sessions: The files, in one process.
+        cases: What each is called, and its names.
+        feeds: An array for each input.
+        rounds: Runs of each that are timed; 0 answers only.
+        warm_up: Runs before that.
+
+    Raises:
+        ExportError: A file cannot be run, or does not keep within its limits.
+    """
+    outputs = []
+    for session, case in zip(sessions, cases, strict=True):
+        session.feed(feeds, case.inputs)
+        for _ in range(max(warm_up if rounds else 1, 1)):
+            session.invoke()
+        outputs.append(session.fetch(case.outputs))
+    samples = _time_in_turn(sessions, rounds) if rounds else np.empty((0, len(sessions)))
+    return Measurement(describe_here(), "ms", outputs, samples, [[] for _ in cases])
+
+
+def _time_in_turn(sessions: Sequence[IsolatedSession], rounds: int) -> NDArray[np.float64]:
+    """Return milliseconds of the runs of each session, [rounds, sessions], all fed and run before."""
+    for session in sessions:
+        session._require_fed()
+    names = list(dict.fromkeys(session.subject for session in sessions))
+    header = {
+        "do": "time",
+        "sessions": [session._number for session in sessions],
+        "rounds": rounds,
+        "subject": names[0] if len(names) == 1 else f"one of {', '.join(names)}",
+    }
+    expected = rounds * sum(session.took for session in sessions)
+    first = sessions[0]
+    _, (samples,) = first._worker.ask(header, (), first._limits, more_seconds=TIMES_EXPECTED * expected)
+    return samples
 
 
 def _detail(plain: dict[str, Any]) -> dict[str, Any]:

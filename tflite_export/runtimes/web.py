@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from tflite_export.errors import ExportError
 from tflite_export.file import flatbuffer
+from tflite_export.file.integrity import text
 from tflite_export.runtime import Case, Measurement, require_names, run_in_batches
 from tflite_export.runtimes.chromium import ChromiumHost
 from tflite_export.runtimes.node import NodeHost
@@ -79,7 +80,7 @@ def fix_batch(content: bytes, batch: int = 1, subject: str = "the file") -> byte
         signature = graph.tensors[index].shapeSignature
         if signature is not None and (np.asarray(signature)[1:] < 0).any():
             raise ExportError(
-                f"{subject}, input '{graph.tensors[index].name.decode()}'",
+                f"{subject}, input '{text(graph.tensors[index].name)}'",
                 "only its batch may be free in WebAssembly",
                 list(map(int, signature)),
                 "Export the model with a fixed shape.",
@@ -106,7 +107,7 @@ def web_refusal(content: bytes, subject: str = "the file") -> str | None:
         tensor = graph.tensors[index]
         if tensor.type not in TYPES:
             return (
-                f"LiteRT.js takes float32, int32 and uint8 inputs and outputs, and '{tensor.name.decode()}' is "
+                f"LiteRT.js takes float32, int32 and uint8 inputs and outputs, and '{text(tensor.name)}' is "
                 f"{names[tensor.type].lower()}"
             )
     return None

@@ -1,7 +1,7 @@
 """The child process in which untrusted files run: answers requests on its standard input.
 
 It imports the runtime and NumPy, and of this package only what needs no Keras: :mod:`tflite_export.runtimes.isolation`
-starts it below an empty package of the same name, so that ``tflite_export/__init__.py`` is not run. That takes
+starts it below empty packages of the same names, so that no ``__init__.py`` of them is run. That takes
 0.2 s where TensorFlow would take 4.
 """
 
@@ -20,6 +20,11 @@ from numpy.typing import NDArray
 from tflite_export.errors import ExportError, FlatbufferError
 from tflite_export.runtime import Session
 from tflite_export.runtimes.frames import pack, read_frame
+
+
+class Limited(ExportError):
+    """A file did not keep within its limits; the way out is the parent's, which knows where they were set."""
+
 
 Answer = tuple[dict[str, Any], list[NDArray[Any]]]
 
@@ -50,14 +55,15 @@ def serve() -> None:
             size = sum(array.nbytes for array in arrays)
             if size > header["answer"]:
                 rule = f"its outputs must take at most {header['answer']} bytes"
-                raise ExportError(header["subject"], rule, f"{size} bytes", "Raise memory.")
+                raise Limited(header["subject"], rule, f"{size} bytes", "")
             described = [{"dtype": array.dtype.str, "shape": array.shape} for array in arrays]
             frame = pack({**answer, "arrays": described}, [array.tobytes() for array in arrays])
         except ExportError as error:
             frame = _refusal(error)
         except Exception as error:  # whatever a file brings about is the answer to its request
+            kind = Limited if isinstance(error, MemoryError) else ExportError
             rule = "the runtime must run it"
-            frame = _refusal(ExportError(header["subject"], rule, _described(error), "Get or export the file again."))
+            frame = _refusal(kind(header["subject"], rule, _described(error), "Get or export the file again."))
         finally:
             faulthandler.cancel_dump_traceback_later()
         answers.write(frame)
@@ -70,7 +76,16 @@ def _described(error: Exception) -> str:
 
 def _refusal(error: ExportError) -> bytes:
     parts = [error.subject, error.rule, str(error.received), error.way_out]
-    return pack({"refused": parts, "damaged": isinstance(error, FlatbufferError)})
+    limited = isinstance(error, Limited) or _speaks_of_memory(parts[2])
+    if parts[2].strip() == "RuntimeError:":
+        parts[2] = "RuntimeError without a reason, as where the runtime gets no memory"
+    return pack({"refused": parts, "damaged": isinstance(error, FlatbufferError), "limited": limited})
+
+
+def _speaks_of_memory(said: str) -> bool:
+    """Return whether the runtime could not get memory: it says so in words, or, for its own arena, in none at all."""
+    words = ("failed to allocate", "bad_alloc", "out of memory")
+    return said.strip() == "RuntimeError:" or any(each in said.lower() for each in words)
 
 
 def _limit(name: str, soft: int) -> None:
@@ -111,6 +126,18 @@ def _invoke(sessions: dict[int, Session], header: dict[str, Any], blobs: Sequenc
     return {"took": time.perf_counter() - start}, []
 
 
+def _time(sessions: dict[int, Session], header: dict[str, Any], blobs: Sequence[bytes]) -> Answer:
+    """Run sessions in turn; the array holds the milliseconds of each run, [rounds, sessions]."""
+    timed = [sessions[number] for number in header["sessions"]]
+    samples = np.empty((header["rounds"], len(timed)))
+    for round_number in range(len(samples)):
+        for column, session in enumerate(timed):
+            start = time.perf_counter_ns()
+            session.invoke()
+            samples[round_number, column] = (time.perf_counter_ns() - start) / 1e6
+    return {}, [samples]
+
+
 def _fetch(sessions: dict[int, Session], header: dict[str, Any], blobs: Sequence[bytes]) -> Answer:
     arrays = [np.asarray(array) for array in sessions[header["session"]].fetch(header["names"])]
     for name, array in zip(header["names"], arrays, strict=True):
@@ -130,6 +157,7 @@ _REQUESTS: dict[str, Callable[[dict[int, Session], dict[str, Any], Sequence[byte
     "load": _load,
     "feed": _feed,
     "invoke": _invoke,
+    "time": _time,
     "fetch": _fetch,
     "shapes": _shapes,
 }

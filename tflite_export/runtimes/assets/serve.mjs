@@ -5,15 +5,24 @@ import {Engine, clockStep, hasRelaxedSimd, quantile, unpack} from './engine.mjs'
 const WARM_UP = 5;
 const $ = (id) => document.getElementById(id);
 
-/** Returns an element with attributes and children; strings become text, never markup. */
+/** Returns a text with an escape for each character that would not be seen or would turn the direction of reading. */
+const plain = (text) =>
+  text.replace(/(?![\n\u200c\u200d])[\p{Cc}\p{Cf}\p{Cs}\p{Zl}\p{Zp}]/gu, (found) =>
+    found
+      .split('')
+      .map((unit) => `\\u${unit.charCodeAt(0).toString(16).padStart(4, '0')}`)
+      .join(''),
+  );
+
+/** Returns an element with attributes and children; strings become plain text, never markup. */
 function element(name, attributes = {}, ...children) {
   const made = document.createElement(name);
   for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
-  made.append(...children);
+  made.append(...children.map((child) => (typeof child === 'string' ? plain(child) : child)));
   return made;
 }
 
-const say = (text) => void ($('status').textContent = text);
+const say = (text) => void ($('status').textContent = plain(text));
 const digits = (value) => (value < 10 ? value.toFixed(2) : value.toFixed(1));
 const milliseconds = (value) => `${digits(value)} ms`;
 const megabytes = (bytes) => (bytes < 1e6 ? `${(bytes / 1e3).toFixed(1)} kB` : `${(bytes / 1e6).toFixed(2)} MB`);
@@ -259,7 +268,7 @@ async function start() {
     try {
       const rows = await measure(job, rounds);
       showFiles(job, rows);
-      $('json').value = JSON.stringify(resultOf(job, device, rows, rounds, hidden), null, 2);
+      $('json').value = plain(JSON.stringify(resultOf(job, device, rows, rounds, hidden), null, 2));
       $('result').hidden = false;
       const wrong = rows.filter((row) => !row.agrees).length;
       say(

@@ -1,0 +1,52 @@
+import unicodedata
+
+import pytest
+
+from keras_prune.atomic import PathError
+from keras_prune.plaintext import printable
+from keras_prune.tables import plain_text
+from tflite_export import ExportError
+
+NAME = "\x1b[2J\x1b[31mdense\r\n\x9b0m\u202egnol\x07\u2028\udc80"
+SHOWN = r"\x1b[2J\x1b[31mdense\r\n\x9b0m\u202egnol\x07\u2028\udc80"
+
+
+def test_every_character_that_acts_is_escaped_and_no_other():
+    assert printable(NAME, lines=False) == SHOWN
+    assert printable("größe → 3 ─ 語 [bold]:smile:") == "größe → 3 ─ 語 [bold]:smile:"
+    assert printable("می\u200cخواهم") == "می\u200cخواهم"
+    everything = "".join(map(chr, range(0x3100))) + "\U000e0001"
+    kept = set(printable(everything, lines=False)) - set(map(chr, range(0x20, 0x7F)))
+    assert not [each for each in kept if unicodedata.category(each) in ("Cc", "Cf", "Zl", "Zp")] or kept & {
+        "\u200c",
+        "\u200d",
+    } == {each for each in kept if unicodedata.category(each) in ("Cc", "Cf", "Zl", "Zp")}
+    assert printable("a\nb\tc") == "a\nb\\tc"
+
+
+@pytest.mark.parametrize("kind", [ExportError, PathError])
+@pytest.mark.parametrize("place", range(4))
+def test_errors_show_no_name_raw(kind, place):
+    parts = ["subject", "rule", "received", "way out"]
+    parts[place] = NAME.replace("\n", "")
+    shown = str(kind(*parts))
+    assert SHOWN.replace(r"\n", "") in shown
+    assert shown.isprintable()
+
+
+def test_tables_show_no_name_raw_and_keep_their_columns():
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=NAME)
+    table.add_column(NAME, no_wrap=True)
+    table.add_column("[b]", no_wrap=True)
+    table.add_row(NAME, "1")
+    table.add_row("x" * len(SHOWN), "2")
+    shown = plain_text(table, Text(NAME), width=200)
+    assert shown.replace("\n", "").isprintable()
+    assert shown.count(SHOWN) == 3
+    assert "[b]" in shown
+    rows = [line for line in shown.splitlines() if line.startswith("│")]
+    assert len(rows) == 2
+    assert len(rows[0]) == len(rows[1])
