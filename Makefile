@@ -3,7 +3,7 @@
 #     make demo                        train, prune, export and time a network on real digits
 #     make test                        lint, types, doctests, tests, notebooks
 #     make bench                       the measured claims of the README
-#     make test PYTHON=python3.12      with another interpreter (3.10 to 3.13); takes a fresh .venv
+#     make test PYTHON=python3.12      with another interpreter (3.11 to 3.13); takes a fresh .venv
 
 PYTHON ?= python3
 VENV   ?= .venv
@@ -62,8 +62,8 @@ clean:
 	rm -rf build $(VENV)
 
 $(VENV)/bin/python:
-	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' || \
-	    { echo "keras-prune needs Python 3.10 to 3.13. Received: $$($(PYTHON) --version 2>&1). Say make PYTHON=python3.11"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
+	    { echo "keras-prune needs Python 3.11 to 3.13. Received: $$($(PYTHON) --version 2>&1). Say make PYTHON=python3.11"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
 # .installed-demo, .installed-dev, ...: that extra is in the environment.

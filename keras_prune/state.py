@@ -20,6 +20,7 @@ import h5py
 import keras
 import numpy as np
 import numpy.typing as npt
+from keras import ops
 
 # Keras saves whatever a model holds that is a KerasSaveable; the class has no public name.
 from keras.src.saving.keras_saveable import KerasSaveable
@@ -112,7 +113,11 @@ class TrainingState(KerasSaveable):
             self.restored.add(key)
             return self.variables[key]
         name = "pruning_" + key.replace(":", "_")
-        initializer = keras.initializers.Constant(fill)
+
+        def initializer(shape: Any, dtype: Any = None) -> Any:
+            # Keras's own Constant multiplies, which TensorFlow before 2.21 cannot do with booleans.
+            return ops.full(shape, fill, dtype)
+
         if self._optimizer is None:
             variable = keras.Variable(initializer, shape=tuple(shape), dtype=dtype, trainable=False, name=name)
         else:

@@ -13,20 +13,15 @@ import keras_prune
 import tflite_export
 from keras_prune import allocation, criteria, growth, patterns, schedules
 from keras_prune.strategy import Strategy
+from tests import readme
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+README = readme.PATH.read_text(encoding="utf-8")
 PAGES = ["README.md", "CHANGELOG.md", *sorted(str(p.relative_to(ROOT)) for p in (ROOT / "docs").rglob("*.md"))]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 MODULES = (keras_prune, schedules, criteria, patterns, allocation, growth, tflite_export)
 PUBLIC = {f"{module.__name__}.{name}": getattr(module, name) for module in MODULES for name in module.__all__}
 OBJECTS = {name: thing for name, thing in PUBLIC.items() if not isinstance(thing, types.ModuleType)}
-
-
-def python_blocks(text):
-    """The fenced blocks of Python, each with the line that it begins on."""
-    for block in re.finditer(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE):
-        yield text.count("\n", 0, block.start(1)), block.group(1)
 
 
 def table_names(text):
@@ -38,11 +33,7 @@ def table_names(text):
 
 def test_the_code_of_the_readme_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    blocks, namespace = list(python_blocks(README)), {"__name__": "readme"}
-    assert blocks
-    for line, code in blocks:
-        # The empty lines make a traceback point into the README.
-        exec(compile("\n" * line + code, str(ROOT / "README.md"), "exec"), namespace)
+    namespace = readme.run()
     printed = capsys.readouterr().out
     assert "1x4 blocks" in printed
     assert "Left out: " in printed

@@ -11,7 +11,7 @@ is stored as r + b nested levels, each dense (a size) or CSR (segments and indic
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
 from math import prod
 from typing import Any
 
@@ -26,7 +26,7 @@ INT8_BLOCK = 16
 """Length of an int8 block: the only one that its int8 FULLY_CONNECTED kernel reads."""
 
 
-class Encoding(str, Enum):
+class Encoding(StrEnum):
     """How a weight is stored, and so what reads it.
 
     ``BLOCK``, ``BLOCK16`` and ``CSR`` are read by sparse FULLY_CONNECTED kernels; ``DENSIFY`` is the same data
