@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import json
 import sys
-from importlib.metadata import entry_points
+from collections.abc import Callable
+from importlib.metadata import entry_points, version
 from pathlib import Path
 from typing import Annotated, Any
 
 import keras
 import typer
 
+from keras_prune.atomic import check_apart, check_writable, replaced
 from keras_prune.oneshot import prune as prune_model
 from keras_prune.patterns import Block
 from keras_prune.plaintext import printable
@@ -32,11 +34,30 @@ app = typer.Typer(
     help="Neural-network pruning for Keras 3.",
 )
 
+FORMATS = (".keras", ".h5", ".hdf5")
+
 KerasFile = Annotated[
     Path, typer.Argument(metavar="MODEL.keras", help="Loaded in safe mode: code in the file is not run.")
 ]
-Out = Annotated[Path, typer.Argument(metavar="OUT.keras", help="Where to write; the input stays as it is.")]
+Out = Annotated[
+    Path, typer.Argument(metavar="OUT.keras", help="Where to write: another file than the input, which stays as it is.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+def _say_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"keras-prune {version('keras-prune')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    asked: Annotated[
+        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    """Neural-network pruning for Keras 3."""
 
 
 @app.command()
@@ -50,27 +71,50 @@ def prune(
     model: KerasFile,
     out: Out,
     sparsity: Annotated[float, typer.Option(help="Share of the weights to be zero, a fraction in [0, 1).")] = 0.5,
-    block: Annotated[
-        tuple[int, int] | None, typer.Option(help="Prune blocks of ROWS COLS of [inputs, outputs]; 4 1 for TFLite.")
+    target: Annotated[
+        str | None,
+        typer.Option(help="The device: android, ios, arm64, web or x86. Prunes only where its kernels skip zeros."),
     ] = None,
-    allocation: Annotated[str, typer.Option(help="global, uniform, erk or lamp.")] = "global",
+    block: Annotated[
+        tuple[int, int] | None,
+        typer.Option(
+            metavar="ROWS COLS",
+            help="Prune whole blocks of a kernel [inputs, outputs], ROWS inputs by COLS outputs. "
+            "4 1 gives the 1x4 blocks that TFLite's sparse kernel for dense layers reads.",
+        ),
+    ] = None,
+    allocation: Annotated[str | None, typer.Option(help="global, uniform, erk or lamp; global if not given.")] = None,
     exclude: Annotated[list[str] | None, typer.Option(help="A path, or regular expression, to leave out.")] = None,
     as_json: Json = False,
 ) -> None:
     """Prune a model by magnitude, without training, and write it; train it further to recover."""
-    pattern: Any = Block(*block) if block else "unstructured"
-    loaded = load_model(model)
-    prune_model(loaded, sparsity, pattern=pattern, allocation=allocation, scope=Scope(exclude=tuple(exclude or ())))
-    loaded.save(out)
-    _show(loaded, as_json)
+
+    def pruned(loaded: keras.Model) -> keras.Model:
+        choices: dict[str, Any] = {"target": target, "allocation": allocation}
+        given = {name: choice for name, choice in choices.items() if choice is not None}
+        if block is not None:
+            given["pattern"] = Block(*block)
+        return prune_model(loaded, sparsity, scope=Scope(exclude=tuple(exclude or ())), **given)
+
+    _rewrite(model, out, pruned, as_json)
 
 
 @app.command()
 def strip(model: KerasFile, out: Out, as_json: Json = False) -> None:
     """Write a plain Keras model, without masks or wrapper layers, its pruned weights exactly zero."""
-    plain = strip_model(load_model(model))
-    plain.save(out)
-    _show(plain, as_json)
+    _rewrite(model, out, strip_model, as_json)
+
+
+def _rewrite(model: Path, out: Path, change: Callable[[keras.Model], keras.Model], as_json: bool) -> None:
+    """Write a changed model beside the one that was read, whole or not at all, and report on it."""
+    if out.suffix not in FORMATS:
+        raise ValueError(f"OUT must end in {' or '.join(FORMATS)}, which says how it is written. Received: '{out}'")
+    check_apart({"the model": model}, {"OUT": out})
+    check_writable(out)
+    changed = change(load_model(model))
+    with replaced(out) as temporary:
+        changed.save(temporary)
+    _show(changed, as_json)
 
 
 def _show(model: keras.Model, as_json: bool) -> None:

@@ -1,6 +1,8 @@
 """The command line parses, calls the library, and returns its exit code."""
 
 import json
+import os
+import subprocess
 import sys
 
 import keras
@@ -8,6 +10,7 @@ import numpy as np
 import pytest
 from keras import layers
 
+import keras_prune
 from keras_prune import cli
 
 
@@ -47,7 +50,9 @@ def test_prune_report_and_strip(file, capsys, monkeypatch):
         (["prune", "FILE", "OUT", "--sparsity", "90"], 1, "for 90.0 % write 0.9"),
         (["prune", "FILE", "OUT", "--block", "5", "1"], 1, "nearest that does is Block(4, 1)"),
         (["prune", "FILE", "OUT", "--allocation", "globl"], 1, "Did you mean 'global'?"),
-        (["prune", "FILE", "/nowhere/at/all.keras"], 1, "keras-prune: "),
+        (["prune", "FILE", "/nowhere/at/all.keras"], 1, "its folder must exist"),
+        (["prune", "FILE", "OUT", "--target", "androd"], 1, "android"),
+        (["prune", "FILE", "out.tflite"], 1, "must end in .keras or .h5 or .hdf5"),
         (["prun", "FILE"], 2, "No such command"),
     ],
 )
@@ -58,3 +63,60 @@ def test_errors_are_one_line_and_a_code(file, capsys, monkeypatch, arguments, co
     assert message in err
     assert "Traceback" not in err
     assert not file.with_name("out.keras").exists()
+
+
+@pytest.mark.parametrize("command", ["prune", "strip"])
+@pytest.mark.parametrize("spelling", ["same", "dotted", "linked", "hard"])
+def test_no_command_writes_over_its_input(file, capsys, monkeypatch, command, spelling):
+    other = file.with_name("other.keras")
+    match spelling:
+        case "same":
+            other = file
+        case "dotted":
+            other = file.parent / ".." / file.parent.name / file.name
+        case "linked":
+            other.symlink_to(file)
+        case "hard":
+            other.hardlink_to(file)
+    before = file.read_bytes()
+    code, _, err = run(capsys, monkeypatch, command, file, other)
+    assert code == 1
+    assert "must be another file than the model" in err
+    assert file.read_bytes() == before
+
+
+def test_a_failed_write_leaves_what_stood_there(file, capsys, monkeypatch):
+    out = file.with_name("out.keras")
+    out.write_text("older")
+
+    def full(self, path, *_, **__):
+        path.write_text("half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(keras.Sequential, "save", full)
+    code, _, err = run(capsys, monkeypatch, "prune", file, out)
+    assert code == 1
+    assert "No space left on device" in err
+    assert out.read_text() == "older"
+    assert sorted(path.name for path in file.parent.iterdir()) == ["model.keras", "out.keras"]
+
+
+def test_the_target_chooses_the_pattern(file, capsys, monkeypatch):
+    out = file.with_name("out.keras")
+    assert run(capsys, monkeypatch, "prune", file, out, "--target", "x86")[0] == 0
+    kernel = keras.saving.load_model(out).layers[0].kernel.numpy()
+    assert set(np.unique((kernel != 0).reshape(2, 4, 16).sum(axis=1))) == {0, 4}
+
+
+def test_version(capsys, monkeypatch):
+    code, out, _ = run(capsys, monkeypatch, "--version")
+    assert (code, out) == (0, f"keras-prune {keras_prune.__version__}\n")
+
+
+@pytest.mark.parametrize("command", ["keras_prune", "tflite_export"])
+def test_nothing_but_the_help_is_printed(command):
+    code = f"import keras_prune_commands, sys; sys.argv = ['it', '--help']; keras_prune_commands.{command}()"
+    quiet = {name: value for name, value in os.environ.items() if name != "TF_CPP_MIN_LOG_LEVEL"}
+    done = subprocess.run([sys.executable, "-c", code], env=quiet, capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    assert done.stdout.lstrip().startswith("Usage: ")

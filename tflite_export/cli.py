@@ -8,6 +8,7 @@ import sys
 import warnings
 import zipfile
 import zlib
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -62,6 +63,21 @@ Memory = Annotated[
     float, typer.Option(help="GiB of memory that the child process may have; 8 times the files where that is more.")
 ]
 SECONDS, GIB = Limits().seconds, Limits().memory / 2**30
+
+
+def _say_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"tflite-export, of keras-prune {version('keras-prune')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    asked: Annotated[
+        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    """Sparse .tflite files from Keras models, verified in the runtime."""
 
 
 @app.command()
