@@ -6,12 +6,15 @@ step, finish.
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
+import zlib
 from collections.abc import Sequence
 from typing import Any
 
 import keras
 import numpy as np
+import numpy.typing as npt
 from keras import ops
 
 from keras_prune import statistics
@@ -175,10 +178,21 @@ class Session(SteppedSession):
         self.model.train_function = None
 
     def _is_done(self) -> bool:
-        """Whether an earlier run made the update of this very step; only one that has memory may not be made twice."""
-        has_memory = self._sums is not None or self.recipe.growth is not None
+        """Whether an earlier run made this very update.
+
+        Made twice it could prune more: sums of gradients are reset by an update, growth draws anew, and a threshold
+        may be relative to the weights that the update left.
+        """
         last = self._state.arrays.get(f"updated:{self._keys[0]}")
-        return has_memory and last is not None and int(last) == self._step
+        return last is not None and np.array_equal(last, self._mark())
+
+    def _mark(self) -> npt.NDArray[np.int64]:
+        """The step, and what tells the updates of two recipes at one step apart."""
+        recipe, schedule = self.recipe, self.schedule
+        strategies = [schedule, *(getattr(recipe, field.name) for field in dataclasses.fields(recipe))]
+        kinds = [type(one).__name__ for one in strategies]
+        words = [*kinds, schedule.first_step, schedule.last_step, schedule(self._step), schedule.final]
+        return np.array([self._step, zlib.crc32(repr(words).encode())], np.int64)
 
     def _is_due(self, step: int) -> bool:
         return step == self.schedule.rewind_step or self.schedule.should_update(step)
@@ -269,7 +283,7 @@ class Session(SteppedSession):
         self._rewind()
         if self._sums is not None:
             self._sums.reset()
-        self._state.arrays[f"updated:{self._keys[0]}"] = np.array(self._step)
+        self._state.arrays[f"updated:{self._keys[0]}"] = self._mark()
 
     def _read_tensors(self) -> list[Tensor]:
         tensors = []

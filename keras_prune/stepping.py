@@ -9,6 +9,7 @@ from typing import Any, Generic, TypeVar
 
 import keras
 
+from keras_prune.schedules import Schedule
 from keras_prune.state import StepPart, TrainingState
 from keras_prune.step import Part
 from keras_prune.variables import read
@@ -43,7 +44,7 @@ class SteppedSession(ABC):
         self._optimizer = optimizer
         self._state = state
         self._installed: list[StepPart] = []
-        self._levels: list[tuple[Part, keras.Variable]] = []
+        self._levels: list[_Level] = []
         self.started = False
         self._behind = 0
         self._step = 0
@@ -65,9 +66,17 @@ class SteppedSession(ABC):
         self.started = True
         self._step = self.step
         self._take_up()
-        self._set_levels()
+        for level in self._levels:
+            level.start(self._step)
         self._act_first()
         self._find_wake()
+
+    def end(self) -> int:
+        """End, also before anything has begun, as when a finished training is started once more; see `finish`."""
+        if not self.started:
+            self._step = self.step
+            self._take_up()
+        return self.finish()
 
     def on_step(self, steps: int = 1) -> None:
         """Note that the optimizer was called at most `steps` times more; act if that is due.
@@ -81,8 +90,10 @@ class SteppedSession(ABC):
         if self._step + self._behind < self._wake:
             return
         before, self._step, self._behind = self._step, self.step, 0
-        self._set_levels()
-        self._act(range(before + 1, self._step + 1))
+        passed = range(before + 1, self._step + 1)
+        for level in self._levels:
+            level.follow(passed)
+        self._act(passed)
         self._find_wake()
 
     @property
@@ -132,22 +143,44 @@ class SteppedSession(ABC):
         if part.ramp is None:
             return 1.0
         level = self._state.variable(name, (), "float32", 0.0)
-        self._levels.append((part, level))
+        self._levels.append(_Level(part.ramp, level))
         return level
 
-    def _set_levels(self) -> None:
-        for part, level in self._levels:
-            ramp = part.ramp
-            level.assign(ramp(self._step) / ramp.final if ramp is not None and ramp.final else 0.0)
-
     def _find_wake(self) -> None:
-        ramps = [part.ramp for part, _ in self._levels if part.ramp is not None]
+        ramps = [level.ramp for level in self._levels]
         due = (
             step
             for step in range(self._step + 1, self._step + LOOKAHEAD)
             if self._is_due(step) or any(ramp.should_update(step) for ramp in ramps)
         )
         self._wake = next(due, self._step + LOOKAHEAD)
+
+
+class _Level:
+    """Where a part's ramp stands: its value at its last change, also where a training goes on between two changes.
+
+    Args:
+        ramp: the schedule.
+        variable: a scalar that takes the share of the ramp's final value.
+    """
+
+    def __init__(self, ramp: Schedule, variable: keras.Variable) -> None:
+        self.ramp = ramp
+        self.variable = variable
+
+    def start(self, step: int) -> None:
+        """Set the variable for a training that begins at a step or goes on from it."""
+        changes = range(min(step, self.ramp.last_step), self.ramp.first_step - 1, -1)
+        self._set(next(filter(self.ramp.should_update, changes), min(step, self.ramp.first_step)))
+
+    def follow(self, passed: range) -> None:
+        """Set the variable if the ramp changes at one of the steps that have passed."""
+        last = next(filter(self.ramp.should_update, reversed(passed)), None)
+        if last is not None:
+            self._set(last)
+
+    def _set(self, step: int) -> None:
+        self.variable.assign(self.ramp(step) / self.ramp.final if self.ramp.final else 0.0)
 
 
 Running = TypeVar("Running", bound=SteppedSession)
@@ -219,7 +252,7 @@ class SteppedCallback(keras.callbacks.Callback, Generic[Running]):
 
     def detach(self) -> None:
         """End the training: what is pruned is exactly zero and stays so; everything else leaves the step."""
-        self._warn_of(self._running().finish())
+        self._warn_of(self._running().end())
 
     # -- Keras's hooks ------------------------------------------------------------------------------------------------
 

@@ -146,6 +146,7 @@ class StructureAdjustment(keras.callbacks.Callback):
         self._falls = 0
         self._falling = False
         self._looks = 0
+        self._put_off = False
         self._closed: list[int] = []
         self._steps = 0
         self._epoch = 0
@@ -178,6 +179,7 @@ class StructureAdjustment(keras.callbacks.Callback):
         self._last_batch = -1
         self._gates().refresh()
         self._restore()
+        self._make_up()
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Look at the metric, if it is time."""
@@ -194,6 +196,7 @@ class StructureAdjustment(keras.callbacks.Callback):
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Leave exact zeros behind."""
         TrainingState.of(self.model).arrays.pop(STATE, None)
+        self._put_off = False  # another `fit` is another training; one that was stopped goes on from a checkpoint
         self._gates().settle()
         self._gates().rest()
 
@@ -228,9 +231,25 @@ class StructureAdjustment(keras.callbacks.Callback):
         made = Adjustment(self._epoch, self._steps, value, reference, action, len(units), number, reason)
         self.history = Adjustments((*self.history, made))
         self._looks += 1
+        self._note()
+
+    def _note(self) -> None:
+        """Put what was found so far where a checkpoint finds it."""
         best = np.nan if self._best is None else self._best
-        numbers = [self.step, best, self._falls, self._falling, self._looks, self._steps]
+        numbers = [self.step, best, self._falls, self._falling, self._looks, self._steps, self._put_off]
         TrainingState.of(self.model).arrays[STATE] = np.array([*numbers, *self._closed], np.float64)
+
+    def _make_up(self) -> None:
+        """Close what the last look put off, because training was to end: it goes on after all."""
+        if not self._put_off:
+            return
+        self._put_off = False
+        action, reason, units = self._close("the training goes on", last=False)
+        number = int(np.count_nonzero(self._gates().keep))
+        reference = np.nan if self._best is None else self._best
+        made = Adjustment(self._epoch, self._steps, np.nan, reference, action, len(units), number, reason)
+        self.history = Adjustments((*self.history, made))
+        self._note()
 
     def _restore(self) -> None:
         """Go on from a training that was interrupted, with what its last checkpoint knew of the looks so far."""
@@ -238,9 +257,9 @@ class StructureAdjustment(keras.callbacks.Callback):
         if known is not None:
             self.step, best = float(known[0]), float(known[1])
             self._best = None if np.isnan(best) else best
-            self._falls, falling, self._looks, self._steps = (int(value) for value in known[2:6])
-            self._falling = bool(falling)
-            self._closed = [int(unit) for unit in known[6:]]
+            self._falls, falling, self._looks, self._steps, put_off = (int(value) for value in known[2:7])
+            self._falling, self._put_off = bool(falling), bool(put_off)
+            self._closed = [int(unit) for unit in known[7:]]
 
     def _compared_with(self, value: float) -> float:
         if not isinstance(self.reference, str):
@@ -257,6 +276,7 @@ class StructureAdjustment(keras.callbacks.Callback):
         gates = self._gates()
         none: Units = np.zeros(0, np.int64)
         if last:
+            self._put_off = True
             return "hold", f"{reason}, but nothing is trained after this", none
         if self.step < self.min_step:
             return "hold", f"{reason}, but the step {self.step:g} is below min_step", none
