@@ -90,6 +90,10 @@ def export(
     optimize: Annotated[str, typer.Option(help="speed, or size.")] = "speed",
     tune: Annotated[bool, typer.Option(help="Time the encodings of each weight here.")] = False,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Fix the batch of the file.")] = None,
+    shape: Annotated[
+        list[str] | None,
+        typer.Option(help="Fix the sizes of an input, the batch first: audio=1,16000,1; ? leaves one free."),
+    ] = None,
     samples: Samples = SAMPLES,
     tolerance: Tolerance = None,
     golden: Annotated[Path | None, typer.Option(help="Also write inputs and expected outputs, for the device.")] = None,
@@ -109,6 +113,7 @@ def export(
         optimize=optimize,  # type: ignore[arg-type]  # checked there
         tune=tune,
         batch_size=batch_size,
+        shapes=parse_shapes(shape or []),
         samples=samples,
         tolerance=tolerance,
         golden=golden,
@@ -213,6 +218,26 @@ def serve(
 
 def _limits(seconds: float, gib: float) -> Limits:
     return Limits(seconds, int(gib * 2**30) if math.isfinite(gib) else 0)
+
+
+def parse_shapes(given: list[str]) -> dict[str, tuple[int | None, ...]] | None:
+    """Return sizes by input from the texts of an option.
+
+    Raises:
+        ExportError: One is not written as NAME=SIZE,SIZE.
+
+    Example:
+        >>> parse_shapes(["audio=1,16000,1", "ids=?,128"])
+        {'audio': (1, 16000, 1), 'ids': (None, 128)}
+    """
+    shapes: dict[str, tuple[int | None, ...]] = {}
+    for text in given:
+        name, _, sizes = text.rpartition("=")
+        parts = [part.strip() for part in sizes.split(",")]
+        if not name or not all(part == "?" or (part.isascii() and part.isdigit()) for part in parts):
+            raise ExportError("--shape", "must be NAME=SIZE,SIZE,... with ? for a free size", repr(text), "Correct it.")
+        shapes[name] = tuple(None if part == "?" else int(part) for part in parts)
+    return shapes or None
 
 
 def load_data(path: Path | None) -> Any:

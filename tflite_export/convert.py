@@ -38,6 +38,7 @@ from tflite_export.report import ExportReport, Size
 from tflite_export.runtime import Session
 from tflite_export.safe import plan_for_clusters, without_dangers
 from tflite_export.settle import Settlement
+from tflite_export.shapes import Shapes, fix_sizes, fix_to_data
 from tflite_export.source import Source
 from tflite_export.stock import Converted
 from tflite_export.targets import MCU, Target, resolve_target
@@ -57,6 +58,7 @@ def export(
     optimize: Optimize = "speed",
     tune: bool = False,
     batch_size: int | None = None,
+    shapes: Shapes | None = None,
     samples: int = SAMPLES,
     tolerance: float | None = None,
     golden: str | os.PathLike[str] | None = None,
@@ -89,8 +91,11 @@ def export(
         optimize: "speed": a weight whose sparse kernel would be slower than the dense one stays dense, or is
             made dense when the file is loaded. "size": the smallest encoding that is right, slower or not.
         tune: Time the encodings of each weight on this machine instead of reading the target's table.
-        batch_size: Fix the batch of the file to this. None leaves it free where the converter can (not with
-            recurrent layers, nor for "mcu").
+        batch_size: Fix the batch of the file to this. None leaves it free where the model, the converter and the
+            target can: a model whose inputs have a batch keeps that; with recurrent layers, and for "web" and "mcu",
+            whose runtimes take fixed sizes only, it is 1.
+        shapes: Fix sizes of inputs, by name, the batch first: ``{"audio": (1, 16000, 1)}``; None in a shape leaves
+            that size free. For "web" and "mcu", sizes that are still free are fixed to those of the data.
         samples: Verify on at most so many.
         tolerance: Largest error of a float output, as a share of that output's largest absolute value; None:
             that of the number type.
@@ -122,19 +127,20 @@ def export(
     check_places({"the model": files_of(model)}, path, golden, c_array)
     source = open_source(model, signature_key)
     check_size(((name, values.shape) for name, values in source.variables()), kind)
-    signature = source.signature(data)
+    signature, fixed = fix_sizes(source.signature(data), device, batch_size, shapes)
     collected = source.inputs(signature, data, max(samples, CALIBRATION) if kind.calibrated else samples)
+    signature, as_given = fix_to_data(signature, device, collected)
     inputs = Inputs(tuple(array[:samples] for array in collected.arrays), collected.drawn)
     # The file is held against the model as it was given, so that a mistake of strip or of a rewrite shows as well.
     reference = source.answer(signature, inputs)
+    if signature.batch is None and reference.batch not in (None, 1):
+        signature = replace(signature, batch=reference.batch)
+        fixed += (f"batch fixed to {reference.batch}: the model answers that many samples, and not a single one",)
     names = names_of(source, kind)
     size = 4 * source.model.count_params() if source.model is not None else 0
     release(size)
-    fixed = device is MCU and batch_size is None
-    dense = make_dense(source, signature, 1 if fixed else batch_size, kind, collected, device)
+    dense = make_dense(source, signature, kind, collected, device)
     converted = dense.converted
-    if fixed:
-        converted = replace(converted, notes=("batch fixed to 1: TensorFlow Lite Micro knows fixed shapes only",))
     reference = replace(reference, input_names=converted.inputs, output_names=converted.outputs)
     release(size)
     matches = match_kernels(dense.kernels, found := weights_of(converted, names, reference))
@@ -167,7 +173,7 @@ def export(
         written=Size(content),
         lines=plan.lines,
         verification=verification,
-        notes=(*source.notes, *converted.notes, *dense.notes, *lost, *_mixed_notes(source)),
+        notes=(*source.notes, *fixed, *as_given, *converted.notes, *dense.notes, *lost, *_mixed_notes(source)),
         target=device.name,
         quantize=kind.name,
         changes=dense.changes,
@@ -291,8 +297,8 @@ def _rows(model: Any, converted: Converted, reference: Reference) -> dict[tuple[
     In the main graph as the runtime sees them, in the others as declared.
     """
     session = Session(converted.content, "the converter's file", delegate=False)
-    count = converted.batch_size or 1
-    session.run([array[:count] for array in reference.inputs.arrays], converted.inputs, converted.outputs)
+    count = converted.batch_size or reference.batch or 1
+    session.run([array[:count] for array in reference.inputs.arrays], converted.inputs, converted.outputs, count)
     rows = {(0, index): prod(shape[:-1]) for index, shape in session.tensor_shapes().items()}
     for number, subgraph in enumerate(model.subgraphs[1:], start=1):
         for index, tensor in enumerate(subgraph.tensors):

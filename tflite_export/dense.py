@@ -19,8 +19,10 @@ from tflite_export.rewrites.mirror import MirrorPass
 from tflite_export.rewrites.pooling import PoolingPass
 from tflite_export.rewrites.ranks import lower_pooled_outputs, raise_scalar_constants
 from tflite_export.rewrites.rewrite import Change, rewrite_model
+from tflite_export.runtime import in_batches
 from tflite_export.signature import Signature
 from tflite_export.source import KerasSource, Source
+from tflite_export.states import fresh_state
 from tflite_export.stock import Converted, convert
 from tflite_export.targets import ANY, Target
 from tflite_export.xnnpack.clusters import analyse
@@ -58,15 +60,12 @@ def may_run_sparse(target: Target, kind: NumberType) -> bool:
     return (target is ANY or target.clusters is not None) and kind.name in (None, "float16")
 
 
-def make_dense(
-    source: Source, signature: Signature, batch_size: int | None, kind: NumberType, data: Inputs, target: Target
-) -> Dense:
+def make_dense(source: Source, signature: Signature, kind: NumberType, data: Inputs, target: Target) -> Dense:
     """Convert a model, rewritten where its zeros and the target let that pay.
 
     Args:
         source: What is exported.
-        signature: Of it.
-        batch_size: Fix the batch to this.
+        signature: Of it, its sizes fixed as the file's are to be.
         kind: Number type of the file.
         data: Samples: rewrites are compared on a few, and some number types take their ranges from all.
         target: The device.
@@ -76,30 +75,28 @@ def make_dense(
     """
     tried: Dense | None = None
     if isinstance(source, KerasSource) and may_run_sparse(target, kind) and _is_worth_trying(source.keras):
-        tried = _rewritten(source, signature, batch_size, kind, data)
+        tried = _rewritten(source, signature, kind, data)
         found = analyse(file := flatbuffer.read(tried.converted.content), assume_sparse=_pruned_pointwise(file))
         if found.on and not found.dangers:
             return tried
-    converted = source.convert(signature, batch_size, kind, data)
+    converted = source.convert(signature, None, kind, data)
     kernels = kernels_of(source.model) if source.model is not None else {}
     return Dense(converted, kernels, notes=() if tried is None or not tried.changes else (_why_not(found),))
 
 
-def _rewritten(
-    source: KerasSource, signature: Signature, batch_size: int | None, kind: NumberType, data: Inputs
-) -> Dense:
+def _rewritten(source: KerasSource, signature: Signature, kind: NumberType, data: Inputs) -> Dense:
     made: dict[str, Any] = {}
 
     def make() -> keras.Model:
         plain = source.plain()
-        with precision.float32(plain):
-            few = [array[:SAMPLES] for array in data.arrays]
-            result = rewrite_model(plain, (PoolingPass(), HeadsPass(), MirrorPass()), few)
+        feeds = next(in_batches([array[: signature.batch or SAMPLES] for array in data.arrays], signature.batch))
+        with precision.float32(plain), fresh_state(plain):
+            result = rewrite_model(plain, (PoolingPass(), HeadsPass(), MirrorPass()), feeds)
         # The arrays, not the model: it is let go before the converter runs.
         made.update(changes=result.changes, refusals=result.refusals, kernels=kernels_of(result.model))
         return result.model
 
-    converted = convert(make, signature, batch_size, kind, data)
+    converted = convert(make, signature, None, kind, data)
     file = flatbuffer.read(converted.content, "the converter's file")
     edits = raise_scalar_constants(file) + lower_pooled_outputs(file)
     if edits:

@@ -22,6 +22,7 @@ from tflite_export.report import render
 from tflite_export.rewrites.pooling import PoolingPass
 from tflite_export.runtime import load
 from tflite_export.signature import signature_of
+from tflite_export.source import build_like
 from tflite_export.stock import convert
 from tflite_export.targets import Target, resolve_target
 from tflite_export.xnnpack.clusters import analyse
@@ -222,15 +223,12 @@ def _short(name: str) -> str:
 
 
 def _convert(model: keras.Model) -> tuple[bytes, tuple[str, ...]]:
+    plain = strip(model)
+    build_like(plain, model)
     # As an export writes it: a mean over the whole map is one, however it is written.
-    plain = PoolingPass().apply(strip(model)).model
+    plain = PoolingPass().apply(plain).model
     with precision.float32(plain):
-        signature = signature_of(model)
-        if not plain.built:
-            # A copy of a subclassed model is built by its first call.
-            sample = [np.zeros((1, *(size or 1 for size in spec.shape)), spec.dtype) for spec in signature.inputs]
-            plain(signature.pack(sample), training=False)
-        converted = convert(lambda: plain, signature)
+        converted = convert(lambda: plain, signature_of(model))
     return converted.content, converted.notes
 
 

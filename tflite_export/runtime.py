@@ -16,7 +16,7 @@ from ai_edge_litert.interpreter import Interpreter, OpResolverType
 from numpy.typing import NDArray
 
 from tflite_export.errors import ExportError
-from tflite_export.file.flatbuffer import LARGEST_FILE, read
+from tflite_export.file.flatbuffer import LARGEST_FILE, operator_name, read
 
 LARGEST_BATCH = 32
 """Samples that a file with a free batch is given at once."""
@@ -44,24 +44,30 @@ class Runnable(Protocol):
 
 
 def run_in_batches(
-    session: Runnable, feeds: Sequence[NDArray[Any]], names: Sequence[str], outputs: Sequence[str]
+    session: Runnable,
+    feeds: Sequence[NDArray[Any]],
+    names: Sequence[str],
+    outputs: Sequence[str],
+    batch: int | None = None,
 ) -> list[NDArray[Any]]:
     """Return the outputs for samples of any number, in batches that the file takes.
 
-    A batch fixed to n that the last samples do not fill is filled with the last of them, and cut afterwards.
+    A batch of a fixed size that the last samples do not fill is filled with the last of them, and cut afterwards.
 
     Args:
         session: The file.
         feeds: An array [samples, ...] for each name.
         names: Names of the inputs.
         outputs: Names of the outputs wanted.
+        batch: Of a file with a free batch: run it in batches of this size. None: as many samples as there are.
     """
-    parts = []
-    for chunk in in_batches(feeds, session.batch_size):
+    parts, sizes = [], []
+    for chunk in in_batches(feeds, session.batch_size or batch):
         session.feed(chunk, names)
         session.invoke()
         parts.append(session.fetch(outputs))
-    return joined(parts, len(feeds[0]))
+        sizes.append(len(chunk[0]))
+    return joined(parts, sizes, len(feeds[0]))
 
 
 def in_batches(feeds: Sequence[NDArray[Any]], batch_size: int | None) -> Iterator[list[NDArray[Any]]]:
@@ -75,9 +81,33 @@ def in_batches(feeds: Sequence[NDArray[Any]], batch_size: int | None) -> Iterato
         yield chunk
 
 
-def joined(parts: Sequence[Sequence[NDArray[Any]]], samples: int) -> list[NDArray[Any]]:
-    """Return the outputs of batches as one array each, cut to the number of samples."""
-    return [np.concatenate(column)[:samples] for column in zip(*parts, strict=True)]
+def joined(parts: Sequence[Sequence[NDArray[Any]]], sizes: Sequence[int], samples: int) -> list[NDArray[Any]]:
+    """Return the outputs of batches as one array [samples, ...] each, cut to the number of samples.
+
+    An output of a whole batch, such as a scalar, is repeated for each sample of it.
+
+    Args:
+        parts: The outputs of each batch.
+        sizes: Samples of each batch.
+        samples: Samples wanted.
+
+    Example:
+        >>> rows, means = joined([[np.ones((2, 3)), np.float32(5)], [np.ones((2, 3)), np.float32(7)]], [2, 2], 3)
+        >>> rows.shape, means.tolist()
+        ((3, 3), [5.0, 5.0, 7.0])
+    """
+    columns = []
+    for column in zip(*parts, strict=True):
+        batches = list(zip(column, sizes, strict=True))
+        if not all(is_per_sample(part, size) for part, size in batches):
+            column = tuple(np.stack([part] * size) for part, size in batches)
+        columns.append(np.concatenate(column)[:samples])
+    return columns
+
+
+def is_per_sample(output: NDArray[Any], batch: int) -> bool:
+    """Return whether an output of a batch begins with the batch."""
+    return np.ndim(output) > 0 and len(output) == batch
 
 
 def require_names(session: Runnable, names: Sequence[str], known: dict[str, Any]) -> None:
@@ -110,17 +140,27 @@ class Session:
 
     def __init__(self, content: bytes, subject: str = "the file", *, threads: int = 1, delegate: bool = True) -> None:
         self.subject = f"{subject} ({threads} thread{'s' * (threads != 1)}, XNNPACK {'on' if delegate else 'off'})"
-        read(content, subject)
-        resolver = OpResolverType.AUTO if delegate else OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+        model = read(content, subject)
+        self._content, self._threads = content, threads
+        self._resolver = OpResolverType.AUTO if delegate else OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+        self._keeps_state = _keeps_state(model)
         try:
-            self._interpreter = Interpreter(
-                model_content=content, num_threads=threads, experimental_op_resolver_type=resolver
-            )
-            self._allocate()
-            self.inputs, self.outputs = self._details()
+            self._open()
+            # A free size is 1 in the file, and a window need not fit into that: tensors are allocated for the first
+            # inputs then.
+            if not any((detail["shape_signature"] < 0).any() for detail in self.inputs.values()):
+                self._allocate()
         except (ValueError, RuntimeError) as error:
             raise self._error("the runtime must load it", error) from error
+
+    def _open(self) -> None:
+        """Load the file into an interpreter, in which nothing is allocated yet."""
+        self._interpreter = Interpreter(
+            model_content=self._content, num_threads=self._threads, experimental_op_resolver_type=self._resolver
+        )
+        self.inputs, self.outputs = self._details()
         self._shapes = {name: tuple(int(size) for size in detail["shape"]) for name, detail in self.inputs.items()}
+        self._allocated = self._has_run = False
 
     def _details(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return the details of inputs and outputs by name: the signature's names where the file has one."""
@@ -136,13 +176,15 @@ class Session:
 
     def _allocate(self) -> None:
         self._interpreter.allocate_tensors()
+        self._allocated = True
 
     def _error(self, rule: str, error: Exception) -> ExportError:
+        free = hasattr(self, "inputs") and any((d["shape_signature"] < 0).any() for d in self.inputs.values())
         return ExportError(
             self.subject,
             rule,
             f"{type(error).__name__}: {error}",
-            "Export the model again, or with batch_size=1.",
+            "Export the model again" + (", with fixed sizes: batch_size=..., shapes=... ." if free else "."),
         )
 
     @property
@@ -152,24 +194,27 @@ class Session:
         fixed = [size for size in sizes if size >= 0]
         return fixed[0] if fixed else None
 
-    def run(self, feeds: Sequence[NDArray[Any]], names: Sequence[str], outputs: Sequence[str]) -> list[NDArray[Any]]:
-        """Return the outputs for samples of any number, in batches that the file takes.
-
-        Args:
-            feeds: An array [samples, ...] for each name.
-            names: Names of the inputs.
-            outputs: Names of the outputs wanted.
+    def run(
+        self,
+        feeds: Sequence[NDArray[Any]],
+        names: Sequence[str],
+        outputs: Sequence[str],
+        batch: int | None = None,
+    ) -> list[NDArray[Any]]:
+        """Return the outputs for samples of any number, in batches that the file takes: see :func:`run_in_batches`.
 
         Raises:
             ExportError: A name is unknown, or the runtime fails.
         """
-        return run_in_batches(self, feeds, names, outputs)
+        return run_in_batches(self, feeds, names, outputs, batch)
 
     def feed(self, batch: Sequence[NDArray[Any]], names: Sequence[str]) -> None:
-        """Set the inputs, resized to the batch."""
+        """Set the inputs, resized to the batch. A file that keeps state begins anew."""
         require_names(self, names, self.inputs)
         try:
-            resized = False
+            if self._keeps_state and self._has_run:
+                self._open()  # the runtime has no call that puts a file's own variables back
+            resized = not self._allocated
             for array, name in zip(batch, names, strict=True):
                 if self._shapes[name] != array.shape:
                     self._interpreter.resize_tensor_input(self.inputs[name]["index"], array.shape, strict=False)
@@ -188,6 +233,7 @@ class Session:
 
     def invoke(self) -> None:
         """Run the file once, on the inputs that were set."""
+        self._has_run = True
         try:
             self._interpreter.invoke()
         except (ValueError, RuntimeError) as error:
@@ -204,6 +250,15 @@ class Session:
             detail["index"]: tuple(int(size) for size in detail["shape"])
             for detail in self._interpreter.get_tensor_details()
         }
+
+
+def _keeps_state(model: Any) -> bool:
+    """Return whether a file has variables of its own that it assigns as it runs: a stateful recurrent layer's."""
+    return any(
+        operator_name(model, operator) == "ASSIGN_VARIABLE"
+        for subgraph in model.subgraphs[:1]
+        for operator in subgraph.operators or []
+    )
 
 
 def load(path: str | os.PathLike[str]) -> bytes:

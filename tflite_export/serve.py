@@ -12,6 +12,7 @@ import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,13 @@ from tflite_export.agreement import AGREEMENT
 from tflite_export.errors import ExportError
 from tflite_export.golden import Golden, read_golden
 from tflite_export.limits import Limits
-from tflite_export.runtime import load
+from tflite_export.runtime import in_batches, load
 from tflite_export.runtimes import litertjs
 from tflite_export.runtimes.frames import pack
 from tflite_export.runtimes.isolation import IsolatedSession
 from tflite_export.runtimes.litertjs import ASSETS, find_web_runtime, web_files
 from tflite_export.runtimes.server import LOOPBACK, GuardedServer, Resource
-from tflite_export.runtimes.web import fix_batch, web_refusal
+from tflite_export.runtimes.web import fix_sizes, web_refusal
 from tflite_export.timing import feeds_for, matching_names
 
 PAGES = ("serve.css", "serve.mjs", "icon.svg")
@@ -82,14 +83,21 @@ def make_server(
         refusal = web_refusal(content, subject)
         if refusal is not None:
             raise ExportError(f"'{subject}'", "must run in LiteRT.js", refusal, "Leave it out.")
-    contents = [fix_batch(content, 1, subject) for content, subject in zip(contents, subjects, strict=True)]
     allowed = (limits or Limits()).for_files(*contents)
-    sessions = [
-        IsolatedSession(content, subject, limits=allowed) for content, subject in zip(contents, subjects, strict=True)
-    ]
+
+    def opened() -> list[IsolatedSession]:
+        files = zip(contents, subjects, strict=True)
+        return [IsolatedSession(content, subject, limits=allowed) for content, subject in files]
+
+    sessions = opened()
     inputs, outputs = matching_names(sessions, "inputs"), matching_names(sessions, "outputs")
     if isinstance(golden, (str, os.PathLike)):
         golden = read_golden(golden)
+    for place, session in enumerate(sessions):
+        feeds = _feeds(session, inputs[place], outputs[place], data, golden)
+        named = {name: feed[: session.batch_size or 1] for name, feed in zip(inputs[place], feeds, strict=True)}
+        contents[place] = fix_sizes(contents[place], 1, subjects[place], named)
+    sessions = opened()
     blobs: list[bytes] = []
     files: list[dict[str, Any]] = []
     for place, (session, path, content) in enumerate(zip(sessions, paths, contents, strict=True)):
@@ -194,13 +202,12 @@ def address_of_this_machine() -> str:
             return socket.gethostname()
 
 
-def _samples(
+def _feeds(
     session: IsolatedSession, inputs: list[str], outputs: list[str], data: Any, golden: Golden | None
-) -> list[_Sample]:
+) -> list[NDArray[Any]]:
+    """Return the inputs of a file, those of the golden file or of the data, or drawn ones."""
     if golden is None:
-        feeds = feeds_for(session, inputs, 1, data)
-        answers = session.run(feeds, inputs, outputs)
-        return [_Sample(feeds, answers, [_bound(answer) for answer in answers])]
+        return feeds_for(session, inputs, 1, data)
     missing = [name for name in (*inputs, *outputs) if name not in golden.inputs and name not in golden.outputs]
     if missing:
         raise ExportError(
@@ -209,15 +216,26 @@ def _samples(
             missing,
             "Is it the golden file of another model?",
         )
+    return [golden.inputs[name] for name in inputs]
+
+
+def _samples(
+    session: IsolatedSession, inputs: list[str], outputs: list[str], data: Any, golden: Golden | None
+) -> list[_Sample]:
+    """Return the first runs of a file of fixed sizes, and what is to come out of them."""
     batch = session.batch_size or 1
-    return [
-        _Sample(
-            [np.repeat(golden.inputs[name][i : i + 1], batch, axis=0) for name in inputs],
-            [np.repeat(golden.outputs[name][i : i + 1], batch, axis=0) for name in outputs],
-            [golden.bounds[name] for name in outputs],
-        )
-        for i in range(min(SAMPLES, len(golden)))
-    ]
+    feeds = list(islice(in_batches(_feeds(session, inputs, outputs, data, golden), batch), SAMPLES))
+    if golden is None:
+        samples = []
+        for feed in feeds:
+            session.feed(feed, inputs)
+            session.invoke()
+            answers = session.fetch(outputs)
+            samples.append(_Sample(feed, answers, [_bound(answer) for answer in answers]))
+        return samples
+    wanted = in_batches([golden.outputs[name] for name in outputs], batch)
+    bounds = [golden.bounds[name] for name in outputs]
+    return [_Sample(feed, answer, bounds) for feed, answer in zip(feeds, wanted, strict=False)]
 
 
 def _bound(answer: NDArray[Any]) -> float:

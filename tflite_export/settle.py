@@ -105,12 +105,13 @@ class Settlement:
         why = why_not_executed(content, stands_for, "the sparse file")
         if why is not None:
             return why
+        reference = self.reference.first(SPARSE_SAMPLES)
         run = verify_where_sparse(
             content,
-            [array[:SPARSE_SAMPLES] for array in self.reference.inputs.arrays],
-            [array[:SPARSE_SAMPLES] for array in self.reference.outputs],
-            self.reference.input_names,
-            self.reference.output_names,
+            reference.inputs.arrays,
+            reference.outputs,
+            reference.input_names,
+            reference.output_names,
             runtime=sparse_runtime(stands_for) or "web",
             subject="the sparse file",
             tolerance=self.kind.tolerance if self.tolerance is None else self.tolerance,

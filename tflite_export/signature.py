@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,10 +27,17 @@ class Signature:
     Args:
         inputs: In the order of ``keras.tree.flatten``.
         structure: One leaf for each input.
+        batch: Samples of a run, where the model or whoever exports it has fixed them; None: any number.
     """
 
     inputs: tuple[InputSpec, ...]
     structure: Any
+    batch: int | None = None
+
+    @property
+    def free(self) -> tuple[InputSpec, ...]:
+        """The inputs with a size besides the batch that is free."""
+        return tuple(spec for spec in self.inputs if None in spec.shape)
 
     def pack(self, tensors: Sequence[Any]) -> Any:
         """Return flat tensors in the structure that the model's ``call`` wants."""
@@ -41,10 +48,11 @@ def signature_of(model: keras.Model, data: Any = None) -> Signature:
     """Return the signature of a built model.
 
     A functional or sequential model knows it; a subclassed one is read from the shapes it was built with, and
-    its types from ``data`` where given (arrays in the structure of its input), else float32.
+    its types from ``data`` where given (arrays in the structure of its input), else float32. The batch is fixed where
+    the model's inputs say so, or a stateful recurrent layer, whose state has the size of a batch.
 
     Raises:
-        ExportError: The model is not built.
+        ExportError: The model is not built, or its inputs have different batch sizes.
     """
     if not model.built:
         raise ExportError(
@@ -61,18 +69,37 @@ def signature_of(model: keras.Model, data: Any = None) -> Signature:
             InputSpec(_name(leaf.name, i), tuple(leaf.shape[1:]), keras.backend.standardize_dtype(leaf.dtype))
             for i, leaf in enumerate(leaves)
         ]
-        return Signature(_distinct(specs), keras.tree.map_structure(lambda leaf: leaf.name, structure))
+        batch = one_batch((leaf.shape[0] for leaf in leaves), f"model '{model.name}'")
+        return Signature(_distinct(specs), keras.tree.map_structure(lambda leaf: leaf.name, structure), batch)
+    batch = one_batch(_batches_of_states(model), f"model '{model.name}'")
     shapes = _built_shapes(model)
     if isinstance(shapes, dict):
         keys = sorted(shapes)
-        return _subclassed([(key, shapes[key]) for key in keys], {key: key for key in keys}, data)
+        return _subclassed([(key, shapes[key]) for key in keys], {key: key for key in keys}, data, batch)
     if shapes and isinstance(shapes[0], (list, tuple)):
         names = [f"input_{i}" for i in range(len(shapes))]
-        return _subclassed(list(zip(names, shapes, strict=True)), names, data)
-    return _subclassed([("input", shapes)], "input", data)
+        return _subclassed(list(zip(names, shapes, strict=True)), names, data, batch)
+    return _subclassed([("input", shapes)], "input", data, batch)
 
 
-def _subclassed(inputs: Sequence[tuple[str, Any]], structure: Any, data: Any) -> Signature:
+def one_batch(sizes: Iterable[int | None], subject: str) -> int | None:
+    """Return the batch that several inputs have in common; None where it is free in all of them.
+
+    Raises:
+        ExportError: They have different ones.
+    """
+    fixed = {size for size in sizes if size is not None}
+    if len(fixed) > 1:
+        raise ExportError(subject, "its inputs must have one batch size", sorted(fixed), "Build it with a free batch.")
+    return next(iter(fixed), None)
+
+
+def _batches_of_states(model: keras.Model) -> list[int | None]:
+    stateful = [layer for layer in model._flatten_layers() if isinstance(layer, keras.layers.RNN) and layer.stateful]
+    return [int(state.shape[0]) for layer in stateful for state in keras.tree.flatten(layer.states or [])]
+
+
+def _subclassed(inputs: Sequence[tuple[str, Any]], structure: Any, data: Any, batch: int | None) -> Signature:
     """Return the signature of inputs built with certain shapes; their types are those of the data, else float32."""
     leaves = keras.tree.flatten(data)
     typed = len(leaves) == len(inputs) and all(hasattr(leaf, "dtype") for leaf in leaves)
@@ -80,7 +107,7 @@ def _subclassed(inputs: Sequence[tuple[str, Any]], structure: Any, data: Any) ->
     # Doubles are what NumPy makes of any list of numbers; Keras casts them to float32.
     types = ["float32" if dtype == "float64" else dtype for dtype in types]
     specs = [InputSpec(name, tuple(shape[1:]), dtype) for (name, shape), dtype in zip(inputs, types, strict=True)]
-    return Signature(tuple(specs), structure)
+    return Signature(tuple(specs), structure, batch)
 
 
 def output_names(outputs: Any) -> tuple[str, ...]:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import keras
-import numpy as np
 from numpy.typing import NDArray
 
 from keras_prune import strip
@@ -21,8 +20,9 @@ from tflite_export.errors import ExportError
 from tflite_export.inputs import SAMPLES, Inputs, collect_inputs
 from tflite_export.quantize import FLOAT32, NumberType, batches, check_loops, configure
 from tflite_export.reference import Reference, answer
-from tflite_export.signature import InputSpec, Signature, signature_of
-from tflite_export.stock import Converted, convert
+from tflite_export.signature import InputSpec, Signature, one_batch, signature_of
+from tflite_export.states import kept
+from tflite_export.stock import Converted, convert, named_errors
 
 DEFAULT_KEY = "serving_default"
 
@@ -98,11 +98,7 @@ class KerasSource(Source):
         if not _carries_masks(self.keras):
             return self.keras
         stripped = strip(self.keras)
-        if not stripped.built:  # a copy of a subclassed model is built by its first call; its weights are there already
-            signature = signature_of(self.keras)
-            one = [np.zeros((1, *(size or 1 for size in spec.shape)), dtype=spec.dtype) for spec in signature.inputs]
-            with precision.float32(stripped):
-                stripped(signature.pack(one), training=False)
+        build_like(stripped, self.keras)
         return stripped
 
     def convert(
@@ -146,7 +142,6 @@ class FunctionSource(Source):
         self.name, self.model, self.notes, self.key = name, None, notes, key
         self._function, self._tracked, self._variables = function, tracked, tuple(variables)
         ordered = sorted(specs)
-        batches = set()
         for spec_name, shape, dtype in ordered:
             if not shape or dtype == "string":
                 raise ExportError(
@@ -155,13 +150,7 @@ class FunctionSource(Source):
                     f"{dtype}, shape {shape}",
                     "Export the part of the model behind it.",
                 )
-            batches.add(shape[0])
-        fixed = batches - {None}
-        if len(fixed) > 1:
-            raise ExportError(
-                name, "its inputs must have one batch size", sorted(map(str, fixed)), "Save it with a free batch."
-            )
-        self._batch = next(iter(fixed), None)
+        self._batch = one_batch((shape[0] for _, shape, _ in ordered), name)
         self._specs = tuple(InputSpec(spec_name, tuple(shape[1:]), dtype) for spec_name, shape, dtype in ordered)
 
     @classmethod
@@ -208,31 +197,32 @@ class FunctionSource(Source):
         )
 
     def signature(self, data: Any = None) -> Signature:
-        return Signature(self._specs, {spec.name: spec.name for spec in self._specs})
+        return Signature(self._specs, {spec.name: spec.name for spec in self._specs}, self._batch)
 
     def inputs(self, signature: Signature, data: Any = None, samples: int = SAMPLES) -> Inputs:
         # An empty model: there are no layers that tell the range of an index, so integers are drawn from 0 and 1.
         return collect_inputs(keras.Sequential(), signature, data, samples)
 
     def answer(self, signature: Signature, inputs: Inputs) -> Reference:
-        return answer(self, signature, inputs)  # all that it does with a model is to call it
+        # All that it does with a model is to call it. Weights are not copied: what a function assigns is not trained.
+        state = [variable for variable in self._variables if not variable.trainable]
+        return answer(self, signature, inputs, lambda: kept(state))
 
     def __call__(self, tensors: dict[str, Any], training: bool = False) -> dict[str, Any]:
-        """Return the outputs for samples of any number, in batches of the size that the function takes."""
+        """Return the outputs for a batch."""
         import tensorflow as tf
 
-        count = len(next(iter(tensors.values())))
-        size = self._batch or count
-        parts = []
-        for start in range(0, count, size):
-            # What the last batch lacks is filled with its last sample, and cut afterwards.
-            rows = np.minimum(np.arange(start, start + size), count - 1)
-            outputs = self._function(**{name: tf.constant(np.asarray(each)[rows]) for name, each in tensors.items()})
-            parts.append({name: output[: count - start] for name, output in outputs.items()})
-        return {name: tf.concat([part[name] for part in parts], axis=0) for name in parts[0]}
+        return self._function(**{name: tf.constant(each) for name, each in tensors.items()})
 
-    def write(self, folder: str, batch: int | None = None) -> tuple[tuple[str, ...], set[str]]:
-        """Write a SavedModel of this function alone, its batch fixed or free.
+    def write(
+        self, folder: str, batch: int | None = None, inputs: tuple[InputSpec, ...] | None = None
+    ) -> tuple[tuple[str, ...], set[str]]:
+        """Write a SavedModel of this function alone.
+
+        Args:
+            folder: Where.
+            batch: To which the batch is fixed; None leaves it free.
+            inputs: With the sizes that they are fixed to; None: as they are.
 
         Returns:
             The names of its outputs, and the kinds of TensorFlow operations in it.
@@ -248,7 +238,7 @@ class FunctionSource(Source):
 
         module = tf.Module()
         module.tracked = self._tracked
-        specs = [tf.TensorSpec((batch, *spec.shape), spec.dtype, name=spec.name) for spec in self._specs]
+        specs = [tf.TensorSpec((batch, *spec.shape), spec.dtype, name=spec.name) for spec in inputs or self._specs]
         function = tf.function(serve, input_signature=specs)
         tf.saved_model.save(module, folder, signatures={self.key: function})
         graph = function.get_concrete_function().graph.as_graph_def()
@@ -263,16 +253,15 @@ class FunctionSource(Source):
         calibration: Inputs | None = None,
     ) -> Converted:
         def convert_at(batch: int | None, *notes: str) -> Converted:
-            return self._convert_at(batch, notes, kind, calibration)
+            return self._convert_at(signature, batch, notes, kind, calibration)
 
-        if self._batch is not None and batch_size not in (None, self._batch):
+        batch_size = signature.batch if batch_size is None else batch_size
+        if self._batch is not None and batch_size != self._batch:
             raise ExportError(
                 self.name, f"was saved with a batch of {self._batch}", batch_size, "Save it with a free one."
             )
-        if self._batch is not None:
-            return convert_at(self._batch, f"batch fixed to {self._batch}: as it was saved")
         if batch_size is not None:
-            return convert_at(batch_size, f"batch fixed to {batch_size}: asked for")
+            return convert_at(batch_size)
         try:
             return convert_at(None)
         except ExportError as free:
@@ -282,7 +271,12 @@ class FunctionSource(Source):
                 raise free from None
 
     def _convert_at(
-        self, batch: int | None, notes: tuple[str, ...], kind: NumberType, calibration: Inputs | None
+        self,
+        signature: Signature,
+        batch: int | None,
+        notes: tuple[str, ...],
+        kind: NumberType,
+        calibration: Inputs | None,
     ) -> Converted:
         import tensorflow as tf
 
@@ -292,28 +286,31 @@ class FunctionSource(Source):
             assert calibration is not None  # asked for by number types that need it only
             return batches(calibration, names, batch)
 
-        try:
-            with tempfile.TemporaryDirectory() as folder:
-                outputs, operations = self.write(folder, batch)
-                check_loops(kind, operations, self.name)
-                converter = tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=[self.key])
-                configure(converter, kind, samples)
-                content = converter.convert()
-        except ExportError:
-            raise
-        except Exception as error:  # the converter raises anything from ValueError to its own ConverterError
-            raise ExportError(
-                self.name,
-                "TensorFlow's converter must take it",
-                f"{type(error).__name__}: {str(error).strip().splitlines()[0][:300]}",
-                "See the operator named here; batch_size=1 may help.",
-            ) from error
+        with tempfile.TemporaryDirectory() as folder, named_errors(signature, self.name):
+            outputs, operations = self.write(folder, batch, signature.inputs)
+            check_loops(kind, operations, self.name)
+            converter = tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=[self.key])
+            configure(converter, kind, samples)
+            content = converter.convert()
         return Converted(content, batch, names, outputs, notes)
 
     def variables(self) -> Iterator[tuple[str, NDArray[Any]]]:
         for variable in self._variables:
             if variable.shape.rank and variable.dtype.is_floating:
                 yield variable.name.removesuffix(":0"), variable.numpy()
+
+
+def build_like(model: keras.Model, built: keras.Model) -> None:
+    """Build a copy of a subclassed model, whose weights are there already, as its first call would.
+
+    The call is symbolic: sizes that are free stay free, so that no window can be too large for an invented one.
+    """
+    if model.built:
+        return
+    signature = signature_of(built)
+    inputs = [keras.KerasTensor((signature.batch, *spec.shape), spec.dtype) for spec in signature.inputs]
+    with precision.float32(model):
+        model(signature.pack(inputs), training=False)
 
 
 def _carries_masks(model: keras.Model) -> bool:

@@ -104,7 +104,8 @@ def verify_where_sparse(
     elif runtime == "web":
         own = host if host is not None else open_web()
         try:
-            session = WebSession(own, content, subject)
+            named = {name: feed[:1] for name, feed in zip(input_names, feeds, strict=True)}
+            session = WebSession(own, content, subject, feeds=named)
             outputs = session.run(feeds, input_names, output_names)
             session.close()
         finally:

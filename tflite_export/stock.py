@@ -18,7 +18,9 @@ from tflite_export.hollow import Hollow
 from tflite_export.inputs import Inputs
 from tflite_export.memory import release
 from tflite_export.quantize import FLOAT32, NumberType, batches, check_loops, configure
+from tflite_export.reasons import operators_without_kernel, reason_of
 from tflite_export.signature import Signature, output_names
+from tflite_export.states import fresh_state
 
 
 @dataclass(frozen=True)
@@ -49,14 +51,14 @@ def convert(
 ) -> Converted:
     """Convert a plain Keras model to a dense .tflite.
 
-    The batch stays free where the converter allows it. It is fixed to 1 for recurrent layers, whose tensor
-    lists it lowers at a known size only, and where a conversion with a free batch fails.
+    The batch stays free where the signature leaves it so and the converter allows it. It is fixed to 1 for recurrent
+    layers, whose tensor lists it lowers at a known size only, and where a conversion with a free batch fails.
 
     Args:
         make: Returns the model, built and without masks. It is let go before the converter runs, which needs
             several times its memory.
         signature: Of the model.
-        batch_size: Fix the batch to this.
+        batch_size: Fix the batch to this; None: to the signature's.
         kind: Number type of the file.
         calibration: Samples for the ranges of activations, where the number type needs them.
 
@@ -77,15 +79,16 @@ def convert(
     def convert_at(batch: int | None, notes: tuple[str, ...]) -> Converted:
         return _convert_at(lambda: made.pop() if made else make(), signature, batch, notes, kind, calibration)
 
+    batch_size = signature.batch if batch_size is None else batch_size
     if batch_size is not None:
-        return convert_at(batch_size, (f"batch fixed to {batch_size}: asked for",))
+        return convert_at(batch_size, ())
     if recurrent is not None:
         note = f"batch fixed to 1: the converter unrolls the recurrent layer '{recurrent}' at a known batch only"
         return convert_at(1, (note,))
     try:
         return convert_at(None, ())
     except ExportError as free:
-        note = f"batch fixed to 1: the converter failed with a free batch ({_first_line(free.received)})"
+        note = f"batch fixed to 1: the converter failed with a free batch ({free.received})"
         try:
             return convert_at(1, (note,))
         except ExportError:
@@ -114,7 +117,7 @@ def _convert_at(
     with tempfile.TemporaryDirectory() as folder:
         names, size = _save(made.pop(), folder, signature, batch, kind)
         release(size)
-        with _named_errors():
+        with named_errors(signature):
             content = _run_converter(folder, kind, samples)
     release(size)
     # The converter shares equal constants of calibrated files itself.
@@ -138,7 +141,7 @@ def _convert_hollow(
         with tempfile.TemporaryDirectory() as folder:
             names, size = _save(model, folder, signature, batch, FLOAT32, hollow)
             release(size)
-            with _named_errors():
+            with named_errors(signature):
                 content = bytearray(_run_converter(folder, FLOAT32, dict))
     except ExportError:  # the conversion of the whole model decides
         return None
@@ -172,7 +175,7 @@ def _save(
         names[:] = output_names(outputs)
         return dict(zip(names, keras.tree.flatten(outputs), strict=True))
 
-    with precision.float32(model), _named_errors():
+    with precision.float32(model), fresh_state(model), named_errors(signature):
         if kind.calibrated:
             check_loops(kind, _operations(tf.function(serve).get_concrete_function(*specs)), f"model '{model.name}'")
         archive = keras.export.ExportArchive()
@@ -218,19 +221,39 @@ def _converter(folder: str) -> Any:
 
 
 @contextmanager
-def _named_errors() -> Iterator[None]:
-    """Turn what the converter raises, anything from ValueError to its own ConverterError, into an ExportError."""
+def named_errors(signature: Signature, subject: str = "the model") -> Iterator[None]:
+    """Turn what the converter raises, anything from ValueError to its own ConverterError, into an ExportError.
+
+    Args:
+        signature: Of the model: where it has free sizes, fixing them is a way out.
+        subject: What to call the model.
+    """
     try:
         yield
     except ExportError:
         raise
     except Exception as error:
+        operators = operators_without_kernel(error)
+        if operators:
+            raise ExportError(
+                subject,
+                "TFLite must have an operator for each of TensorFlow's",
+                f"none for {', '.join(operators)}",
+                "Write that part with other operations, or end the model before it and compute it in the program.",
+            ) from error
+        reason = reason_of(error)
         raise ExportError(
-            "the model",
-            "TensorFlow's converter must take it",
-            f"{type(error).__name__}: {_first_line(error)}",
-            "See the operator named here; batch_size=1 may help.",
+            subject, "TensorFlow's converter must take it", reason, _way_out(reason, signature)
         ) from error
+
+
+def _way_out(reason: str, signature: Signature) -> str:
+    if "scope name" in reason:
+        return "Name layers with ASCII letters, digits, and . _ - > / only."
+    if signature.free:
+        sizes = {spec.name: (signature.batch, *spec.shape) for spec in signature.free}
+        return f"Give numbers in place of the free sizes {sizes}: shapes={{...}}."
+    return "Change or leave out what is named here."
 
 
 def _share(model: Any) -> bytes:
@@ -256,7 +279,3 @@ def _operations(function: Any) -> set[str]:
     graph = function.graph.as_graph_def()
     nodes = [*graph.node, *(node for inner in graph.library.function for node in inner.node_def)]
     return {node.op for node in nodes}
-
-
-def _first_line(message: object) -> str:
-    return str(message).strip().splitlines()[0][:300]

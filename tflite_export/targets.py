@@ -128,6 +128,7 @@ class Target:
         densify: The runtime has DENSIFY: a weight may be stored sparse and made dense when it is loaded.
         runs_on: The machine types (``platform.machine()``) on which its kernels can be timed.
         quantize: Number types that its runtime takes; None: all.
+        fixed_sizes: Why inputs must have fixed sizes, the batch too, for its runtime; empty where they may be free.
         note: What its user should know.
     """
 
@@ -137,6 +138,7 @@ class Target:
     densify: bool = True
     runs_on: tuple[str, ...] = ()
     quantize: tuple[str | None, ...] | None = None
+    fixed_sizes: str = ""
     note: str = ""
 
     @property
@@ -331,6 +333,7 @@ WEB = Target(
         ((0.70, 1.66), (0.80, 2.29), (0.90, 3.37)),
         "a MobileNet-V1-like net at 224, one thread, Node 20, @litertjs/core 2.5.3, relaxed SIMD",
     ),
+    fixed_sizes="LiteRT.js refuses files with free sizes",
 )
 X86 = Target(
     "x86", _X86_KERNELS, runs_on=("x86_64", "AMD64"), note="XNNPACK has no sparse convolutions on x86 with AVX"
@@ -339,6 +342,7 @@ MCU = Target(
     "mcu",
     densify=False,
     quantize=("int8",),
+    fixed_sizes="TensorFlow Lite Micro knows fixed sizes only",
     note="TFLite Micro has no DENSIFY and no sparse kernels (tensorflow/lite/micro/kernels): zeros cost their bytes",
 )
 

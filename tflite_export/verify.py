@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -21,6 +21,7 @@ from tflite_export.quantize import FLOAT32, NumberType, check_tolerance, number_
 from tflite_export.reference import Reference
 from tflite_export.runtime import Runnable, Session, load
 from tflite_export.runtimes.isolation import IsolatedSession
+from tflite_export.signature import Signature
 
 CONFIGURATIONS = ((True, 1), (True, 4), (False, 1), (False, 4))
 """(XNNPACK delegate, threads) that a file is run with."""
@@ -156,10 +157,11 @@ def verify(
     content = load(path)
     kind = number_type_of(flatbuffer.read(content, subject))
     source = open_source(model, signature_key)
-    signature = source.signature(data)
-    reference = source.answer(signature, source.inputs(signature, data, samples))
     open_session = partial(IsolatedSession, limits=limits)
-    reference = _names_of_file(open_session(content, subject), reference)
+    session = open_session(content, subject)
+    signature = _sized_as(session, source.signature(data))
+    reference = source.answer(signature, source.inputs(signature, data, samples))
+    reference = _names_of_file(session, reference)
     return compare(content, reference, subject, kind, tolerance, open_session=open_session)
 
 
@@ -236,16 +238,32 @@ def _configurations(
     """Yield (delegate, threads, turn, place for errors, number of samples, outputs) of each run."""
     for delegate, threads in CONFIGURATIONS:
         session = open_session(content, subject, threads=threads, delegate=delegate)
-        resized = session.batch_size is None and len(reference.inputs) > 1
+        resized = session.batch_size is None and reference.batch is None and len(reference.inputs) > 1
         for turn, count in enumerate((1, len(reference.inputs), 1) if resized else (len(reference.inputs),)):
             outputs = session.run(
                 [array[:count] for array in reference.inputs.arrays],
                 reference.input_names,
                 reference.output_names,
+                reference.batch,
             )
             yield delegate, threads, turn, f"{session.subject}, {count} samples", count, outputs
         # The next one is not to be made while this one still holds its copy of the weights.
         del session
+
+
+def _sized_as(session: Runnable, signature: Signature) -> Signature:
+    """Return the model's signature with the sizes that the file is fixed to, so far as the model has them free."""
+    if len(session.inputs) != len(signature.inputs):
+        return signature
+    names = _by_position([spec.name for spec in signature.inputs], list(session.inputs))
+    inputs = []
+    for spec, name in zip(signature.inputs, names, strict=True):
+        sizes = [int(size) for size in session.inputs[name]["shape_signature"][1:]]
+        if len(sizes) == len(spec.shape):
+            fixed = (size if have is None and size > 0 else have for size, have in zip(sizes, spec.shape, strict=True))
+            spec = replace(spec, shape=tuple(fixed))
+        inputs.append(spec)
+    return replace(signature, inputs=tuple(inputs), batch=signature.batch or session.batch_size)
 
 
 def _names_of_file(session: Runnable, reference: Reference) -> Reference:
@@ -261,11 +279,10 @@ def _names_of_file(session: Runnable, reference: Reference) -> Reference:
             f"{len(inputs)} and {len(outputs)}",
             "Was the file made from this model?",
         )
-    return Reference(
-        reference.inputs,
-        reference.outputs,
-        _by_position(reference.input_names, inputs),
-        _by_position(reference.output_names, outputs),
+    return replace(
+        reference,
+        input_names=_by_position(reference.input_names, inputs),
+        output_names=_by_position(reference.output_names, outputs),
     )
 
 

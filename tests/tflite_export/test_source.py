@@ -180,7 +180,7 @@ def test_the_batch_of_a_saved_model_is_fixed_on_request_or_as_saved(saved):
     assert converted.batch_size == 2
     # Five samples through a batch of three: the second is filled up.
     source, converted = through(saved, {"features": X[:, :4]}, signature_key="three")
-    assert converted.notes == ("batch fixed to 3: as it was saved",)
+    assert (source.signature().batch, converted.batch_size, converted.notes) == (3, 3, ())
     with pytest.raises(ExportError, match=r"was saved with a batch of 3\. Received: 2"):
         source.convert(source.signature(), 2)
 

@@ -20,7 +20,7 @@ from tflite_export.runtimes import frames, litertjs
 from tflite_export.runtimes.cache import cache_folder
 from tflite_export.runtimes.chromium import find_chromium
 from tflite_export.runtimes.node import NodeHost, find_node, node_command
-from tflite_export.runtimes.web import WebSession, fix_batch, open_web, web_refusal
+from tflite_export.runtimes.web import WebSession, fix_sizes, open_web, web_refusal
 from tflite_export.sparse_run import sparse_runtime, verify_where_sparse, why_not_executed
 
 WITHOUT_NODE = missing(litertjs.find_web_runtime, find_node)
@@ -179,19 +179,19 @@ def test_every_package_is_pinned_by_a_checksum():
 
 def test_a_free_batch_is_fixed(make_pointwise, image):
     free = convert(make_pointwise(batch=None))
-    fixed = fix_batch(free, 3)
+    fixed = fix_sizes(free, 3)
     session = Session(fixed)
     assert (Session(free).batch_size, session.batch_size) == (None, 3)
     names, outputs = list(session.inputs), list(session.outputs)
     assert difference(Session(free).run([image], names, outputs), session.run([image], names, outputs)) < 1e-6
-    assert fix_batch(fixed, 1) is fixed
+    assert fix_sizes(fixed, 1) is fixed
 
 
 def test_another_free_dimension_is_refused():
     sequence = keras.Input((None, 4), batch_size=1, name="sequence")
     content = convert(keras.Model(sequence, layers.Dense(2)(sequence)))
     with pytest.raises(ExportError, match=r"only its batch may be free.* Received: \[1, -1, 4\]"):
-        fix_batch(content)
+        fix_sizes(content)
 
 
 def test_types_that_litert_js_lacks_are_named():

@@ -241,7 +241,7 @@ def run_on_arm64(
     case = Case(subject, content, tuple(names), tuple(outputs))
     batches = list(in_batches(feeds, Session(content, subject).batch_size or 1))
     (found,), _ = _in_guest([case], batches, 0, 1, cpu)
-    return joined(found, len(feeds[0])), describe(cpu)
+    return joined(found, [len(batch[0]) for batch in batches], len(feeds[0])), describe(cpu)
 
 
 def describe(cpu: str = CPU) -> str:

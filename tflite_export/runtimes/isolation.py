@@ -231,19 +231,26 @@ class IsolatedSession:
         sizes = [int(detail["shape_signature"][0]) for detail in self.inputs.values() if len(detail["shape_signature"])]
         return next((size for size in sizes if size >= 0), None)
 
-    def run(self, feeds: Sequence[NDArray[Any]], names: Sequence[str], outputs: Sequence[str]) -> list[NDArray[Any]]:
+    def run(
+        self,
+        feeds: Sequence[NDArray[Any]],
+        names: Sequence[str],
+        outputs: Sequence[str],
+        batch: int | None = None,
+    ) -> list[NDArray[Any]]:
         """Return the outputs for samples of any number, in batches that the file takes.
 
         Args:
             feeds: An array [samples, ...] for each name.
             names: Names of the inputs.
             outputs: Names of the outputs wanted.
+            batch: Of a file with a free batch: run it in batches of this size.
 
         Raises:
             ExportError: A name is unknown, or the runtime fails or dies.
         """
         try:
-            return run_in_batches(self, feeds, names, outputs)
+            return run_in_batches(self, feeds, names, outputs, batch)
         except (IndexError, ValueError) as error:
             if isinstance(error, ExportError):
                 raise

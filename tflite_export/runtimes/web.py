@@ -8,7 +8,7 @@ whoever times here compares the outputs first, with LiteRT's on this machine or 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,6 +20,7 @@ from tflite_export.file import flatbuffer
 from tflite_export.file.integrity import text
 from tflite_export.runtime import Case, Measurement, require_names, run_in_batches
 from tflite_export.runtimes.chromium import ChromiumHost
+from tflite_export.runtimes.isolation import IsolatedSession
 from tflite_export.runtimes.node import NodeHost
 
 TYPES: dict[int, type[np.generic]] = {
@@ -60,42 +61,58 @@ def open_web(*, browser: bool = False, simd: str = "relaxed") -> Host:
     return NodeHost(simd)
 
 
-def fix_batch(content: bytes, batch: int = 1, subject: str = "the file") -> bytes:
-    """Return a file whose batch is free with its batch fixed: LiteRT.js does not resize.
+def fix_sizes(
+    content: bytes, batch: int = 1, subject: str = "the file", feeds: Mapping[str, NDArray[Any]] | None = None
+) -> bytes:
+    """Return a file whose sizes are free with its sizes fixed: LiteRT.js does not resize.
 
-    A dimension is the batch where it is the first of a tensor of the main graph and free. A file that is fixed
-    is returned as it is.
+    Where only the batch is free, that is the first dimension of tensors of the main graph. Where other sizes are free,
+    the file is run here on the feeds, and each tensor gets the shape that it has then. A file that is fixed is returned
+    as it is.
 
     Args:
         content: The file.
-        batch: What to fix it to.
+        batch: What to fix the batch to.
         subject: What to call it in errors.
+        feeds: Arrays [batch, ...] by input: what to fix other sizes to.
 
     Raises:
-        ExportError: Another dimension is free.
+        ExportError: Another dimension than the batch is free, and there are no feeds.
     """
     model = flatbuffer.read(content, subject)
     graph = model.subgraphs[0]
-    for index in graph.inputs:
-        signature = graph.tensors[index].shapeSignature
-        if signature is not None and (np.asarray(signature)[1:] < 0).any():
-            raise ExportError(
-                f"{subject}, input '{text(graph.tensors[index].name)}'",
-                "only its batch may be free in WebAssembly",
-                list(map(int, signature)),
-                "Export the model with a fixed shape.",
-            )
     free = [
-        tensor
-        for tensor in graph.tensors
-        if tensor.shapeSignature is not None and len(tensor.shapeSignature) and tensor.shapeSignature[0] < 0
+        (index, tensor)
+        for index, tensor in enumerate(graph.tensors)
+        if tensor.shapeSignature is not None and (np.asarray(tensor.shapeSignature) < 0).any()
     ]
     if not free:
         return content
-    for tensor in free:
-        tensor.shape = np.array([batch, *tensor.shape[1:]], dtype=np.int32)
-        tensor.shapeSignature = None
+    others = [index for index in graph.inputs if (np.asarray(_signature(graph.tensors[index]))[1:] < 0).any()]
+    shapes = {index: [batch, *tensor.shape[1:]] for index, tensor in free if tensor.shapeSignature[0] < 0}
+    if others and feeds is None:
+        tensor = graph.tensors[others[0]]
+        raise ExportError(
+            f"{subject}, input '{text(tensor.name)}'",
+            "only its batch may be free in WebAssembly where no inputs are given",
+            list(map(int, tensor.shapeSignature)),
+            "Give data, or export the model with fixed sizes: shapes={...}.",
+        )
+    if others and feeds is not None:
+        session = IsolatedSession(content, subject, delegate=False)
+        session.feed(list(feeds.values()), list(feeds))
+        session.invoke()
+        ran = session.tensor_shapes()
+        shapes = {index: list(ran[index]) for index, _ in free}
+    for index, tensor in free:
+        if index in shapes:
+            tensor.shape = np.array(shapes[index], dtype=np.int32)
+            tensor.shapeSignature = None
     return flatbuffer.write(model)
+
+
+def _signature(tensor: Any) -> Any:
+    return () if tensor.shapeSignature is None else tensor.shapeSignature
 
 
 def web_refusal(content: bytes, subject: str = "the file") -> str | None:
@@ -121,12 +138,21 @@ class WebSession:
         content: The file's bytes.
         subject: What to call it in errors.
         batch: What a free batch is fixed to.
+        feeds: What other free sizes are fixed to: see :func:`fix_sizes`.
 
     Raises:
         ExportError: LiteRT.js cannot load it.
     """
 
-    def __init__(self, host: Host, content: bytes, subject: str = "the file", *, batch: int = 1) -> None:
+    def __init__(
+        self,
+        host: Host,
+        content: bytes,
+        subject: str = "the file",
+        *,
+        batch: int = 1,
+        feeds: Mapping[str, NDArray[Any]] | None = None,
+    ) -> None:
         self.host = host
         self.subject = f"{subject} ({host.description})"
         refusal = web_refusal(content, subject)
@@ -136,7 +162,7 @@ class WebSession:
             )
         self.said: list[str] = []
         """What the runtime called an error. Not all are: it may take up an operator that a delegate has refused."""
-        answer, _ = self._call({"do": "load"}, [fix_batch(content, batch, subject)])
+        answer, _ = self._call({"do": "load"}, [fix_sizes(content, batch, subject, feeds)])
         self._id = int(answer["id"])
         self.inputs: dict[str, Any] = {detail["name"]: _as_session(detail) for detail in answer["inputs"]}
         self.outputs: dict[str, Any] = {detail["name"]: _as_session(detail) for detail in answer["outputs"]}
@@ -160,7 +186,7 @@ class WebSession:
         return sizes[0] if sizes else None
 
     def run(self, feeds: Sequence[NDArray[Any]], names: Sequence[str], outputs: Sequence[str]) -> list[NDArray[Any]]:
-        """Return the outputs for samples of any number, in batches that the file takes."""
+        """Return the outputs for samples of any number, in batches that the file is fixed to."""
         return run_in_batches(self, feeds, names, outputs)
 
     def feed(self, batch: Sequence[NDArray[Any]], names: Sequence[str]) -> None:
@@ -246,7 +272,8 @@ def measure_on_web(
     try:
         sessions, outputs = [], []
         for case in cases:
-            session = WebSession(host, case.content, case.name, batch=len(feeds[0]))
+            named = dict(zip(case.inputs, feeds, strict=True))
+            session = WebSession(host, case.content, case.name, batch=len(feeds[0]), feeds=named)
             session.feed(feeds, case.inputs)
             session.invoke()
             sessions.append(session)
