@@ -14,7 +14,9 @@ import keras
 import numpy as np
 import numpy.typing as npt
 from keras import ops
+from keras.src.backend.common.stateless_scope import in_stateless_scope
 
+from keras_prune.averages import average_of, averages_of, optimizer_at_work
 from keras_prune.scope import Target
 from keras_prune.state import TrainingState
 from keras_prune.variables import assign, read, resource_of
@@ -41,7 +43,14 @@ class MaskConstraint(keras.constraints.Constraint):
         self.inner = inner
 
     def __call__(self, w: Any) -> Any:
-        """Return the weight with pruned entries at +0.0 (selected, not multiplied: that would leave -0.0)."""
+        """Return the weight with pruned entries at +0.0 (selected, not multiplied: that would leave -0.0).
+
+        Called in an optimizer's step, it also holds the average that the optimizer keeps of the weight.
+        """
+        optimizer = optimizer_at_work()
+        average = None if optimizer is None or not isinstance(w, keras.Variable) else average_of(optimizer, w)
+        if average is not None:
+            average.assign(select(self.mask, average))
         return select(self.mask, w if self.inner is None else self.inner(w))
 
     def get_config(self) -> dict[str, Any]:
@@ -89,14 +98,23 @@ class Mask:
             makes it so).
         hold: keep pruned weights at zero by a constraint. False where they go on learning: the one who binds then
             holds them.
+        averages: what an optimizer keeps as averages of the weight, which are held like it.
 
     Attributes:
         zeros: how many weights are off.
     """
 
-    def __init__(self, target: Target, variable: keras.Variable, *, hold: bool = True) -> None:
+    def __init__(
+        self,
+        target: Target,
+        variable: keras.Variable,
+        *,
+        hold: bool = True,
+        averages: Sequence[keras.Variable] = (),
+    ) -> None:
         self.target = target
         self.variable = variable
+        self.averages = () if target.straight_through else tuple(averages)
         self.count(read(variable))
         self.hold(hold)
 
@@ -130,11 +148,37 @@ class Mask:
         self.put(values)
         if not self.target.straight_through:
             put_zeros(self.target.variable, values)
+            self.apply_to_averages()
 
     def apply(self) -> None:
-        """Put the weights that the mask prunes at +0.0."""
+        """Put the weights that the mask prunes at +0.0, and their averages."""
         if not self.target.straight_through:
             self.target.variable.assign(select(self.variable, self.target.variable.value))
+            self.apply_to_averages()
+
+    def apply_to_averages(self) -> None:
+        """Put the averages of weights that the mask prunes at +0.0."""
+        for average in self.averages:
+            average.assign(select(self.variable, average.value))
+
+    def guard(self, on: bool = True) -> None:
+        """Let nothing but an optimizer write to what is pruned, or end that.
+
+        Between two steps of a training other callbacks write weights: those that average them, or restore some. What
+        they write is pruned too, at once, so that the next one to look (validation, a checkpoint) sees zeros.
+        """
+        variable = self.target.variable
+        vars(variable).pop("assign", None)
+        if not on or self.target.straight_through:
+            return
+
+        def assign(value: Any) -> Any:
+            known = tuple(getattr(value, "shape", ())) == tuple(variable.shape)
+            if known and optimizer_at_work() is None and not in_stateless_scope():
+                value = select(self.variable, ops.cast(value, variable.dtype))
+            return type(variable).assign(variable, value)
+
+        variable.assign = assign
 
 
 class Writer:
@@ -177,7 +221,8 @@ class Writer:
                 if mask.target.mask is not None:
                     mask.target.mask.assign(value)
                 if not mask.target.straight_through:
-                    mask.target.variable.assign(select(value, mask.target.variable.value))
+                    for held in (mask.target.variable, *mask.averages):
+                        held.assign(select(value, held.value))
 
         # One argument, and no look for the function that fits it: on small models TensorFlow takes longer to check a
         # call than to run it.
@@ -202,7 +247,8 @@ def bind(target: Target, state: TrainingState, *, hold: bool = True) -> Mask:
         variable.assign(np.array(earlier))
         if not earlier.all():
             state.restored.add(key)
-    return Mask(target, variable, hold=hold and not target.straight_through)
+    averages = averages_of(state.optimizer, target.variable)
+    return Mask(target, variable, hold=hold and not target.straight_through, averages=averages)
 
 
 def mask_of(variable: keras.Variable) -> npt.NDArray[np.bool_] | None:

@@ -113,7 +113,7 @@ class Session(SteppedSession):
         for target, key, mask in zip(self.targets, self._keys, self._masks, strict=True):
             hidden = self._state.variable(f"hidden:{key}", target.variable.shape, str(target.variable.dtype), 0.0)
             self._hidden[id(target.variable)] = (mask.variable, hidden)
-        self._install(HiddenWeights(self._hidden))
+        self._install(HiddenWeights(self._hidden, self._optimizer))
 
     def _attach_parts(self) -> None:
         kernels = [id(target.variable) for target in self.targets]
@@ -137,6 +137,8 @@ class Session(SteppedSession):
 
     def _take_up(self) -> None:
         self._resume()
+        for mask in self._masks:
+            mask.guard()
 
     def _act_first(self) -> None:
         self._remember()
@@ -174,6 +176,8 @@ class Session(SteppedSession):
     def abandon(self) -> None:
         """Take the session's parts out of the step, whatever state it is in."""
         self._uninstall()
+        for mask in self._masks:
+            mask.guard(False)
         self._state.unclaim(self)
         self.model.train_function = None
 
@@ -327,6 +331,7 @@ class Session(SteppedSession):
         hidden.assign(merge(mask.variable, variable.value, hidden.value))
         mask.put(values)
         variable.assign(select(mask.variable, hidden.value))
+        mask.apply_to_averages()
 
     def _rewind(self) -> None:
         if self.schedule.rewind_step is None:

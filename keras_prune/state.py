@@ -89,6 +89,11 @@ class TrainingState(KerasSaveable):
         # fewest.
         return "Loss"
 
+    @property
+    def optimizer(self) -> Any:
+        """The innermost optimizer whose step this is state of, or None."""
+        return self._optimizer
+
     # -- variables of the step ----------------------------------------------------------------------------------------
 
     def _bind(self, outer: Any) -> None:

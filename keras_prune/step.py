@@ -14,6 +14,7 @@ import keras
 from keras import ops
 from keras.saving import register_keras_serializable
 
+from keras_prune.averages import averages_of
 from keras_prune.masks import select
 from keras_prune.schedules import Schedule
 from keras_prune.state import StepPart
@@ -37,19 +38,22 @@ class HiddenWeights:
 
     Args:
         hidden: for each weight (by id) its mask and the variable for the values of pruned weights.
+        optimizer: the one in whose step they learn.
 
     Source: Guo et al. 2016, "Dynamic network surgery for efficient DNNs", equation 2.
     """
 
-    def __init__(self, hidden: Mapping[int, tuple[keras.Variable, keras.Variable]]) -> None:
+    def __init__(self, hidden: Mapping[int, tuple[keras.Variable, keras.Variable]], optimizer: Any = None) -> None:
         self.hidden = hidden
+        self.optimizer = optimizer
 
     def before(self, gradients: list[Any], variables: list[keras.Variable]) -> list[Any]:
         """Put the hidden values in."""
         for variable in variables:
             if id(variable) in self.hidden:
                 mask, values = self.hidden[id(variable)]
-                variable.assign(merge(mask, variable, values))
+                # Past what guards the variable.
+                type(variable).assign(variable, merge(mask, variable, values))
         return gradients
 
     def after(self, variables: list[keras.Variable]) -> None:
@@ -59,6 +63,8 @@ class HiddenWeights:
                 mask, values = self.hidden[id(variable)]
                 values.assign(ops.convert_to_tensor(variable))
                 variable.assign(select(mask, variable))
+                for average in averages_of(self.optimizer, variable):
+                    average.assign(select(mask, average))
 
 
 def merge(mask: Any, weight: Any, hidden: Any) -> Any:

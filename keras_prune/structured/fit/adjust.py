@@ -178,6 +178,7 @@ class StructureAdjustment(keras.callbacks.Callback):
         self._epoch = epoch
         self._last_batch = -1
         self._gates().refresh()
+        self._gates().guard()
         self._restore()
         self._make_up()
 

@@ -14,12 +14,13 @@ import keras
 import numpy as np
 import numpy.typing as npt
 
+from keras_prune.averages import all_optimizers
 from keras_prune.masks import Mask, MaskConstraint, Writer, put_zeros, select
 from keras_prune.scope import Layout, Target
 from keras_prune.state import TrainingState, innermost, strategy_scope
 from keras_prune.step import dense
 from keras_prune.stepping import synchronise
-from keras_prune.structured.fit.shrink import all_optimizers, is_gate, rebuild_bare, refuse_masks
+from keras_prune.structured.fit.shrink import is_gate, rebuild_bare, refuse_masks
 from keras_prune.structured.groups import Analysis, Keep
 from keras_prune.variables import read
 
@@ -270,12 +271,19 @@ class Gates:
         self._keep = np.ones(self.analysis.size, bool)
         self.abandon()
 
+    def guard(self, on: bool = True) -> None:
+        """Let no callback write to closed units while a training runs, or end that; see `Mask.guard`."""
+        for mask in self._masks:
+            mask.guard(on)
+
     def rest(self) -> None:
         """Say that this training is over: closed units stay closed in later ones, and other owners may come."""
+        self.guard(False)
         self.state.unclaim(self)
 
     def abandon(self) -> None:
         """Leave the optimizer's step; called when others take the variables over."""
+        self.guard(False)
         self.state.remove(self._part)
         self.state.unclaim(self)
         self.model.train_function = None

@@ -162,6 +162,7 @@ class StructuredSession(SteppedSession):
         if not self.gates.restored and self._step > self.goal.schedule.first_step:
             # A file without the state of pruning: what is closed shows by its zeros.
             self.gates.set(~zero_units(self.analysis))
+        self.gates.guard()
 
     def _act_first(self) -> None:
         self._act([self._step])

@@ -10,12 +10,13 @@ import keras
 import numpy as np
 from keras import layers as kl
 
+from keras_prune.averages import all_optimizers
 from keras_prune.masks import MaskConstraint, mask_of
 from keras_prune.structured.groups import Analysis, Keep, analyse
 from keras_prune.structured.surgery.rewrite import rebuild
 from keras_prune.variables import read
 
-__all__ = ["all_optimizers", "is_gate", "rebuild_bare", "refuse_masks", "shrink", "zero_units"]
+__all__ = ["is_gate", "rebuild_bare", "refuse_masks", "shrink", "zero_units"]
 
 
 def zero_units(analysis: Analysis) -> Keep:
@@ -124,11 +125,3 @@ def _without(optimizer: Any, hidden: set[int]) -> Iterator[None]:
         yield
     finally:
         attributes["_variables"] = variables
-
-
-def all_optimizers(optimizer: Any) -> list[Any]:
-    """An optimizer and all that it hands gradients on to."""
-    if optimizer is None:
-        return []
-    inner = [getattr(optimizer, "inner_optimizer", None), *getattr(optimizer, "optimizers", ())]
-    return [optimizer, *(found for one in inner for found in all_optimizers(one))]
