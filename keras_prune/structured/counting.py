@@ -157,14 +157,14 @@ def _owners(analysis: Analysis) -> dict[int, str]:
     return owners
 
 
-def _not_counted(node: Node) -> str:
+def _not_counted(analysis: Analysis, node: Node) -> str:
     """Why the multiplications of a call are not known; empty if they are."""
     operation = node.operation
     if find_rule(operation) is None:
         return f"there is no rule for {type(operation).__name__}"
     if getattr(operation, "quantization_mode", None) is not None or getattr(operation, "lora_enabled", False):
         return "it is quantized, or LoRA is enabled on it"
-    return ""
+    return analysis.effects[id(node)].not_counted
 
 
 def count(model: keras.Model, input_shape: Any = None) -> Counts:
@@ -189,5 +189,5 @@ def count(model: keras.Model, input_shape: Any = None) -> Counts:
     analysis = analyse(model, input_shape=input_shape)
     counter = Counter(analysis)
     calls = {node.path: node for node in analysis.graph.walk() if node.body is None}
-    not_counted = tuple(Skipped(path, why) for path, node in calls.items() if (why := _not_counted(node)))
+    not_counted = tuple(Skipped(path, why) for path, node in calls.items() if (why := _not_counted(analysis, node)))
     return Counts(counter.layers(counter.sizes), counter.total(counter.sizes), not_counted)

@@ -1,3 +1,5 @@
+import math
+
 import keras
 import numpy as np
 import pytest
@@ -5,8 +7,9 @@ from keras import layers as kl
 from keras import ops
 
 from benchmarks.model_counts import macs_by_shapes, profiled_macs
-from keras_prune.structured import analyse, count, plan
+from keras_prune.structured import Plan, analyse, count, plan
 from keras_prune.structured.counting import Counter
+from tests.structured.test_random_graphs import generate
 
 
 def tiny(kind, **options):
@@ -106,3 +109,135 @@ def test_widths_are_linear_in_units():
     counter = Counter(analyse(model))
     found = counter.layers(np.array([3]))
     assert [(layer.path, layer.params) for layer in found if layer.params] == [("conv", 12), ("head", 16 * 3 * 2 + 2)]
+
+
+@pytest.mark.parametrize(
+    ("layer", "macs"),
+    [
+        (lambda x: kl.Attention()([x, x]), 2 * 25 * 8),
+        (lambda x: kl.Attention(score_mode="concat")([x, x]), 25 * 8),
+        (lambda x: kl.AdditiveAttention()([x, x]), 25 * 8),
+        (lambda x: kl.MultiHeadAttention(3, 4, use_gate=True)(x, x), 5 * 5 * 8 * 12 + 2 * 25 * 12),
+        (lambda x: kl.MultiHeadAttention(3, 4, value_dim=2)(x, x[:, :2]),
+         5 * 8 * (12 + 6) + 2 * 8 * (12 + 6) + 10 * 3 * (4 + 2)),
+        (lambda x: kl.GroupQueryAttention(4, 4, 2)(x, x), 5 * 8 * (16 + 2 * 8 + 16) + 2 * 25 * 16),
+        (lambda x: kl.Dense(3)(kl.Permute((2, 1))(x)), 8 * 5 * 3),
+    ],
+)  # fmt: skip
+def test_attention_by_hand(layer, macs):
+    inputs = keras.Input((5, 8))
+    counted = count(keras.Model(inputs, layer(inputs)))
+    assert counted.total.macs == macs
+    assert counted.not_counted == ()
+
+
+def test_attention_over_chosen_axes_by_hand():
+    inputs = keras.Input((4, 5, 6))
+    model = keras.Model(inputs, kl.MultiHeadAttention(3, 4, attention_axes=(2,))(inputs, inputs))
+    assert count(model).total.macs == 4 * 20 * 6 * 12 + 2 * 4 * 25 * 12
+
+
+def test_what_cannot_be_counted_is_named():
+    inputs = keras.Input((5, 8))
+    x = ops.matmul(inputs, np.ones((8, 3), "float32"))
+    x = kl.TimeDistributed(kl.Lambda(lambda y: y))(x)
+    x = kl.RNN(kl.StackedRNNCells([kl.GRUCell(2)]), name="stacked")(x)
+    assert [left.reason for left in count(keras.Model(inputs, x)).not_counted] == [
+        "it multiplies by a constant, or by a vector",
+        "there is no rule for the Lambda inside",
+        "its cell is a StackedRNNCells",
+    ]
+
+
+def einsum_macs(subscripts, *operands):
+    sizes = {}
+    for letters, operand in zip(subscripts.split("->")[0].split(","), operands, strict=True):
+        head, dots, tail = letters.partition("...")
+        leading = range(len(operand.shape) - len(head) - len(tail)) if dots else ()
+        sizes.update(zip([*head, *leading, *tail], operand.shape, strict=True))
+    return math.prod(sizes.values())
+
+
+@pytest.fixture
+def backend_macs(monkeypatch):
+    """Multiplications of a model's products for one sample, counted where Keras hands them to its backend."""
+    backend = keras.src.backend
+
+    def convolved(out, kernel):
+        return math.prod(out.shape[:-1]) * math.prod(kernel.shape)
+
+    counters = {
+        (backend.numpy, "matmul"): lambda out, a, b, **_: math.prod(out.shape) * a.shape[-1],
+        (backend.numpy, "einsum"): lambda out, subscripts, *operands, **_: einsum_macs(subscripts, *operands),
+        (backend.nn, "conv"): lambda out, x, kernel, *_, **__: convolved(out, kernel),
+        (backend.nn, "depthwise_conv"): lambda out, x, kernel, *_, **__: convolved(out[..., :1], kernel),
+        (backend.nn, "separable_conv"): lambda out, x, deep, point, *_, **__: (
+            convolved(out, deep) + convolved(out, point)
+        ),
+        (backend.nn, "dot_product_attention"): lambda out, query, key, value, *_, **__: (
+            math.prod(query.shape[:3]) * key.shape[1] * (query.shape[3] + value.shape[3])
+        ),
+        (backend.nn, "conv_transpose"): lambda out, x, kernel, *_, **__: convolved(x, kernel),
+    }
+    total = 0
+
+    def watch(function, macs):
+        def watched(*args, **kwargs):
+            nonlocal total
+            out = function(*args, **kwargs)
+            total += macs(out, *args, **kwargs)
+            return out
+
+        return watched
+
+    for (module, name), macs in counters.items():
+        monkeypatch.setattr(module, name, watch(getattr(module, name), macs))
+
+    def run(model):
+        nonlocal total
+        total = 0
+        model(np.zeros((1, *model.input_shape[1:]), "float32"))
+        return total
+
+    return run
+
+
+def sequences(seed):
+    """A random graph over sequences, whose units also lie along other axes than the last."""
+    rng = np.random.default_rng(seed)
+    width = lambda: int(rng.choice([2, 4, 6]))  # noqa: E731
+    gqa = lambda x: kl.GroupQueryAttention(width(), 4, 2, use_gate=bool(rng.integers(2)))(x, x)  # noqa: E731
+    steps = [
+        lambda x: kl.Dense(width())(x),
+        lambda x: kl.EinsumDense("...x,xy->...y", width())(x),
+        lambda x: kl.Permute((2, 1))(kl.Dense(x.shape[1])(kl.Dense(width(), "gelu")(kl.Permute((2, 1))(x)))),
+        lambda x: kl.EinsumDense("btx,ts->bsx", tuple(x.shape[1:]))(x),
+        lambda x: kl.Conv1D(width(), 3, strides=int(rng.integers(1, 3)), padding="same")(x),
+        lambda x: kl.SeparableConv1D(width(), 3, padding="same")(x),
+        lambda x: kl.Attention()([x, kl.Dense(x.shape[-1])(x)]),
+        lambda x: kl.AdditiveAttention()([x, x]),
+        lambda x: kl.MultiHeadAttention(width(), width(), value_dim=width(), use_gate=bool(rng.integers(2)))(x, x),
+        lambda x: gqa(x),
+        lambda x: kl.Add()([x, kl.Dense(x.shape[-1])(x)]),
+        lambda x: kl.GRU(width(), return_sequences=True, unroll=True)(x),
+        lambda x: kl.Bidirectional(kl.LSTM(width(), return_sequences=True, unroll=True))(x),
+        lambda x: kl.TimeDistributed(kl.Dense(width()))(x),
+        lambda x: ops.matmul(x, kl.Permute((2, 1))(kl.Dense(x.shape[-1])(x))),
+    ]
+    inputs = x = keras.Input((int(rng.integers(3, 6)), 3))
+    for step in rng.choice(len(steps), int(rng.integers(3, 7))):
+        x = steps[step](x)
+    return keras.Model(inputs, kl.Dense(2)(kl.GlobalAveragePooling1D()(x)))
+
+
+@pytest.mark.parametrize("make", [generate, sequences])
+def test_multiplications_are_those_that_the_backend_is_asked_for(make, backend_macs, random_keep):
+    smaller = 0
+    for seed in range(40):
+        model = make(seed)
+        assert count(model).total.macs == backend_macs(model), seed
+        analysis = analyse(model)
+        made = Plan(analysis, random_keep(analysis, np.random.default_rng(seed)))
+        assert made.after.macs == backend_macs(made.apply()), seed
+        smaller += made.after.macs < made.before.macs
+    assert smaller > 30

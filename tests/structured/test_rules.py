@@ -100,6 +100,29 @@ def tied_embedding(x):
     return table(kl.Dense(6)(table(x)), reverse=True)
 
 
+def transposed(layer, width=6):
+    """The layer on a tensor whose units lie along the axis of its steps."""
+
+    def build(x):
+        return kl.Dense(2)(kl.Flatten()(layer(kl.Permute((2, 1))(kl.Dense(width)(x)))))
+
+    return build
+
+
+def normalised(function):
+    """A sum of squares over what the function gives: units that do not become 0 cannot go."""
+    return vector(lambda x: kl.RMSNormalization()(function(x)))
+
+
+def with_state(layer, states, make_state):
+    def build(x):
+        state = [make_state(x) for _ in range(states)]
+        x = layer(x, initial_state=state if states > 1 else state[0])
+        return kl.Dense(2)(kl.RMSNormalization()(x))
+
+    return build
+
+
 def shuffle(x):
     x = kl.Conv2D(8, 1, groups=1)(x)
     x = kl.Reshape((6, 6, 2, 4))(x)
@@ -198,6 +221,38 @@ CASES = [
     case("power", VECTOR, lambda: vector(lambda x: x**2), 12),
     case("repeat", VECTOR, lambda: vector(lambda x: ops.repeat(x, 3, axis=-1)), 12),
     case("numbers", VECTOR, lambda: vector(lambda x: 2.0 * x + 1.0), 12),
+    case("add a constant layer", VECTOR, lambda: normalised(lambda x: kl.Add()([x, ops.full((1, 1), 0.5)])), 0),
+    case("maximum with a constant layer", VECTOR,
+         lambda: normalised(lambda x: kl.Maximum()([x, ops.full((1, 1), 0.5)])), 0),
+    case("minimum with a constant", VECTOR, lambda: normalised(lambda x: ops.minimum(np.full((1, 1), -0.5), x)), 0),
+    case("a constant first", VECTOR, lambda: normalised(lambda x: ops.subtract(0.5, x)), 0),
+    case("multiply by a constant", VECTOR,
+         lambda: normalised(lambda x: kl.Multiply()([x, ops.full((1, 1), 0.5)])), 12),
+    case("divided by a number", VECTOR, lambda: normalised(lambda x: x / 2.0), 12),
+    case("a number divided", VECTOR, lambda: vector(lambda x: 1.0 / (x + 3.0)), 12),
+    case("an added constant in a product", SEQUENCE,
+         lambda: lambda x: kl.Dense(2)(kl.Dot(axes=2)(
+             [kl.Add()([kl.Dense(6)(x), ops.ones((1, 1, 1))]), kl.Add()([kl.Dense(6)(x), ops.ones((1, 1, 1))])])), 0),
+    case("largest of a number and a sum", SEQUENCE,
+         lambda: sequence(lambda x: ops.sum(ops.max(x, axis=1, initial=1.0), axis=-1, keepdims=True)), 0),
+    case("shifted along another axis", SEQUENCE,
+         lambda: transposed(lambda x: ops.sum(kl.BatchNormalization()(x), axis=1)), 0),
+    case("lstm from a state that becomes 0", SEQUENCE,
+         lambda: with_state(kl.LSTM(4), 2, lambda x: kl.Dense(4)(x[:, 0])), 4),
+    case("lstm from a state that does not", SEQUENCE,
+         lambda: with_state(kl.LSTM(4), 2, lambda x: kl.Dense(4, "sigmoid")(x[:, 0])), 0),
+    case("gru from a state that does not", SEQUENCE,
+         lambda: with_state(kl.GRU(4), 1, lambda x: ops.exp(kl.Dense(4)(x[:, 0]))), 0),
+    case("gru from a constant", SEQUENCE, lambda: with_state(kl.GRU(4), 1, lambda x: ops.ones((1, 4))), 0),
+    case("steps of a recurrent layer", SEQUENCE, lambda: transposed(kl.LSTM(4)), 4),
+    case("steps of a bidirectional layer", SEQUENCE, lambda: transposed(kl.Bidirectional(kl.GRU(4))), 4),
+    case("steps of a distributed layer", SEQUENCE, lambda: transposed(kl.TimeDistributed(kl.Dense(4))), 4),
+    case("rows that attend", SEQUENCE, lambda: transposed(lambda x: kl.Attention()([x, x])), 0),
+    case("rows that attend by sums", SEQUENCE, lambda: transposed(lambda x: kl.AdditiveAttention()([x, x])), 0),
+    case("rows of heads", SEQUENCE, lambda: transposed(lambda x: kl.MultiHeadAttention(2, 3)(x, x)), 2 + 3 + 3 + 5),
+    case("grouped queries of the data", SEQUENCE,
+         lambda: lambda x: kl.Dense(2)(kl.GroupQueryAttention(4, 4, 2)(x, kl.Dense(3)(x))), 2 + 4),
+    case("dense across the steps", SEQUENCE, lambda: transposed(kl.Dense(4)), 4),
     case("a sum after a number stays", SEQUENCE,
          lambda: sequence(lambda x: ops.sum(x + 1.0, axis=-1, keepdims=True)), 0),
 ]  # fmt: skip

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from keras import layers as kl
+from keras import tree
 
 from keras_prune.structured.rules.registry import Axis, Call, Cost, Dims, Effect, rule_for
 from keras_prune.structured.rules.weights import positions
@@ -27,8 +28,10 @@ def elementwise(call: Call) -> Effect:
     name = type(call.layer).__name__
     if any(max(np.shape(constant)) > 1 for constant in call.constants()):
         return call.opaque("it meets a constant with axes")
-    leaves = [call.argument("x1", 0), call.argument("x2", 1)] if not isinstance(call.layer, kl.Layer) else []
+    leaves = [leaf for leaf in tree.flatten((call.node.args, call.node.kwargs)) if leaf is not None]
     numbers = [float(np.max(np.abs(np.asarray(leaf)))) for leaf in leaves if call.place(leaf) is None]
+    if name in QUOTIENTS and call.place(leaves[0]) is None:
+        numbers.append(float("inf"))  # a number is divided by what may be 0
     rank = len(call.output_shapes[0])
     aligned = [Dims([None] * (rank - len(x)) + list(x)) for x in call.inputs]
     shapes = [(1,) * (rank - len(shape)) + tuple(shape) for shape in call.shapes]
@@ -68,7 +71,8 @@ def _combined(
     if name in PRODUCTS:
         zero = any(entry is not None and entry.zero for entry in entries)
     elif name in QUOTIENTS:
-        zero = bool(all_sides[0] is not None and all_sides[0].zero and (len(all_sides) == 1 or all_sides[1] is None))
+        divided = all_sides[0] is not None and all_sides[0].zero and not np.isinf(numbers).any()
+        zero = bool(divided and (len(all_sides) == 1 or all_sides[1] is None))
     else:
         zero = whole and all(entry is not None and entry.zero for entry in entries) and not any(numbers)
     return Axis(merged.labels, zero)
@@ -85,7 +89,7 @@ def contract(call: Call, first: Axis | None, second: Axis | None) -> None:
 def matmul(call: Call) -> Effect:
     """`[..., m, k] x [..., k, n]`."""
     if len(call.inputs) != 2 or min(len(x) for x in call.inputs) < 2:
-        return call.opaque("it multiplies by a constant, or by a vector")
+        return call.opaque("it multiplies by a constant, or by a vector", multiplies=True)
     a, b = call.inputs
     contract(call, a[-1], b[-2])
     rank = len(call.output_shapes[0])
@@ -114,7 +118,7 @@ def _product(
 def einsum(call: Call) -> Effect:
     """Letters that tensors share are tied; those that are summed over have to be 0 on one side."""
     if len(call.inputs) != len(call.layer.subscripts.split("->")[0].split(",")) or "..." in call.layer.subscripts:
-        return call.opaque("it has an ellipsis or constants")
+        return call.opaque("it has an ellipsis or constants", multiplies=True)
     left, out = call.layer.subscripts.replace(" ", "").split("->")
     sides: dict[str, list[Axis | None]] = {}
     sizes: dict[str, int | None] = {}
@@ -168,6 +172,6 @@ def reduction(call: Call) -> Effect:
         if entry is not None and call.exact and not (summed and entry.zero):
             call.freeze(entry, "this axis is reduced, and leaving out zeros would change the result")
     keep = getattr(layer, "keepdims", False)
-    zero = type(layer).__name__ not in ("Argmax", "Argmin", "Logsumexp")
+    zero = type(layer).__name__ not in ("Argmax", "Argmin", "Logsumexp") and getattr(layer, "initial", None) is None
     output = Dims(None if a in gone else entry for a, entry in enumerate(x) if keep or a not in gone)
     return Effect([output.with_zero(zero)])

@@ -21,11 +21,10 @@ def batch_norm(call: Call) -> Effect:
     entry = x[layer.axis]
     for variable in (layer.gamma, layer.beta, layer.moving_mean, layer.moving_variance):
         call.bind(variable, 0, entry)
+    others = x.with_zero(False)
     if entry is None:
-        return Effect([x])
-    zero = layer.scale or entry.zero
-    others = Dims(None if axis is None else axis.with_zero(False) for axis in x)
-    return Effect([others.replaced(layer.axis, Axis(entry.labels, bool(zero)))])
+        return Effect([others])
+    return Effect([others.replaced(layer.axis, Axis(entry.labels, bool(layer.scale or entry.zero)))])
 
 
 @rule_for(kl.LayerNormalization)

@@ -10,6 +10,7 @@ which indices of which variables belong together.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -93,6 +94,7 @@ class Effect:
         args: arguments of the call that do: by position, or by name.
         scales: variables that are multiplied by a number that follows from a width, so that the result is the same.
         costs: its multiplications.
+        not_counted: why its multiplications are not known; empty if they are.
     """
 
     outputs: Sequence[Dims]
@@ -100,6 +102,7 @@ class Effect:
     args: Mapping[int | str, Any] = dataclasses.field(default_factory=dict)
     scales: Sequence[tuple[keras.Variable, Width]] = ()
     costs: Sequence[Cost] = ()
+    not_counted: str = ""
 
 
 Rule = Callable[["Call"], Effect]
@@ -272,12 +275,24 @@ class Call:
             self.tie(known[0].labels, entry.labels)
         return Axis(known[0].labels, all(entry.zero for entry in known) if zero is None else zero)
 
-    def opaque(self, reason: str) -> Effect:
-        """Freeze all that touches the call: its inputs, its variables, its results."""
+    def spread(self, dims: Dims, shape: Shape) -> tuple[int, tuple[Labels, ...]]:
+        """How often something is computed that is computed at each index of some axes: a factor, and widths."""
+        fixed = [size for size, entry in zip(shape, dims, strict=True) if entry is None]
+        known = tuple(entry.labels for entry in dims if entry is not None)
+        return math.prod(size for size in fixed if size is not None), known
+
+    def opaque(self, reason: str, multiplies: bool = False) -> Effect:
+        """Freeze all that touches the call: its inputs, its variables, its results.
+
+        Args:
+            reason: why.
+            multiplies: whether it has multiplications that count, which are then not known.
+        """
         for dims in self.inputs:
             for entry in dims:
                 self.freeze(entry, reason)
         for variable in getattr(self.layer, "variables", ()):
             for axis in range(len(variable.shape)):
                 self.bind(variable, axis, None)
-        return Effect([Dims([None] * len(shape)) for shape in self.output_shapes])
+        outputs = [Dims([None] * len(shape)) for shape in self.output_shapes]
+        return Effect(outputs, not_counted=reason if multiplies else "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -18,6 +19,7 @@ from keras_prune.structured.rules.weights import positions
 
 def _cell(call: Call, layer: Any, incoming: Axis | None) -> Labels:
     """Bind a cell's variables, whose gates lie one after the other, and return its units."""
+    call.freeze(call.inputs[0][1], "the steps of a sequence stay")
     cell = layer.cell
     units = call.units(cell.recurrent_kernel, 0)
     gates = np.tile(units, cell.recurrent_kernel.shape[1] // len(units))
@@ -44,9 +46,9 @@ def _costs(layer: Any, steps: int) -> list[Cost]:
     ]
 
 
-def _result(call: Call, layer: Any, units: Labels) -> Effect:
+def _result(call: Call, layer: Any, units: Labels, start_at_zero: bool = True) -> Effect:
     known = all(activate(call, Dims([Axis(units)]), f)[0] is not None for f in _functions(layer.cell))
-    zero = known and keeps_zero(layer.cell.activation)
+    zero = known and keeps_zero(layer.cell.activation) and start_at_zero
     outputs = [Dims([None] * (len(shape) - 1) + [Axis(units, zero)]) for shape in call.output_shapes]
     return Effect(outputs, {"units": Width(units)}, costs=_costs(layer, call.shapes[0][1] or 1))
 
@@ -59,18 +61,22 @@ def _functions(cell: Any) -> list[Any]:
 def recurrent(call: Call) -> Effect:
     """Kernel `[in, gates * units]`, recurrent kernel `[units, gates * units]`."""
     units = _cell(call, call.layer, call.inputs[0][-1])
-    for state in _states(call):
+    if call.constants():
+        return call.opaque("its initial state is a constant", multiplies=True)
+    states = _states(call)
+    for state in states:
         call.merge(Axis(units), state[-1])
-    return _result(call, call.layer, units)
+    # Gates at zero weights hand on half of a state that is not 0.
+    return _result(call, call.layer, units, all(state[-1] is not None and state[-1].zero for state in states))
 
 
 @rule_for(kl.RNN)
 def recurrent_of_cell(call: Call) -> Effect:
     """A recurrent layer around one of Keras's own cells."""
     if type(call.layer.cell) not in (kl.SimpleRNNCell, kl.LSTMCell, kl.GRUCell):
-        return call.opaque(f"its cell is a {type(call.layer.cell).__name__}")
+        return call.opaque(f"its cell is a {type(call.layer.cell).__name__}", multiplies=True)
     effect = recurrent(call)
-    return Effect(effect.outputs, {"cell": {"config": effect.config}}, costs=effect.costs)
+    return dataclasses.replace(effect, config={"cell": {"config": effect.config}} if effect.config else {})
 
 
 @rule_for(kl.Bidirectional)
@@ -79,7 +85,7 @@ def bidirectional(call: Call) -> Effect:
     layer, x = call.layer, call.inputs[0]
     pair = (layer.forward_layer, layer.backward_layer)
     if not all(type(one) in (kl.SimpleRNN, kl.LSTM, kl.GRU) for one in pair) or _states(call):
-        return call.opaque("it wraps another kind of layer, or is given initial states")
+        return call.opaque("it wraps another kind of layer, or is given initial states", multiplies=True)
     forward, backward = (_cell(call, one, x[-1]) for one in pair)
     call.tie(forward, backward)
     single = _result(call, pair[0], forward)
@@ -105,12 +111,13 @@ def time_distributed(call: Call) -> Effect:
     inner = call.layer.layer
     rule = find_rule(inner)
     if rule is None:
-        return call.opaque(f"there is no rule for the {type(inner).__name__} inside")
+        return call.opaque(f"there is no rule for the {type(inner).__name__} inside", multiplies=True)
 
     def without_time(entries: Any) -> Any:
         return type(entries)([*entries[:1], *entries[2:]])
 
     x, shape = call.inputs[0], tuple(call.shapes[0])
+    call.freeze(x[1], "the steps of a sequence stay")
     shapes = [without_time(tuple(s)) for s in call.output_shapes]
     effect = rule(call.within(inner, [without_time(x)], [without_time(shape)], shapes))
     outputs = [Dims([*dims[:1], None, *dims[1:]]) for dims in effect.outputs]
@@ -120,6 +127,7 @@ def time_distributed(call: Call) -> Effect:
         {"layer": {"config": effect.config}} if effect.config else {},
         scales=effect.scales,
         costs=[Cost(steps * cost.factor, cost.parts) for cost in effect.costs],
+        not_counted=effect.not_counted,
     )
 
 
@@ -149,22 +157,36 @@ def _attention(call: Call, groups: str, reach: int) -> tuple[Labels, Labels, Lab
     _projection(call, v, value[-1], heads, depth)
     call.bind(o.kernel, 0, many)
     call.bind(o.kernel, 1, depth)
-    if getattr(layer, groups, False):
+    gated = getattr(layer, groups, False)
+    if gated:
         _projection(call, layer._gate_dense, query[-1], many, depth)
-    rows = positions(call.shapes[0][1:-1])
-    place = call.place(call.argument("value", 1)) or 0
-    columns = positions(call.shapes[place][1:-1])
+    for dims in (query, value, key):
+        for entry in dims[1:-1]:
+            call.freeze(entry, "attention computes over this axis")
+    # Attention over some of the axes is computed at each index of the others.
+    shape, memory = (
+        call.shapes[call.place(call.argument(name, at)) or 0] for at, name in enumerate(("query", "value"))
+    )
+    attended = getattr(layer, "_attention_axes", None) or tuple(range(1, len(shape) - 1))
+    rows, columns = positions(shape[1:-1]), positions(memory[1:-1])
+    pairs = rows * positions(tuple(memory[axis] for axis in attended))
     costs = [
-        Cost(rows, ((q.kernel, 0), (q.kernel, 1), (q.kernel, 2))),
-        Cost(columns, ((k.kernel, 0), (k.kernel, 1), (k.kernel, 2))),
-        Cost(columns, ((v.kernel, 0), (v.kernel, 1), (v.kernel, 2))),
-        Cost(rows * columns, ((q.kernel, 1), (q.kernel, 2))),
-        Cost(rows * columns, ((q.kernel, 1), (v.kernel, 2))),
-        Cost(rows, tuple((o.kernel, axis) for axis in range(len(o.kernel.shape)))),
+        Cost(rows, _whole(q.kernel)),
+        Cost(columns, _whole(k.kernel)),
+        Cost(columns, _whole(v.kernel)),
+        Cost(pairs, ((q.kernel, 1), (q.kernel, 2))),
+        Cost(pairs, ((q.kernel, 1), (v.kernel, 2))),
+        Cost(rows, _whole(o.kernel)),
+        *([Cost(rows, _whole(layer._gate_dense.kernel))] if gated else []),
     ]
     keep_scale = Width(size, lambda kept, before: math.sqrt(kept / before))
     scales = [(variable, keep_scale) for variable in (q.kernel, q.bias) if variable is not None]
     return heads, size, depth, costs, scales
+
+
+def _whole(kernel: Any) -> tuple[tuple[Any, int], ...]:
+    """All axes of a kernel, as parts of a cost."""
+    return tuple((kernel, axis) for axis in range(len(kernel.shape)))
 
 
 def _attended(call: Call, out: Axis) -> list[Dims]:
@@ -195,8 +217,9 @@ def multi_head_attention(call: Call) -> Effect:
 
 @rule_for(kl.GroupQueryAttention)
 def grouped_query_attention(call: Call) -> Effect:
-    """A key-value head goes with all query heads that read it; the result has the query's width."""
+    """A key-value head goes with all query heads that read it; query, value and result have one width."""
     layer = call.layer
+    call.merge(call.inputs[0][-1], call.inputs[call.place(call.argument("value", 1)) or 0][-1])
     reach = layer.num_query_heads // layer.num_key_value_heads
     heads, size, depth, costs, scales = _attention(call, "use_gate", reach)
     call.tie(size, depth)
@@ -217,11 +240,19 @@ def grouped_query_attention(call: Call) -> Effect:
 
 @rule_for(kl.Attention, kl.AdditiveAttention)
 def attention(call: Call) -> Effect:
-    """Queries meet keys over their last axis; the result has the values' last axis."""
+    """Queries meet keys over their last axis; the result has the values' last axis.
+
+    Only the products of two tensors are counted: scores that are sums of tanh are none.
+    """
     layer = call.layer
-    order = [call.place(place) for place in call.node.args[0]]
-    query, value = call.inputs[order[0] or 0], call.inputs[order[1] or 0]
-    key = call.inputs[order[2] or 0] if len(order) > 2 else value
+    order = [call.place(place) or 0 for place in call.argument("inputs", 0)]
+    query, value = call.inputs[order[0]], call.inputs[order[1]]
+    key = call.inputs[order[2]] if len(order) > 2 else value
+    for dims in (query, value, key):
+        for entry in dims[1:-1]:
+            call.freeze(entry, "attention computes over this axis")
+    pairs = positions(call.shapes[order[0]][1:-1]) * (call.shapes[order[1]][-2] or 1)
+    costs = [_pairwise(pairs, value[-1], call.shapes[order[1]][-1])]
     scale = getattr(layer, "scale", None)
     if isinstance(layer, kl.AdditiveAttention) and scale is not None:
         call.merge(query[-1], key[-1])
@@ -233,5 +264,12 @@ def attention(call: Call) -> Effect:
         call.merge(query[-1], key[-1])
     else:
         contract(call, query[-1], key[-1])
-    output = Dims([*query[:-1], value[-1]])
-    return Effect([output, *(Dims([None] * len(shape)) for shape in call.output_shapes[1:])])
+        inner = query[-1] if query[-1] is not None else key[-1]
+        costs.append(_pairwise(pairs, inner, call.shapes[order[0]][-1]))
+    output = Dims([*[None] * (len(query) - 1), value[-1]])
+    return Effect([output, *(Dims([None] * len(shape)) for shape in call.output_shapes[1:])], costs=costs)
+
+
+def _pairwise(pairs: int, entry: Axis | None, size: int | None) -> Cost:
+    """A product for each pair of places, over an axis."""
+    return Cost(pairs * (size or 1)) if entry is None else Cost(pairs, (entry.labels,))

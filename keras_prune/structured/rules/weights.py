@@ -47,7 +47,8 @@ def dense(call: Call) -> Effect:
     call.bind(layer.bias, 0, units)
     others = x.with_zero(layer.bias is None)  # where an input is all zeros, the bias is left
     output = activate(call, others.replaced(-1, Axis(units)), layer.activation)
-    cost = Cost(positions(call.output_shapes[0][:-1]), ((layer.kernel, 0), (layer.kernel, 1)))
+    rows, widths = call.spread(Dims(x[:-1]), call.shapes[0][:-1])
+    cost = Cost(rows, ((layer.kernel, 0), (layer.kernel, 1), *widths))
     return Effect([output], {"units": Width(units)}, costs=[cost])
 
 
@@ -80,8 +81,9 @@ def einsum_dense(call: Call) -> Effect:
     given = layer.partial_output_shape
     tail = zip(given, output[rank - len(given) :], strict=True)
     widths = [size if size is None or entry is None else Width(entry.labels) for size, entry in tail]
-    free = [size for size, letter in zip(call.output_shapes[0], out, strict=True) if letter not in kernel]
-    cost = Cost(positions(tuple(free)), tuple((layer.kernel, axis) for axis in range(len(kernel))))
+    free = [axis for axis, letter in enumerate(out) if letter not in kernel]
+    rows, kept = call.spread(Dims(output[axis] for axis in free), tuple(call.output_shapes[0][axis] for axis in free))
+    cost = Cost(rows, (*((layer.kernel, axis) for axis in range(len(kernel))), *kept))
     return Effect([activate(call, output, layer.activation)], {"output_shape": widths}, costs=[cost])
 
 
@@ -198,5 +200,6 @@ def reversible_embedding(call: Call) -> Effect:
     units = call.units(layer.embeddings, 1)
     call.bind(layer.embeddings, 1, x[-1])
     call.bind(table, axis, units)
-    cost = Cost(positions(call.output_shapes[0]), ((table, axis),))
+    rows, widths = call.spread(Dims(x[:-1]), call.shapes[0][:-1])
+    cost = Cost(rows * (table.shape[1 - axis] or 1), ((table, axis), *widths))
     return Effect([x.replaced(-1, None)], {"output_dim": Width(units)}, costs=[cost])
