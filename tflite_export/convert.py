@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from math import prod
@@ -113,6 +114,9 @@ def export(
         ExportError: An argument is not known, the model cannot be converted, its file does not answer the same,
             or a path cannot be written.
 
+    Warns:
+        UserWarning: An output is far from the model's, though within the tolerance; inputs were drawn.
+
     Example:
         >>> import tempfile
         >>> import numpy as np
@@ -167,6 +171,8 @@ def export(
     if c_array is not None:
         write_c_array(content, c_array)
     write_atomically(path, content)
+    for text in verification.warnings:
+        warnings.warn(text, UserWarning, stacklevel=2)
     return ExportReport(
         path=os.fspath(path),
         dense=Size(converted.content),

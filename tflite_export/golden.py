@@ -203,7 +203,8 @@ def check_golden(golden: Golden, outputs: Mapping[str, NDArray[Any]], subject: s
                 "Check the input's layout and scaling first, then the runtime's version.",
             )
         scale = float(np.abs(b[np.isfinite(b)]).max(initial=0.0))
-        errors.append(OutputError(name, worst, worst / scale if scale else worst, scale))
+        mean = float(off.mean()) if off.size else 0.0
+        errors.append(OutputError(name, worst, worst / scale if scale else worst, scale, mean_absolute=mean))
     return errors
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 import zipfile
@@ -9,8 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import h5py
 import keras
 
+from tflite_export.classes import Compiled
 from tflite_export.errors import ExportError
 from tflite_export.keras2 import modernize_h5, strip_tf_keras
 from tflite_export.signature import output_names
@@ -59,9 +62,9 @@ def open_source(model: Any, signature_key: str | None = None) -> Source:
     if path.suffix in (".keras", ".h5", ".hdf5") and not path.exists():
         raise ExportError(f"'{path}'", "must exist", "no such file", "Check the path.")
     if path.suffix == ".keras" and path.is_file():
-        return KerasSource(_load(path))
+        return KerasSource(_load(path), compiled=_compiled(_config_of_zip(path).get("compile_config")))
     if path.suffix in (".h5", ".hdf5"):
-        return KerasSource(_load_h5(path))
+        return KerasSource(_load_h5(path), compiled=_compiled(_training_config(path)))
     if _is_saved_model(path):
         return FunctionSource.load(path, signature_key)
     raise ExportError(
@@ -157,6 +160,25 @@ def _load(path: Path, called: Path | None = None) -> keras.Model:
     except Exception as error:  # Keras raises anything from ValueError to BadZipFile
         raise _unreadable(called or path, error) from error
     return model
+
+
+def _config_of_zip(path: Path) -> dict[str, Any]:
+    """Return the configuration in a .keras file that was loaded, its compilation with it."""
+    with zipfile.ZipFile(path) as archive:
+        found: dict[str, Any] = json.loads(archive.read("config.json"))
+    return found
+
+
+def _training_config(path: Path) -> Any:
+    """Return what a model in an .h5 file that was loaded was compiled with, or None."""
+    with h5py.File(path, "r") as file:
+        text = file.attrs.get("training_config")
+    return None if text is None else json.loads(text)
+
+
+def _compiled(config: Any) -> Compiled:
+    """Return what a model was compiled with, from its configuration, of which nothing is made."""
+    return Compiled(config.get("loss"), config.get("metrics")) if isinstance(config, dict) else Compiled()
 
 
 def _unreadable(path: Path, error: Exception) -> ExportError:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,19 +21,35 @@ more. 1e-4 lies between. For other number types see :mod:`tflite_export.quantize
 """
 
 
+NOTABLE = 0.05
+"""Largest error, as a share of an output's scale or of its span, whichever is smaller, above which a report warns.
+
+Of int8 files, most stay below in a few layers (see :mod:`tflite_export.quantize`); what lies above is seen in the
+application: 3 pixels of 64."""
+NOTABLE_AGREEMENT = 0.95
+"""Share of samples that keep their class, below which a report warns."""
+NEGLIGIBLE = 1e-3
+"""Largest error, as a share of an output's scale, that is never warned about: rounding, however small the span."""
+
+
 @dataclass(frozen=True)
 class OutputError:
     """How far an output is from the model's.
 
     Args:
         name: Of the output.
-        max_absolute: Largest absolute difference.
+        max_absolute: Largest absolute difference, in the output's own units.
         max_relative: The same, as a share of the output's scale.
         scale: Largest absolute value of the model's output over all samples.
-        top1: Share of the samples whose largest value stands at the model's place, for an output [samples,
-            classes]; None for others.
+        top1: Share of the samples whose largest value stands at the model's place, for an output that holds scores of
+            classes (:mod:`tflite_export.classes`); None for others.
         encoding: Largest difference from the dense file of the same number type in the same configuration, as
             a share of the scale; None where there was none to compare with.
+        mean_absolute: Mean absolute difference.
+        span: Largest minus smallest value of the model's output over all samples.
+        dense_max_absolute: What `max_absolute` is for the dense file of the same number type, which is what the number
+            type costs by itself. None where there was none to compare with.
+        dense_mean_absolute: Likewise for `mean_absolute`.
     """
 
     name: str
@@ -41,6 +58,59 @@ class OutputError:
     scale: float
     top1: float | None = None
     encoding: float | None = None
+    mean_absolute: float = 0.0
+    span: float = 0.0
+    dense_max_absolute: float | None = None
+    dense_mean_absolute: float | None = None
+
+    @property
+    def share(self) -> float:
+        """The largest error as a share of the scale, or of the span where that is smaller."""
+        unit = min(self.scale, self.span) or self.scale
+        return self.max_absolute / unit if unit else self.max_absolute
+
+    @property
+    def is_notable(self) -> bool:
+        """Whether a reader should be warned: see `NOTABLE` and `NOTABLE_AGREEMENT`."""
+        if self.top1 is not None:
+            return self.top1 < NOTABLE_AGREEMENT
+        return self.share > NOTABLE and self.max_relative > NEGLIGIBLE
+
+    def __str__(self) -> str:
+        """Return the error in words, in the output's own units."""
+        mean, largest = f"{self.mean_absolute:.2g}", f"{self.max_absolute:.2g}"
+        parts = [f"error {mean} on average, {largest} at most, of values up to {self.scale:.3g}"]
+        if self.dense_max_absolute is not None:
+            mean, largest = f"{self.dense_mean_absolute:.2g}", f"{self.dense_max_absolute:.2g}"
+            parts.append(f"stored dense in the same number type, {mean} on average, {largest} at most")
+        if self.top1 is not None:
+            parts.append(f"top-1 agreement {self.top1:.1%}")
+        return "; ".join(parts)
+
+
+def worst_of(errors: Iterable[OutputError]) -> OutputError:
+    """Return the largest errors of one output in several runs."""
+    found = list(errors)
+
+    def most(field: str, choose: Callable[[list[float]], float] = max) -> Any:
+        values = [getattr(error, field) for error in found if getattr(error, field) is not None]
+        return choose(values) if values else None
+
+    return replace(
+        found[0],
+        top1=most("top1", min),
+        **{
+            field: most(field)
+            for field in (
+                "max_absolute",
+                "max_relative",
+                "encoding",
+                "mean_absolute",
+                "dense_max_absolute",
+                "dense_mean_absolute",
+            )
+        },
+    )
 
 
 def scale_of(output: NDArray[Any]) -> float:
@@ -58,8 +128,24 @@ def measure(
     kind: NumberType,
     dense: NDArray[Any] | None,
     subject: str,
+    classes: bool = False,
 ) -> OutputError:
-    """Return the error of one output; raise where it is too large."""
+    """Return the error of one output; raise where it is too large.
+
+    Args:
+        name: Of the output.
+        got: What the file answers.
+        wanted: What the model answers.
+        scale: Of the output, over all samples.
+        tolerance: Largest error allowed, as a share of the scale.
+        kind: Number type of the file.
+        dense: What the dense file of this number type answers.
+        subject: What to call the file in errors.
+        classes: The output holds scores of classes.
+
+    Raises:
+        ExportError: The error is larger, or the output has another shape, or NaN.
+    """
     place = f"{subject}, output '{name}'"
     if got.shape != wanted.shape:
         raise ExportError(
@@ -86,7 +172,7 @@ def measure(
             "other values",
             "Export it dense, and report the model.",
         )
-    absolute = float(np.abs(a[finite] - b[finite]).max(initial=0.0))
+    absolute, mean = _distance(a[finite], b[finite])
     # A model that answers zeros only has no scale; its file must answer zeros too.
     unit = scale if scale > 0 else 1.0
     if not absolute / unit <= tolerance:
@@ -98,9 +184,9 @@ def measure(
             if kind is FLOAT32
             else "Quantize less, give more data, or raise tolerance where this is accepted.",
         )
-    encoding = None
+    encoding = dense_max = dense_mean = None
     if dense is not None:
-        encoding = float(np.abs(a[finite] - dense.astype(np.float64)[finite]).max(initial=0.0)) / unit
+        encoding = _distance(a[finite], dense.astype(np.float64)[finite])[0] / unit
         if not encoding <= kind.encoding_tolerance:
             raise ExportError(
                 place,
@@ -108,8 +194,16 @@ def measure(
                 f"{encoding:.3g}",
                 "Export it dense, and report the model.",
             )
-    top1 = float(np.mean(a.argmax(1) == b.argmax(1))) if a.ndim == 2 and a.shape[1] > 1 else None
-    return OutputError(name, absolute, absolute / unit, scale, top1, encoding)
+        dense_max, dense_mean = _distance(dense.astype(np.float64)[finite], b[finite])
+    top1 = float(np.mean(a.argmax(1) == b.argmax(1))) if classes else None
+    span = float(np.ptp(b[finite])) if finite.any() else 0.0
+    return OutputError(name, absolute, absolute / unit, scale, top1, encoding, mean, span, dense_max, dense_mean)
+
+
+def _distance(first: NDArray[np.float64], other: NDArray[np.float64]) -> tuple[float, float]:
+    """Return the largest and the mean absolute difference."""
+    off = np.abs(first - other)
+    return float(off.max(initial=0.0)), float(off.mean()) if off.size else 0.0
 
 
 def _measure_integers(
@@ -124,4 +218,7 @@ def _measure_integers(
             f"{wrong} of {got.size} differ",
             "Export the scores, and take the class from them.",
         )
-    return OutputError(name, float(bool(wrong)), wrong / max(got.size, 1), scale)
+    off = np.abs(got.astype(np.float64) - wanted.astype(np.float64))
+    largest, mean = float(off.max(initial=0.0)), float(off.mean()) if off.size else 0.0
+    span = float(np.ptp(wanted.astype(np.float64))) if wanted.size else 0.0
+    return OutputError(name, largest, wrong / max(got.size, 1), scale, mean_absolute=mean, span=span)

@@ -11,6 +11,7 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
+from tflite_export.classes import are_distributions
 from tflite_export.errors import ExportError
 from tflite_export.inputs import Inputs
 from tflite_export.reasons import reason_of
@@ -35,6 +36,8 @@ class Reference:
         batch: Samples of a run, where the answers belong to runs of that many: the model or the file has a fixed batch,
             or its answers depend on all samples of a run. The last run is filled up with the last sample. None: the
             answer to a sample is the same in any company.
+        classes: For each output, whether the model says that it holds scores of classes; None where it does not say.
+            Empty: of no output.
     """
 
     inputs: Inputs
@@ -42,6 +45,15 @@ class Reference:
     input_names: tuple[str, ...]
     output_names: tuple[str, ...]
     batch: int | None = None
+    classes: tuple[bool | None, ...] = ()
+
+    def has_classes(self) -> list[bool]:
+        """Return for each output whether the place of its largest value is an answer: see `classes.py`."""
+        declared = self.classes or (None,) * len(self.outputs)
+        return [
+            output.ndim == 2 and output.shape[1] > 1 and (are_distributions(output) if known is None else known)
+            for output, known in zip(self.outputs, declared, strict=True)
+        ]
 
     def first(self, samples: int) -> Reference:
         """Return the first samples and answers, as many as make whole runs."""

@@ -117,12 +117,20 @@ class ExportReport:
                 else []
             ),
             str(self.verification),
+            *self._dense_alone(),
+            *(f"warning: {text}" for text in self.verification.warnings),
             *([self.sparse_run] if self.sparse_run else []),
             *self._rewrites(),
             *([str(self.micro)] if self.micro else []),
             *self.notes,
         ]
         return printable(render(table) + "\n".join(footer))
+
+    def _dense_alone(self) -> list[str]:
+        """Return a line where a quantized file was not held against a dense one, because it is one."""
+        if self.quantize is None or self.verification.encoding is not None:
+            return []
+        return [f"no weight is stored sparse: the error is what {self.quantize} costs by itself"]
 
     def _rewrites(self) -> list[str]:
         """Return a line for each rewrite, with what it did most often first."""

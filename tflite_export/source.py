@@ -6,6 +6,7 @@ import os
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from keras_prune import strip
 from keras_prune.layers import MaskedLayer, Prunable
 from keras_prune.strip import effective_mask
 from tflite_export import precision
+from tflite_export.classes import Compiled
 from tflite_export.errors import ExportError
 from tflite_export.inputs import SAMPLES, Inputs, collect_inputs
 from tflite_export.quantize import FLOAT32, NumberType, batches, check_loops, configure
@@ -74,10 +76,17 @@ class KerasSource(Source):
         model: Built.
         original: What it was made from, which answers in its place; None for itself.
         notes: For the report.
+        compiled: What it was compiled with, of a file, which is loaded without; None: the model knows.
     """
 
-    def __init__(self, model: keras.Model, original: Any = None, notes: tuple[str, ...] = ()) -> None:
-        self.name, self.model, self.notes = model.name, model, notes
+    def __init__(
+        self,
+        model: keras.Model,
+        original: Any = None,
+        notes: tuple[str, ...] = (),
+        compiled: Compiled | None = None,
+    ) -> None:
+        self.name, self.model, self.notes, self._compiled = model.name, model, notes, compiled
         self.keras: keras.Model = model
         self._original = original
 
@@ -89,9 +98,11 @@ class KerasSource(Source):
 
     def answer(self, signature: Signature, inputs: Inputs) -> Reference:
         if self._original is not None:
-            return answer(self._original, signature, inputs)
+            found = answer(self._original, signature, inputs)
+            return replace(found, classes=Compiled.of(self._original).classes(found.output_names))
         with precision.float32(self.keras):
-            return answer(self.keras, signature, inputs)
+            found = answer(self.keras, signature, inputs)
+        return replace(found, classes=(self._compiled or Compiled.of(self.keras)).classes(found.output_names))
 
     def plain(self) -> keras.Model:
         """Return the model without masks: a copy where it carries any, else itself."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -11,12 +12,13 @@ from typing import Any
 import keras
 from numpy.typing import NDArray
 
+from keras_prune.plaintext import printable
 from tflite_export.errors import ExportError
 from tflite_export.file import flatbuffer
 from tflite_export.inputs import SAMPLES
 from tflite_export.limits import Limits
 from tflite_export.loading import open_source
-from tflite_export.measure import OutputError, measure, scale_of
+from tflite_export.measure import NOTABLE, NOTABLE_AGREEMENT, OutputError, measure, scale_of, worst_of
 from tflite_export.quantize import FLOAT32, NumberType, check_tolerance, number_type_of
 from tflite_export.reference import Reference
 from tflite_export.runtime import Runnable, Session, load
@@ -55,42 +57,52 @@ class Verification:
     encoding_tolerance: float | None = None
 
     @property
+    def outputs(self) -> tuple[OutputError, ...]:
+        """The largest errors of each output, over configurations."""
+        return tuple(map(worst_of, zip(*(run.outputs for run in self.runs), strict=True)))
+
+    @property
     def max_absolute(self) -> float:
         """Largest absolute error over outputs and configurations."""
-        return max(output.max_absolute for run in self.runs for output in run.outputs)
+        return max(output.max_absolute for output in self.outputs)
 
     @property
     def max_relative(self) -> float:
         """Largest error as a share of its output's scale."""
-        return max(output.max_relative for run in self.runs for output in run.outputs)
+        return max(output.max_relative for output in self.outputs)
 
     @property
     def top1(self) -> float | None:
-        """Smallest share of samples that keep their class, over outputs [samples, classes] and configurations."""
-        shares = [output.top1 for run in self.runs for output in run.outputs if output.top1 is not None]
-        return min(shares, default=None)
+        """Smallest share of samples that keep their class, over outputs with classes and configurations; else None."""
+        return min((output.top1 for output in self.outputs if output.top1 is not None), default=None)
 
     @property
     def encoding(self) -> float | None:
         """Largest difference from the dense file, where it was compared."""
-        found = [output.encoding for run in self.runs for output in run.outputs if output.encoding is not None]
-        return max(found, default=None)
+        return max((output.encoding for output in self.outputs if output.encoding is not None), default=None)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What a reader should look at, though it is allowed: outputs that are far from the model's."""
+        return tuple(_warning(output) for output in self.outputs if output.is_notable)
 
     def __str__(self) -> str:
-        """Return the figures as one line."""
-        top1 = f", top-1 agreement {self.top1:.1%}" if self.top1 is not None else ""
+        """Return the figures: one line, and with several outputs one more for each."""
         encoding = (
             f"; beside the dense file {self.encoding:.2g} (allowed {self.encoding_tolerance:g})"
             if self.encoding is not None
             else ""
         )
         threads = sorted({run.threads for run in self.runs})
-        return (
+        head = (
             f"verified on {self.samples} {'random' if self.drawn else 'given'} inputs, "
-            f"XNNPACK on and off, {' and '.join(map(str, threads))} "
-            f"threads: max error {self.max_absolute:.2g}, relative {self.max_relative:.2g} "
-            f"(allowed {self.tolerance:g}){top1}{encoding}"
+            f"XNNPACK on and off, {' and '.join(map(str, threads))} threads: "
         )
+        relative = f"relative error {self.max_relative:.2g} (allowed {self.tolerance:g}){encoding}"
+        named = [f"output '{output.name}': {output}" for output in self.outputs]
+        if len(named) == 1:
+            return printable(f"{head}{named[0]}; {relative}")
+        return printable("\n".join([head + relative, *(f"  {line}" for line in named)]))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the figures as a JSON-able dictionary."""
@@ -103,6 +115,8 @@ class Verification:
             "encoding_tolerance": self.encoding_tolerance,
             "max_absolute": self.max_absolute,
             "max_relative": self.max_relative,
+            "outputs": [dict(vars(output)) for output in self.outputs],
+            "warnings": list(self.warnings),
             "runs": [
                 {
                     "delegate": run.delegate,
@@ -112,6 +126,22 @@ class Verification:
                 for run in self.runs
             ],
         }
+
+
+def _warning(output: OutputError) -> str:
+    """Return what there is to say about an output that is far from the model's."""
+    if output.top1 is not None:
+        limit = f"above {1 - NOTABLE_AGREEMENT:.0%} is warned about"
+        what = f"{1 - output.top1:.1%} of the samples change their class; {limit}"
+    else:
+        what = (
+            f"values are off by up to {output.max_absolute:.2g}, {output.mean_absolute:.2g} on average; the largest is "
+            f"{output.share:.1%} of what they reach, and above {NOTABLE:.0%} is warned about"
+        )
+    return (
+        f"output '{output.name}' is far from the model's: {what}. Look whether your application bears that; else give "
+        "more data, quantize less, or pass a smaller tolerance, which refuses such a file."
+    )
 
 
 def verify(
@@ -146,6 +176,9 @@ def verify(
     Raises:
         ExportError: They are not, or the file cannot be run.
 
+    Warns:
+        UserWarning: An output is far from the model's, though within the tolerance.
+
     Example:
         >>> verify("missing.tflite", keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)]))
         Traceback (most recent call last):
@@ -162,7 +195,10 @@ def verify(
     signature = _sized_as(session, source.signature(data))
     reference = source.answer(signature, source.inputs(signature, data, samples))
     reference = _names_of_file(session, reference)
-    return compare(content, reference, subject, kind, tolerance, open_session=open_session)
+    found = compare(content, reference, subject, kind, tolerance, open_session=open_session)
+    for text in found.warnings:
+        warnings.warn(text, UserWarning, stacklevel=2)
+    return found
 
 
 Answers = Mapping[tuple[bool, int, int], Sequence[NDArray[Any]]]
@@ -211,13 +247,14 @@ def compare(
     """
     allowed = kind.tolerance if tolerance is None else tolerance
     scales = [scale_of(output) for output in reference.outputs]
+    have_classes = reference.has_classes()
     found: dict[tuple[bool, int], tuple[OutputError, ...]] = {}
     for delegate, threads, turn, place, count, outputs in _configurations(content, reference, subject, open_session):
         twins = [None] * len(outputs) if dense is None else dense[delegate, threads, turn]
         errors = tuple(
-            measure(name, output, wanted[:count], scale, allowed, kind, twin, place)
-            for name, output, wanted, scale, twin in zip(
-                reference.output_names, outputs, reference.outputs, scales, twins, strict=True
+            measure(name, output, wanted[:count], scale, allowed, kind, twin, place, classes)
+            for name, output, wanted, scale, twin, classes in zip(
+                reference.output_names, outputs, reference.outputs, scales, twins, have_classes, strict=True
             )
         )
         if count == len(reference.inputs):

@@ -24,6 +24,7 @@ def net():
         blocks = rng.permutation(shape[0] * shape[1] // 16) >= round(0.9 * shape[0] * shape[1] // 16)
         layer.kernel.assign(layer.kernel * np.repeat(blocks.reshape(shape[0] // 16, shape[1]), 16, axis=0))
         layer.bias.assign(rng.normal(size=shape[1]) * 0.1)
+    model.compile(loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     return model
 
 
