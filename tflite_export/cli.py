@@ -6,18 +6,16 @@ import json
 import math
 import sys
 import warnings
-import zipfile
-import zlib
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import typer
 
 from tflite_export.convert import check_places
 from tflite_export.convert import export as export_model
 from tflite_export.errors import ExportError
+from tflite_export.file.reading import read_arrays
 from tflite_export.inputs import SAMPLES
 from tflite_export.inspection import inspect as inspect_source
 from tflite_export.limits import Limits
@@ -241,26 +239,15 @@ def parse_shapes(given: list[str]) -> dict[str, tuple[int | None, ...]] | None:
 
 
 def load_data(path: Path | None) -> Any:
-    """Load inputs from a ``.npy`` or ``.npz``; pickled objects are refused.
+    """Load inputs from a ``.npy`` or ``.npz``; the array of a file that holds one, whatever its name.
 
     Raises:
         ExportError: It cannot be read.
     """
     if path is None:
         return None
-    try:
-        loaded = np.load(path, allow_pickle=False)
-        if not isinstance(loaded, np.lib.npyio.NpzFile):
-            return loaded
-        arrays = dict(loaded)
-        return next(iter(arrays.values())) if len(arrays) == 1 else arrays
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise ExportError(
-            f"'{path}'",
-            "must be a .npy or .npz of numbers",
-            f"{type(error).__name__}: {error}",
-            "Save it by numpy.save.",
-        ) from error
+    found = read_arrays(path)
+    return next(iter(found.values())) if isinstance(found, dict) and len(found) == 1 else found
 
 
 def show(report: Any, as_json: bool) -> None:

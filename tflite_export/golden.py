@@ -8,6 +8,7 @@ So one file holds all, which is written at once, and a page of any language read
 from __future__ import annotations
 
 import json
+import math
 import os
 import struct
 from collections.abc import Mapping, Sequence
@@ -50,11 +51,21 @@ class Golden:
         inputs: An array [samples, ...] for each input of the file, by name.
         outputs: Likewise: the model's answers.
         bounds: Largest absolute error allowed, for each output; 0.0 for integers, which must be equal.
+
+    Raises:
+        ExportError: A bound is negative, infinite or not a number: it would let anything pass, or nothing.
     """
 
     inputs: Mapping[str, NDArray[Any]]
     outputs: Mapping[str, NDArray[Any]]
     bounds: Mapping[str, float]
+
+    def __post_init__(self) -> None:
+        """Check the bounds."""
+        for name, bound in self.bounds.items():
+            if not 0 <= bound < math.inf:
+                rule = "must be a number from 0 up, and finite"
+                raise ExportError(f"the bound of output '{name}'", rule, bound, "Write the golden file again.")
 
     def __len__(self) -> int:
         """Return the number of samples."""
@@ -140,7 +151,8 @@ def read_golden(path: str | os.PathLike[str]) -> Golden:
         header = json.loads(content[8 : 8 + length])
         if header["__metadata__"]["format"] != VERSION:
             raise ValueError(f"the format {header['__metadata__']['format']!r}")
-        arrays = {name: _array(content[8 + length :], entry) for name, entry in _entries(header)}
+        payload = memoryview(content)[8 + length :]  # a view: a copy for each of many arrays takes minutes
+        arrays = {name: _array(payload, entry) for name, entry in _entries(header)}
         bounds = {
             key.removeprefix("bound:"): float(value)
             for key, value in header["__metadata__"].items()
@@ -150,7 +162,7 @@ def read_golden(path: str | os.PathLike[str]) -> Golden:
         counts = {values.shape[:1] for values in arrays.values()}
         if not golden.inputs or set(golden.bounds) != set(golden.outputs) or len(counts) != 1 or counts == {()}:
             raise ValueError(f"inputs {list(golden.inputs)}, outputs {list(golden.outputs)}, bounds {list(bounds)}")
-    except (ValueError, KeyError, TypeError, AttributeError, struct.error, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, struct.error, RecursionError, OverflowError) as error:
         raise ExportError(
             subject,
             f"must be a golden file ('{VERSION}')",
@@ -194,7 +206,7 @@ def check_golden(golden: Golden, outputs: Mapping[str, NDArray[Any]], subject: s
         with np.errstate(invalid="ignore"):  # the difference of equal infinities is NaN, and right
             off = np.nan_to_num(np.where(a == b, 0.0, np.abs(a - b)), nan=np.inf, posinf=np.inf)
         worst, bound = float(off.max(initial=0.0)), golden.bounds[name]
-        if worst > bound:
+        if not worst <= bound:
             place_of_worst = tuple(int(i) for i in np.unravel_index(off.argmax(), off.shape))
             raise ExportError(
                 place,
@@ -256,7 +268,7 @@ def _entries(header: Mapping[str, Any]) -> Sequence[tuple[str, Any]]:
     return [(name, entry) for name, entry in header.items() if name != "__metadata__"]
 
 
-def _array(payload: bytes, entry: Mapping[str, Any]) -> NDArray[Any]:
+def _array(payload: memoryview, entry: Mapping[str, Any]) -> NDArray[Any]:
     begin, end = entry["data_offsets"]
     if not 0 <= begin <= end <= len(payload):
         raise ValueError(f"bytes {begin} to {end} of {len(payload)}")

@@ -15,6 +15,7 @@ import keras
 
 from tflite_export.classes import Compiled
 from tflite_export.errors import ExportError
+from tflite_export.file.reading import check_keras_archive
 from tflite_export.keras2 import modernize_h5, strip_tf_keras
 from tflite_export.signature import output_names
 from tflite_export.source import FunctionSource, KerasSource, Source
@@ -155,6 +156,8 @@ def _load(path: Path, called: Path | None = None) -> keras.Model:
         raise ExportError(
             f"'{path}'", "must be a .keras file", "no zip archive: damaged, or cut short", "Save it again."
         )
+    if called is None:
+        check_keras_archive(path)
     try:
         model: keras.Model = keras.saving.load_model(path, compile=False, safe_mode=True)
     except Exception as error:  # Keras raises anything from ValueError to BadZipFile

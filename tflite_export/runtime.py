@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 
 from tflite_export.errors import ExportError
 from tflite_export.file.flatbuffer import LARGEST_FILE, operator_name, read
+from tflite_export.file.reading import require_file
 
 LARGEST_BATCH = 32
 """Samples that a file with a free batch is given at once."""
@@ -267,12 +267,8 @@ def load(path: str | os.PathLike[str]) -> bytes:
     Raises:
         ExportError: It cannot be read, is a device or a pipe, or is larger than a .tflite or a golden file can be.
     """
+    require_file(path, LARGEST_FILE)
     try:
-        found = os.stat(path)
-        if not stat.S_ISREG(found.st_mode) or found.st_size > LARGEST_FILE:
-            received = f"{found.st_size} bytes" if stat.S_ISREG(found.st_mode) else "no regular file"
-            rule = f"must be a file of at most {LARGEST_FILE} bytes"
-            raise ExportError(f"'{os.fspath(path)}'", rule, received, "Check the path.")
         return Path(path).read_bytes()
     except OSError as error:
         raise ExportError(
