@@ -56,7 +56,7 @@ class Allocation(Strategy):
 @_register
 @dataclasses.dataclass(frozen=True)
 class Uniform(Allocation):
-    """The same target everywhere: $s_l = s$.
+    """The same target everywhere: $s_l = s$; where a tensor has more off already, the others give so much less.
 
     Args:
         floor: the share of its units that every tensor keeps; at least one unit always stays.
@@ -69,7 +69,7 @@ class Uniform(Allocation):
 
     def __call__(self, tensors: Sequence[Scored], target: float, final: float | None = None) -> list[float]:
         caps = reachable_caps(tensors, self.floor, target)
-        if all(round(target * t.units) <= cap for t, cap in zip(tensors, caps, strict=True)):
+        if all(t.off <= round(target * t.units) <= cap for t, cap in zip(tensors, caps, strict=True)):
             return [target] * len(tensors)
         return fit_shares(tensors, [target] * len(tensors), caps, target)
 

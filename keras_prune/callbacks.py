@@ -322,9 +322,10 @@ class GradientPruning(PruningCallback):
 class DynamicPruning(PruningCallback):
     """Prunes to a schedule, and lets pruned weights come back while training goes on.
 
-    With "surgery" all weights go on learning, the pruned ones out of sight; with "set" and "rigl" the weights that
-    come back start at 0. The number of zeros follows the schedule exactly; with a constant schedule only their places
-    change. Updates go on until the schedule's `end_step`.
+    With "surgery" all weights go on learning, the pruned ones out of sight. With "set" and "rigl" the weights that come
+    back start at 0, and the optimizer's momentum or moments with them: it sees no gradient of what is pruned. (Under a
+    wrapper with straight-through updates they learn on in any case.) The number of zeros follows the schedule exactly;
+    with a constant schedule only their places change. Updates go on until the schedule's `end_step`.
 
     Args:
         schedule: target by step.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import warnings
 from typing import Any, ClassVar
 
 import keras
@@ -16,7 +17,7 @@ from keras import layers as kl
 from keras.saving import register_keras_serializable
 
 from keras_prune.patterns import Block, ByPath, Pattern, Unstructured
-from keras_prune.pruner import Recipe, check_shape
+from keras_prune.pruner import Recipe, check_shape, layout_for
 from keras_prune.scope import Scope, Skipped, Survey, Target, check_scope
 from keras_prune.strategy import Strategy
 
@@ -152,9 +153,9 @@ def choose_tensors(
     if target is None:
         # Before anything is bound to the model.
         for each in survey.targets:
-            shape = each.layout.canonical_shape(each.variable.shape)
-            check_shape(recipe.pattern.at(each.path), each.path, shape)
-        return survey, recipe
+            own = recipe.pattern.at(each.path)
+            check_shape(own, each.path, layout_for(each.layout, own).canonical_shape(each.variable.shape))
+        return _without_single_units(survey, recipe, subject), recipe
     device = resolve_device(target)
     if recipe.pattern != Unstructured():
         raise ValueError(
@@ -162,7 +163,36 @@ def choose_tensors(
             f"pattern={recipe.pattern}. Leave one of the two out."
         )
     survey, pattern = device.assign(model, survey)
-    return survey, dataclasses.replace(recipe, pattern=pattern)
+    recipe = dataclasses.replace(recipe, pattern=pattern)
+    return _without_single_units(survey, recipe, subject), recipe
+
+
+def _without_single_units(survey: Survey, recipe: Recipe, subject: str) -> Survey:
+    """Leave out tensors in which the pattern sees one unit only, which always stays: no tensor is emptied.
+
+    Raises:
+        ValueError: all are such tensors.
+    """
+    whole: dict[str, str] = {}
+    for tensor in survey.targets:
+        pattern = recipe.pattern.at(tensor.path)
+        shape = layout_for(tensor.layout, pattern).canonical_shape(tensor.variable.shape)
+        if pattern.limit(shape) >= 1.0 and pattern.units(shape) <= 1:
+            whole[tensor.path] = (
+                f"a kernel of shape {tuple(tensor.variable.shape)} is a single unit of {pattern}, which always stays"
+            )
+    if not whole:
+        return survey
+    listed = "; ".join(f"{path}: {reason}" for path, reason in whole.items())
+    if len(whole) == len(survey.targets):
+        raise ValueError(f"{subject}: nothing can be pruned. {listed}. Take a pattern of smaller units.")
+    warnings.warn(
+        f"{subject}: {len(whole)} of {len(survey.targets)} tensors stay as they are. {listed}. Give them a pattern of "
+        "smaller units, pattern={path: pattern}, or leave them out, scope=Scope(exclude=[path]).",
+        stacklevel=4,
+    )
+    skipped = (*survey.skipped, *(Skipped(path, reason) for path, reason in whole.items()))
+    return Survey(tuple(tensor for tensor in survey.targets if tensor.path not in whole), skipped)
 
 
 def resolve_device(value: str | Device) -> Device:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from keras.saving import register_keras_serializable
 
-from keras_prune.selection import smallest
+from keras_prune.selection import all_but_smallest, smallest
 from keras_prune.strategy import Strategy, check_fraction
 
 __all__ = ["SET", "Growth", "RigL", "Surgery"]
@@ -37,7 +37,7 @@ class Growth(Strategy):
     needs: ClassVar[frozenset[str]] = frozenset()
     keeps_learning: ClassVar[bool] = False
     """Whether pruned weights go on being updated out of sight, so that they come back with the value that they grew
-    to."""
+    to. If not, they come back as new weights: 0, and without anything in the optimizer's state (momentum, moments)."""
 
     @abstractmethod
     def __call__(self, on: Mask, scores: Array, gain: Array | None, *, off: int, progress: float, seed: int) -> Mask:
@@ -55,16 +55,22 @@ class Growth(Strategy):
 
 
 def _exchange(on: Mask, scores: Array, gain: Array, off: int, fraction: float) -> Mask:
-    """Keep the best units that are on, all but a fraction of what is to be on; fill up with the best gains."""
+    """Keep the best units that are on, all but a fraction of what is to be on; fill up with the best gains.
+
+    Those that were off have the first claim. Where they are fewer than what is wanted (a first mask, a schedule that
+    rises), the best gains among the units that have just lost their place keep it.
+    """
     total = on.size - off
-    alive = int(np.count_nonzero(on))
     swap = min(math.floor(fraction * total), off)
-    kept = min(alive, total - swap)
-    stay = ~smallest(np.where(on, scores, -np.inf), on.size - kept)
-    # Units that go now are the last to be asked back: those that were off have the first claim.
-    claim = np.where(stay, -np.inf, np.where(on, -np.finfo(np.float64).max / 2 + gain, gain))
-    grown = ~smallest(claim, on.size - (total - kept))
-    return stay | grown
+    after = _best(scores, min(int(np.count_nonzero(on)), total - swap), among=on)
+    for claimants in (~on, on & ~after):
+        after |= _best(gain, total - int(np.count_nonzero(after)), among=claimants)
+    return after
+
+
+def _best(values: Array, count: int, among: Mask) -> Mask:
+    """Mark the units with the largest values, `count` of them or as many as there are."""
+    return all_but_smallest(values, values.size - count, on=among)
 
 
 def _check_fraction(rule: Growth, fraction: float) -> None:
@@ -117,7 +123,7 @@ class RigL(Growth):
         if gain is None:
             raise ValueError("RigL needs the gradient of pruned weights as gain. Received: gain=None")
         annealed = self.fraction / 2.0 * (1.0 + math.cos(math.pi * progress))
-        return _exchange(on, scores, gain.astype(np.float64), off, annealed)
+        return _exchange(on, scores, gain, off, annealed)
 
 
 @_register
@@ -125,8 +131,8 @@ class RigL(Growth):
 class Surgery(Growth):
     r"""Dynamic network surgery: all weights learn on; a unit goes below $a$, comes back above $b = (1 + margin)\,a$.
 
-    The paper fixes a and b; here they follow the schedule: a unit that is on defends its place with $(1 + margin)$
-    times its score, and the best for the place keep it, so the number of units off is exact.
+    The paper fixes a and b; here they follow the schedule: a unit that is on defends its place with its score s and
+    $margin\,|s|$ more, and the best for the place keep it, so the number of units off is exact.
 
     Args:
         margin: the distance of the two thresholds, 0 or more.
@@ -143,4 +149,4 @@ class Surgery(Growth):
             raise ValueError(f"Surgery: margin must be 0 or more. Received: margin={self.margin}")
 
     def __call__(self, on: Mask, scores: Array, gain: Array | None, *, off: int, progress: float, seed: int) -> Mask:
-        return ~smallest(np.where(on, scores * (1.0 + self.margin), scores), off)
+        return ~smallest(np.where(on, scores + self.margin * np.abs(scores), scores), off)

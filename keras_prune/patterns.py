@@ -8,6 +8,7 @@ kernels into it.) TFLite stores the transpose, `[out, ..., in]`: its 1x4 block a
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from abc import abstractmethod
 from collections.abc import Mapping
@@ -38,6 +39,9 @@ class Pattern(Strategy):
     `units` is the number of weights divided by the weights that an off unit takes; of equal units the one with the
     lower index goes first.
 
+    A unit is off when all the weights that it takes are off. One in which some are off, under a finer pattern of
+    earlier, is on; those weights count as 0 in its score, since they cost nothing any more.
+
     Example:
         >>> scores = np.array([[3.0, 1.0], [2.0, 4.0]])
         >>> Unstructured().mask(scores, 0.5)
@@ -47,7 +51,12 @@ class Pattern(Strategy):
 
     kind: ClassVar[str] = "pattern"
     fixed_units: ClassVar[bool] = True
-    """Whether a unit is always the same weights, so that units can also grow back."""
+    """Whether a unit is always the same weights, so that units can also grow back. If not, `reduce` and `expand` are
+    given minus infinity for a weight that is off already: it is the first that its unit takes, and costs nothing."""
+    by_input: ClassVar[bool] = False
+    """Whether the pattern reads a kernel by its inputs: `[..., in, out]` with every input of the layer in `in`. They
+    are more than an output reads where groups of outputs read inputs of their own, as in grouped and depthwise
+    convolutions; for other kernels it makes no difference."""
 
     def at(self, path: str) -> Pattern:
         """Return the pattern of the tensor at this path: the same for all, but in `ByPath`."""
@@ -72,6 +81,10 @@ class Pattern(Strategy):
     def expand(self, on: Mask, scores: Array) -> Mask:
         """Return the mask of the shape of `scores` (True: kept) in which only the units `on` are on."""
         raise NotImplementedError(f"{type(self).__name__} must define expand(on, scores)")
+
+    def units_on(self, mask: Mask) -> Mask:
+        """Return which units have weights left to take, `[units]`, under a mask (True: kept)."""
+        return np.asarray(self.reduce(mask.astype(np.float32)) > 0)
 
     def limit(self, shape: Shape) -> float:
         """Return the sparsity with every unit off, the highest that the pattern can give."""
@@ -125,6 +138,9 @@ class Unstructured(Pattern):
 
     def reduce(self, scores: Array) -> Array:
         return scores.reshape(-1)
+
+    def units_on(self, mask: Mask) -> Mask:
+        return mask.reshape(-1)
 
     def expand(self, on: Mask, scores: Array) -> Mask:
         return on.reshape(scores.shape)
@@ -193,6 +209,12 @@ class Block(Pattern):
         tiles = scores.reshape(rows // self.rows, self.rows, cols // self.cols, self.cols)
         return _pool(tiles, (1, 3), self.pooling).reshape(-1)
 
+    def units_on(self, mask: Mask) -> Mask:
+        rows, cols = self._matrix(mask.shape)
+        tiles = mask.reshape(rows // self.rows, self.rows, cols).any(axis=1).reshape(-1, self.cols)
+        # A reduction over a few neighbours takes NumPy ten times as long.
+        return functools.reduce(np.logical_or, (tiles[:, i] for i in range(self.cols)))
+
     def expand(self, on: Mask, scores: Array) -> Mask:
         rows, cols = self._matrix(scores.shape)
         kept = on.reshape(rows // self.rows, 1, cols // self.cols, 1)
@@ -250,7 +272,13 @@ class NofM(Pattern):
 
     def reduce(self, scores: Array) -> Array:
         groups = self._groups(scores)
-        return np.asarray(np.mean(np.partition(groups, self.m - self.n - 1, axis=1)[:, : self.m - self.n], axis=1))
+        lost = np.partition(groups, self.m - self.n - 1, axis=1)[:, : self.m - self.n]
+        lost[np.isneginf(lost)] = 0.0
+        return np.asarray(np.mean(lost, axis=1))
+
+    def units_on(self, mask: Mask) -> Mask:
+        kept = mask.reshape(-1, self.m, mask.shape[-1]).sum(axis=1, dtype=np.uint16)
+        return np.asarray(kept > self.n).reshape(-1)
 
     def expand(self, on: Mask, scores: Array) -> Mask:
         # A stable sort of each group breaks ties by index; groups are a few weights long.
@@ -265,6 +293,8 @@ class NofM(Pattern):
 @dataclasses.dataclass(frozen=True)
 class Filter(Pattern):
     """Whole outputs: every weight of a neuron or filter, `[..., j]`.
+
+    In kernels of LSTM and GRU each gate of a unit is an output of its own, in attention each dimension of a head.
 
     Args:
         pooling: what an output is worth, the "mean" or the "max" of its scores.
@@ -290,6 +320,9 @@ class Filter(Pattern):
     def reduce(self, scores: Array) -> Array:
         return _pool(np.moveaxis(scores, self.axis, -1), tuple(range(scores.ndim - 1)), self.pooling)
 
+    def units_on(self, mask: Mask) -> Mask:
+        return np.asarray(np.moveaxis(mask, self.axis, -1).any(axis=tuple(range(mask.ndim - 1))))
+
     def expand(self, on: Mask, scores: Array) -> Mask:
         kept = on.reshape([-1 if a == scores.ndim + self.axis else 1 for a in range(scores.ndim)])
         return np.broadcast_to(kept, scores.shape).copy()
@@ -300,6 +333,9 @@ class Filter(Pattern):
 class Channel(Filter):
     """Whole inputs: every weight that reads an input channel, `[..., i, :]`.
 
+    In a grouped convolution those are weights of one group only; in a depthwise one, the filters of one channel; in
+    an embedding, the row of a token.
+
     Example:
         >>> Channel().mask(np.array([[1.0, 5.0], [2.0, 1.0]]), 0.5)
         array([[ True,  True],
@@ -307,6 +343,7 @@ class Channel(Filter):
     """
 
     axis: ClassVar[int] = -2
+    by_input: ClassVar[bool] = True
 
 
 @_register

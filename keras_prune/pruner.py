@@ -16,7 +16,15 @@ from keras_prune.patterns import ByPath, Pattern
 from keras_prune.scope import Layout
 from keras_prune.selection import all_but_smallest, in_pieces
 
-__all__ = ["Recipe", "Tensor", "masks_at_sparsity", "masks_at_threshold"]
+__all__ = [
+    "Recipe",
+    "Tensor",
+    "check_shape",
+    "layout_for",
+    "masks_at_sparsity",
+    "masks_at_threshold",
+    "off_in_units",
+]
 
 MaskArray = npt.NDArray[np.bool_]
 
@@ -90,15 +98,15 @@ def masks_at_sparsity(
     masks = []
     for tensor, (pattern, score, entry), share in zip(tensors, scored, shares, strict=True):
         count = _count(pattern, tensor, share, score.shape)
-        _refuse_collapse(tensor, count, entry)
         if growth is None:
             kept = _shrink(pattern, tensor, score, entry, count, getattr(share, "bound", None))
         else:
-            on = _units_on(pattern, tensor, score.shape)
+            on = _units_on(tensor, pattern)
+            on = np.ones(entry.scores.shape, dtype=bool) if on is None else on
             gain = _gain(tensor, pattern, growth)
             alive = growth(on, entry.scores, gain, off=count, progress=progress, seed=tensor.seed * 1_000_003 + seed)
             kept = pattern.expand(alive, score)
-        masks.append(tensor.layout.from_canonical(kept, tensor.weight.shape))
+        masks.append(_finished(tensor, pattern, kept))
     return masks
 
 
@@ -126,25 +134,39 @@ def masks_at_threshold(
             bound = threshold * float(np.std(on))
         at_or_below = entry.scores <= entry.scores.dtype.type(bound)
         count = int(np.count_nonzero(at_or_below if entry.on is None else at_or_below | ~entry.on))
-        _refuse_collapse(tensor, count, entry, f"every score is at or below the threshold {bound:g}")
         kept = _shrink(pattern, tensor, score, entry, count)
-        masks.append(tensor.layout.from_canonical(kept, tensor.weight.shape))
+        masks.append(_finished(tensor, pattern, kept, f"every score is at or below the threshold {bound:g}"))
     return masks
 
 
-def _score(tensor: Tensor, recipe: Recipe) -> tuple[Pattern, npt.NDArray[np.floating], Scored]:
-    """The tensor's pattern, its scores as `[..., in, out]`, and those of its units.
+def off_in_units(path: str, mask: MaskArray, layout: Layout, recipe: Recipe) -> int:
+    """Return how many weights of a tensor are off in whole units of its pattern, under a mask (True: kept).
 
-    Without growth, what is off already comes last whatever its score: single weights are told by the mask; in larger
-    units, each weight that is off is at minus infinity.
+    It is what a schedule's target speaks of. Where the mask is finer than the pattern, more weights are off.
+    """
+    pattern = recipe.pattern.at(path)
+    canonical = layout_for(layout, pattern).to_canonical(mask)
+    on = pattern.units_on(canonical)
+    return (on.size - int(np.count_nonzero(on))) * pattern.weights_per_unit(canonical.shape)
+
+
+def layout_for(layout: Layout, pattern: Pattern) -> Layout:
+    """Return the layout in which a pattern reads a kernel."""
+    return layout.by_input() if pattern.by_input else layout
+
+
+def _score(tensor: Tensor, recipe: Recipe) -> tuple[Pattern, npt.NDArray[np.floating], Scored]:
+    """The tensor's pattern, its scores as the pattern reads them, and those of its units.
+
+    Without growth, units that are off already are told by `Scored.on`, and a single weight that is off in a larger unit
+    costs nothing any more, whatever its own score.
     """
     pattern = recipe.pattern.at(tensor.path)
-    hides, on = False, None
-    if recipe.growth is None and tensor.mask is not None:
-        mask = tensor.layout.to_canonical(tensor.mask)
-        hides = not pattern.fixed_units or pattern.weights_per_unit(mask.shape) != 1
-        on = None if hides else mask.reshape(-1)
-    scores = _scores(tensor, recipe, pattern, hides=hides)
+    scores = _scores(tensor, recipe, pattern)
+    if recipe.growth is not None and not pattern.fixed_units:
+        raise ValueError(
+            f"{pattern} has no fixed units, so nothing can grow back in it. Take Unstructured, Block or Filter."
+        )
     entry = Scored(
         tensor.path,
         scores.shape,
@@ -152,20 +174,29 @@ def _score(tensor: Tensor, recipe: Recipe) -> tuple[Pattern, npt.NDArray[np.floa
         pattern.weights_per_unit(scores.shape),
         pattern.limit(scores.shape),
         tensor.curve,
-        on,
+        _units_on(tensor, pattern) if recipe.growth is None else None,
     )
     return pattern, scores, entry
 
 
-def _scores(tensor: Tensor, recipe: Recipe, pattern: Pattern, *, hides: bool) -> npt.NDArray[np.floating]:
-    """Scores as `[..., in, out]`; with `hides`, minus infinity where a weight is off."""
+def _units_on(tensor: Tensor, pattern: Pattern) -> MaskArray | None:
+    """The units that have something on; None for all."""
+    if tensor.mask is None:
+        return None
+    return pattern.units_on(layout_for(tensor.layout, pattern).to_canonical(tensor.mask))
+
+
+def _scores(tensor: Tensor, recipe: Recipe, pattern: Pattern) -> npt.NDArray[np.floating]:
+    """Scores of single weights; in units of several, those of weights that are off say that they cost nothing."""
     raw = recipe.criterion(tensor.weight, tensor.statistics)
     if raw.dtype not in (np.float32, np.float64):
         raw = raw.astype(np.float32)
+    layout = layout_for(tensor.layout, pattern)
+    hides = recipe.growth is None and tensor.mask is not None and not _is_single(pattern, layout, raw.shape)
     given = raw is tensor.weight or any(raw is array for array in tensor.statistics.values())
     if hides and (given or not raw.flags.owndata):
         raw = raw.copy()
-    if not _is_finite(raw, tensor.mask if hides else None):
+    if not _is_finite(raw, tensor.mask if hides else None, lowest=not pattern.fixed_units):
         kind = type(recipe.criterion).__name__
         if not np.isfinite(tensor.weight).all():
             raise ValueError(
@@ -175,29 +206,40 @@ def _scores(tensor: Tensor, recipe: Recipe, pattern: Pattern, *, hides: bool) ->
         raise ValueError(
             f"{kind} gives scores for {tensor.path!r} that are NaN or infinite; received data may hold some."
         )
-    scores = tensor.layout.to_canonical(raw)
+    scores = layout.to_canonical(raw)
     check_shape(pattern, tensor.path, scores.shape)
     return scores
 
 
-def _is_finite(raw: npt.NDArray[np.floating], mask: MaskArray | None) -> bool:
-    """Say whether all scores are finite, and put those that the mask hides at minus infinity, in one pass."""
+def _is_single(pattern: Pattern, layout: Layout, shape: tuple[int, ...]) -> bool:
+    return pattern.fixed_units and pattern.weights_per_unit(layout.canonical_shape(shape)) == 1
+
+
+def _is_finite(raw: npt.NDArray[np.floating], mask: MaskArray | None, *, lowest: bool) -> bool:
+    """Say whether all scores are finite, and in one pass put those that a mask has off at 0, or at minus infinity."""
     if raw.size == 0:
         return True
     if not raw.flags.c_contiguous:
         finite = bool(np.isfinite(raw.max()))
         if mask is not None:
-            raw[~mask] = -np.inf
+            raw[~mask] = -np.inf if lowest else 0.0
         return finite
     flat, half = raw.reshape(-1), raw.dtype.type(0.5)
+    integer = np.dtype(f"u{raw.itemsize}")
     on = None if mask is None else mask.reshape(-1)
 
     def pass_over(_: int, part: slice) -> np.floating:
         piece = flat[part]
         # Not-a-number and infinity both show in the maximum.
         top: np.floating = piece.max()
-        if on is not None:
-            # Infinity where the mask is on, minus infinity where it is off. A masked copy takes six times as long.
+        # A masked copy takes six times as long as either way.
+        if on is not None and not lowest:
+            # All bits where the mask is on, none where it is off.
+            bits = on[part].astype(integer)
+            np.negative(bits, out=bits)
+            np.bitwise_and(piece.view(integer), bits, out=piece.view(integer))
+        elif on is not None:
+            # Infinity where the mask is on, minus infinity where it is off.
             ceiling = on[part].astype(piece.dtype)
             ceiling -= half
             ceiling *= np.inf
@@ -224,14 +266,6 @@ def _count(pattern: Pattern, tensor: Tensor, share: float, shape: tuple[int, ...
         raise ValueError(f"{tensor.path!r}: {error}") from error
 
 
-def _refuse_collapse(tensor: Tensor, count: int, entry: Scored, why: str = "") -> None:
-    if entry.limit >= 1.0 and count >= entry.units:
-        raise ValueError(
-            f"Layer collapse: all {tensor.weight.size} weights of {tensor.path!r} would be pruned"
-            f"{': ' + why if why else ''}. Lower the target or the threshold, or give the allocation a floor."
-        )
-
-
 def _shrink(
     pattern: Pattern,
     tensor: Tensor,
@@ -241,27 +275,31 @@ def _shrink(
     bound: float | None = None,
 ) -> MaskArray:
     """The mask with `count` units off, or as many as are off already; `bound` may be the highest score to go."""
-    unit = entry.scores
-    if tensor.mask is None or entry.on is not None:
-        return pattern.expand(all_but_smallest(unit, count, bound, entry.on), scores)
-    gone = int(np.count_nonzero(np.isneginf(unit)))
-    kept = pattern.expand(all_but_smallest(unit, max(count, gone), bound), scores)
-    # A unit that was part off under another pattern does not come back in the rest of it.
-    return np.logical_and(kept, tensor.layout.to_canonical(tensor.mask), out=kept if kept.flags.writeable else None)
+    kept = pattern.expand(all_but_smallest(entry.scores, count, bound, entry.on), scores)
+    if tensor.mask is None or entry.scores.size == scores.size:
+        return kept
+    # A single weight that is off in a unit that is on does not come back.
+    earlier = layout_for(tensor.layout, pattern).to_canonical(tensor.mask)
+    return np.logical_and(kept, earlier, out=kept if kept.flags.writeable else None)
 
 
-def _units_on(pattern: Pattern, tensor: Tensor, shape: tuple[int, ...]) -> MaskArray:
-    if not pattern.fixed_units:
+def _finished(tensor: Tensor, pattern: Pattern, kept: MaskArray, why: str = "") -> MaskArray:
+    """The mask in the tensor's own layout.
+
+    Raises:
+        ValueError: it takes everything that is left of the tensor.
+    """
+    before = tensor.weight.size if tensor.mask is None else int(np.count_nonzero(tensor.mask))
+    if before and not kept.any():
         raise ValueError(
-            f"{pattern} has no fixed units, so nothing can grow back in it. Take Unstructured, Block or Filter."
+            f"Layer collapse: all {tensor.weight.size} weights of {tensor.path!r} would be pruned"
+            f"{': ' + why if why else ''}. Lower the target or the threshold, or give the allocation a floor."
         )
-    if tensor.mask is None:
-        return np.ones(round(pattern.units(shape)), dtype=bool)
-    return pattern.reduce(tensor.layout.to_canonical(tensor.mask).astype(np.float32)) > 0
+    return layout_for(tensor.layout, pattern).from_canonical(kept, tensor.weight.shape)
 
 
 def _gain(tensor: Tensor, pattern: Pattern, growth: Growth) -> npt.NDArray[np.floating] | None:
     """What bringing a unit back promises: the size of the statistic that the growth declared."""
     for name in growth.needs:
-        return pattern.reduce(tensor.layout.to_canonical(np.abs(tensor.statistics[name])))
+        return pattern.reduce(layout_for(tensor.layout, pattern).to_canonical(np.abs(tensor.statistics[name])))
     return None

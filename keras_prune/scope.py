@@ -25,6 +25,9 @@ class Layout:
 
     Attributes:
         space: axes of the window; inputs, outputs: axes over which a weight's input and output run, each flattened.
+        groups: those of the outputs that count groups which read inputs of their own: a depthwise kernel's channels.
+        split: the groups into which the kernel's last axis is cut, before axes are counted: `[..., out]` is
+            `[..., split, out / split]`. 0: it is not.
 
     Example:
         >>> Layout.transposed(4).to_canonical(np.zeros((3, 3, 8, 2))).shape  # Conv2DTranspose: (h, w, out, in)
@@ -34,6 +37,8 @@ class Layout:
     space: tuple[int, ...]
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
+    groups: tuple[int, ...] = ()
+    split: int = 0
 
     @classmethod
     def plain(cls, rank: int) -> Layout:
@@ -50,23 +55,46 @@ class Layout:
     @classmethod
     def depthwise(cls, rank: int) -> Layout:
         """`[..., channel, multiplier]`: each output has an input of its own, so both axes count its outputs."""
-        return cls(tuple(range(rank - 2)), (), (rank - 2, rank - 1))
+        return cls(tuple(range(rank - 2)), (), (rank - 2, rank - 1), groups=(rank - 2,))
+
+    @classmethod
+    def grouped(cls, rank: int, groups: int) -> Layout:
+        """`[..., in / groups, out]`: convolutions in groups, of which each reads channels of its own."""
+        space, inputs = tuple(range(rank - 2)), (rank - 2,)
+        return cls(space, inputs, (rank - 1, rank), groups=(rank - 1,), split=groups)
+
+    def by_input(self) -> Layout:
+        """Return the layout in which `in` counts every input of the layer, and `out` the outputs that read each.
+
+        Example:
+            >>> grouped = Layout.grouped(4, groups=2)
+            >>> grouped.canonical_shape((3, 3, 4, 6)), grouped.by_input().canonical_shape((3, 3, 4, 6))
+            ((3, 3, 4, 6), (3, 3, 8, 3))
+        """
+        inputs, outputs = self.groups + self.inputs, tuple(axis for axis in self.outputs if axis not in self.groups)
+        return dataclasses.replace(self, inputs=inputs, outputs=outputs, groups=())
+
+    def _shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """A kernel's shape, its last axis cut into groups."""
+        return (*shape[:-1], self.split, shape[-1] // self.split) if self.split else tuple(shape)
 
     def to_canonical(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Return `array` as `[..., in, out]`; a view where the axes stand in order already."""
-        moved = array.transpose(self.space + self.inputs + self.outputs)
+        moved = array.reshape(self._shape(array.shape)).transpose(self.space + self.inputs + self.outputs)
         return moved.reshape(self.canonical_shape(array.shape))
 
     def canonical_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
         """Return the shape `[..., in, out]` of a kernel of `shape`."""
+        shape = self._shape(shape)
         sizes = (math.prod(shape[a] for a in axes) for axes in (self.inputs, self.outputs))
         return (*(shape[a] for a in self.space), *sizes)
 
     def from_canonical(self, array: npt.NDArray[Any], shape: tuple[int, ...]) -> npt.NDArray[Any]:
         """Undo `to_canonical` for a kernel of `shape`."""
         order = self.space + self.inputs + self.outputs
-        moved = array.reshape([shape[a] for a in order])
-        return moved.transpose(np.argsort(order))
+        cut = self._shape(shape)
+        moved = array.reshape([cut[a] for a in order]).transpose(np.argsort(order))
+        return moved.reshape(shape) if self.split else moved
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -110,12 +138,15 @@ class Survey:
 
 
 def _einsum_layout(layer: Any, rank: int) -> Layout:
-    """Axes of an EinsumDense kernel: letters of the output are outputs, the others are summed over and so inputs."""
+    """Axes of an EinsumDense kernel: letters of the output are outputs, the others are summed over and so inputs.
+
+    A letter of the output that the input has too counts groups.
+    """
     left, output = layer.equation.replace(" ", "").split("->")
-    letters = left.split(",")[1]
+    read, letters = left.split(",")
     inputs = tuple(i for i, letter in enumerate(letters) if letter not in output)
     outputs = tuple(i for i, letter in enumerate(letters) if letter in output)
-    return Layout((), inputs, outputs)
+    return Layout((), inputs, outputs, groups=tuple(i for i in outputs if letters[i] in read))
 
 
 Rule = Callable[[Any, int], Layout]
@@ -123,6 +154,10 @@ Rule = Callable[[Any, int], Layout]
 
 def _plain(layer: Any, rank: int) -> Layout:
     return Layout.plain(rank)
+
+
+def _convolution(layer: Any, rank: int) -> Layout:
+    return Layout.plain(rank) if layer.groups == 1 else Layout.grouped(rank, layer.groups)
 
 
 def _transposed(layer: Any, rank: int) -> Layout:
@@ -139,9 +174,9 @@ _SEPARABLE: dict[str, Rule] = {"depthwise_kernel": _depthwise, "pointwise_kernel
 RULES: dict[type, dict[str, Rule]] = {
     kl.Dense: {"kernel": _plain},
     kl.EinsumDense: {"kernel": _einsum_layout},
-    kl.Conv1D: {"kernel": _plain},
-    kl.Conv2D: {"kernel": _plain},
-    kl.Conv3D: {"kernel": _plain},
+    kl.Conv1D: {"kernel": _convolution},
+    kl.Conv2D: {"kernel": _convolution},
+    kl.Conv3D: {"kernel": _convolution},
     kl.Conv1DTranspose: {"kernel": _transposed},
     kl.Conv2DTranspose: {"kernel": _transposed},
     kl.Conv3DTranspose: {"kernel": _transposed},

@@ -21,12 +21,13 @@ from keras_prune import statistics
 from keras_prune.criteria import FROM_TRAINING
 from keras_prune.devices import Device, choose_tensors
 from keras_prune.masks import Mask, Writer, bind, select
-from keras_prune.pruner import Recipe, Tensor, masks_at_sparsity, masks_at_threshold
+from keras_prune.pruner import Recipe, Tensor, masks_at_sparsity, masks_at_threshold, off_in_units
 from keras_prune.schedules import Schedule
 from keras_prune.scope import Scope, Skipped, Target
 from keras_prune.sensitivity import Curve, measure_curves, with_curves
+from keras_prune.slots import restart
 from keras_prune.state import TrainingState, innermost, strategy_scope
-from keras_prune.step import HiddenWeights, Part, merge
+from keras_prune.step import HiddenWeights, MaskedGradients, Part, merge
 from keras_prune.stepping import SteppedSession, synchronise
 from keras_prune.sums import TrainingSums
 from keras_prune.variables import read
@@ -77,6 +78,7 @@ class Session(SteppedSession):
             if not optimizer.built:
                 model.optimizer.build(model.trainable_variables)
             super().__init__(model, optimizer, TrainingState.of(model))
+            self._refuse_gradients_of_wrappers()
             for target in self.targets:
                 self._state.claim(self, target.variable, target.path, run)
             self._attach()
@@ -87,13 +89,17 @@ class Session(SteppedSession):
 
     def _attach(self) -> None:
         self._keys = [str(target.index) for target in self.targets]
+        self._units_off: float | None = None
         grows_hidden = bool(self.recipe.growth and self.recipe.growth.keeps_learning)
         self._masks = [bind(target, self._state, hold=not grows_hidden) for target in self.targets]
         self._write = Writer(self._masks)
         self._hidden: dict[int, tuple[keras.Variable, keras.Variable]] = {}
         self._sums = self._attach_sums()
+        self._restarting: list[Mask] = []
         if grows_hidden:
             self._attach_hidden()
+        elif self.recipe.growth is not None:
+            self._attach_restarts()
         self._attach_parts()
 
     def _attach_sums(self) -> TrainingSums | None:
@@ -114,6 +120,21 @@ class Session(SteppedSession):
             hidden = self._state.variable(f"hidden:{key}", target.variable.shape, str(target.variable.dtype), 0.0)
             self._hidden[id(target.variable)] = (mask.variable, hidden)
         self._install(HiddenWeights(self._hidden, self._optimizer))
+
+    def _attach_restarts(self) -> None:
+        """Weights that come back begin anew, so the optimizer is to know nothing of them while they are off."""
+        self._restarting = [mask for mask in self._masks if not mask.target.straight_through]
+        self._install(MaskedGradients({id(mask.target.variable): mask.variable for mask in self._restarting}))
+
+    def _refuse_gradients_of_wrappers(self) -> None:
+        growth = self.recipe.growth
+        under = [t.path for t in self.targets if t.mask is not None and not t.straight_through]
+        if growth is not None and "gradient" in growth.needs and under:
+            raise ValueError(
+                f"{_name(self.owner)}: {growth} chooses what comes back by the gradient of pruned weights, which a "
+                f"wrapper layer makes 0. Received: {under} under wrappers. Use the plain layers, whose masks the "
+                "callback holds; or the wrapper's straight_through=True; or growth='set'."
+            )
 
     def _attach_parts(self) -> None:
         kernels = [id(target.variable) for target in self.targets]
@@ -216,6 +237,7 @@ class Session(SteppedSession):
                     values = weight != 0
                     self._resumed = True
             mask.put(np.array(values))
+        self._units_off = None
         self._refuse_lost_weights()
         self._warn_of_lost_state(begun)
         if begun and not self._resumed and self._step >= self.schedule.last_step and self.schedule.final > 0:
@@ -262,8 +284,7 @@ class Session(SteppedSession):
         grows = self.recipe.growth is not None
         by_threshold = self.schedule.gives == "threshold"
         # Without growth, a target that is reached leaves nothing to do.
-        settled = self.recipe.allocation.adds_up and target <= self.sparsity
-        if not grows and not by_threshold and settled:
+        if not grows and not by_threshold and self.recipe.allocation.adds_up and self._has_reached(target):
             return
         if target == 0.0 and not by_threshold:
             return
@@ -277,6 +298,8 @@ class Session(SteppedSession):
             masks = masks_at_sparsity(
                 tensors, self.recipe, target, final=self.schedule.final, progress=min(1.0, progress), seed=self._step
             )
+        self._units_off = None
+        self._restart(masks)
         # They look into the variables' memory, and while they do, TensorFlow copies a variable before it writes to it.
         del tensors
         if self._hidden:
@@ -288,6 +311,23 @@ class Session(SteppedSession):
         if self._sums is not None:
             self._sums.reset()
         self._state.arrays[f"updated:{self._keys[0]}"] = self._mark()
+
+    def _restart(self, masks: Sequence[npt.NDArray[np.bool_]]) -> None:
+        """Give weights that are about to come back the optimizer's state of new ones."""
+        new = {id(mask): values for mask, values in zip(self._masks, masks, strict=True)}
+        for mask in self._restarting:
+            back = new[id(mask)] & ~mask.read()
+            if back.any():
+                restart(self._optimizer, mask.target.variable, back)
+
+    def _has_reached(self, target: float) -> bool:
+        """Whether so many units are off already. Where masks are finer than the pattern, more weights are."""
+        if target > self.sparsity:
+            return False
+        if self._units_off is None:
+            off = [off_in_units(m.target.path, m.read(), m.target.layout, self.recipe) for m in self._masks]
+            self._units_off = sum(off) / self._size
+        return target <= self._units_off
 
     def _read_tensors(self) -> list[Tensor]:
         tensors = []

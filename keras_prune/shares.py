@@ -25,7 +25,7 @@ class Scored:
         weights_per_unit: weights that an off unit sets to zero.
         limit: the highest sparsity that the pattern gives, a fraction.
         curve: for `Sensitivity`, pairs of (sparsity, loss increase), increasing.
-        on: where it is given, `[units]`, the scores of the others do not count: they are off already.
+        on: where it is given, `[units]`, the scores of the others do not count: they are off already, and stay so.
     """
 
     path: str
@@ -40,6 +40,11 @@ class Scored:
     def lowered(self) -> npt.NDArray[np.floating]:
         """The scores, minus infinity where a unit is off already."""
         return self.scores if self.on is None else np.where(self.on, self.scores, -np.inf)
+
+    @property
+    def off(self) -> int:
+        """Number of units that are off already."""
+        return 0 if self.on is None else self.on.size - int(np.count_nonzero(self.on))
 
     @property
     def size(self) -> int:
@@ -69,14 +74,17 @@ class Share(float):
 
 
 def caps_of(tensors: Sequence[Scored], floor: float) -> list[int]:
-    """Return the most units that each tensor may have off, keeping the share `floor` and at least one."""
+    """Return the most units that each tensor may have off, keeping the share `floor` and at least one.
+
+    What is off already stays off, whatever the floor.
+    """
     caps = []
     for tensor in tensors:
         available = round(tensor.limit * tensor.units)
         kept = math.ceil(floor * tensor.units)
         if tensor.limit >= 1.0:
             kept = max(kept, 1)
-        caps.append(min(available, math.floor(tensor.units) - kept))
+        caps.append(max(tensor.off, min(available, math.floor(tensor.units) - kept)))
     return caps
 
 
@@ -102,16 +110,17 @@ def reachable_caps(tensors: Sequence[Scored], floor: float, target: float) -> li
 def fit_shares(tensors: Sequence[Scored], wanted: Sequence[float], caps: Sequence[int], target: float) -> list[float]:
     """Scale wanted densities by one factor, within the caps, until the whole has the target's number of zeros.
 
-    Densities 1 - s_i are multiplied by one factor and clipped to [cap, 1]; the factor is found by bisection, since
-    the number of zeros falls as it grows. The last few units, lost to rounding, are given by the tensors in turn,
-    largest first.
+    Densities 1 - s_i are multiplied by one factor and clipped, so that no tensor has more off than its cap nor less
+    than it has already; the factor is found by bisection, since the number of zeros falls as it grows. The last few
+    units, lost to rounding, are given by the tensors in turn, largest first.
     """
     sizes = [t.size for t in tensors]
     goal = target * sum(sizes)
-    most = [cap / t.units for cap, t in zip(caps, tensors, strict=True)]
+    off = [t.off for t in tensors]
+    bounds = [(low / t.units, cap / t.units) for low, cap, t in zip(off, caps, tensors, strict=True)]
 
     def shares(factor: float) -> list[float]:
-        return [min(cap, max(0.0, 1.0 - (1.0 - s) * factor)) for s, cap in zip(wanted, most, strict=True)]
+        return [min(high, max(low, 1.0 - (1.0 - s) * factor)) for s, (low, high) in zip(wanted, bounds, strict=True)]
 
     low, high = 0.0, 1.0
     while sum(s * n for s, n in zip(shares(high), sizes, strict=True)) > goal and high < 1e12:
@@ -121,12 +130,20 @@ def fit_shares(tensors: Sequence[Scored], wanted: Sequence[float], caps: Sequenc
         zeros = sum(s * n for s, n in zip(shares(middle), sizes, strict=True))
         low, high = (middle, high) if zeros > goal else (low, middle)
     counts = [min(round(s * t.units), cap) for s, t, cap in zip(shares(high), tensors, caps, strict=True)]
-    _settle(tensors, counts, caps, goal)
+    _settle(tensors, counts, off, caps, goal)
     return [count / t.units for count, t in zip(counts, tensors, strict=True)]
 
 
-def _settle(tensors: Sequence[Scored], counts: list[int], caps: Sequence[int], goal: float) -> None:
-    """Move single units until the number of zeros is within half a unit of the goal; changes `counts`."""
+def _settle(tensors: Sequence[Scored], counts: list[int], off: Sequence[int], caps: Sequence[int], goal: float) -> None:
+    """Move single units until the number of zeros is within half a unit of the goal; changes `counts`.
+
+    Args:
+        tensors: of which units go.
+        counts: how many, for each tensor.
+        off: the fewest.
+        caps: the most.
+        goal: zeros of all together.
+    """
     order = sorted(range(len(tensors)), key=lambda i: -tensors[i].size)
     moved = True
     while moved:
@@ -135,7 +152,7 @@ def _settle(tensors: Sequence[Scored], counts: list[int], caps: Sequence[int], g
         for i in order:
             unit = tensors[i].weights_per_unit
             step = 1 if missing > 0 else -1
-            if abs(missing) > unit / 2 and 0 <= counts[i] + step <= caps[i]:
+            if abs(missing) > unit / 2 and off[i] <= counts[i] + step <= caps[i]:
                 counts[i] += step
                 missing -= step * unit
                 moved = True

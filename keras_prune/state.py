@@ -25,7 +25,7 @@ from keras import ops
 # Keras saves whatever a model holds that is a KerasSaveable; the class has no public name.
 from keras.src.saving.keras_saveable import KerasSaveable
 
-from keras_prune.variables import read
+from keras_prune.variables import dense, read
 
 __all__ = ["StepPart", "TrainingState", "innermost", "load_model", "strategy_scope"]
 
@@ -152,7 +152,7 @@ class TrainingState(KerasSaveable):
             gradients = list(grads)
             scale = optimizer.loss_scale_factor
             if scale is not None:
-                gradients = [g if g is None else g / scale for g in gradients]
+                gradients = [g if g is None else dense(g) / scale for g in gradients]
             for part in self.parts:
                 gradients = part.before(gradients, variables)
             if scale is not None:

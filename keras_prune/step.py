@@ -19,15 +19,11 @@ from keras_prune.masks import select
 from keras_prune.schedules import Schedule
 from keras_prune.state import StepPart
 from keras_prune.strategy import Strategy, to_numbers
+from keras_prune.variables import dense
 
-__all__ = ["L1", "ActivePart", "ClipGradients", "HiddenWeights", "Part", "check_parts", "dense", "merge"]
+__all__ = ["L1", "ActivePart", "ClipGradients", "HiddenWeights", "MaskedGradients", "Part", "check_parts", "merge"]
 
 _register = register_keras_serializable(package="keras_prune")
-
-
-def dense(gradient: Any) -> Any:
-    """Return a gradient with all its rows: an Embedding's comes as slices."""
-    return ops.convert_to_tensor(gradient)
 
 
 class HiddenWeights:
@@ -67,6 +63,27 @@ class HiddenWeights:
                     average.assign(select(mask, average))
 
 
+class MaskedGradients:
+    """Makes gradients of what is off 0 before the optimizer sees them, so that its state gathers nothing there.
+
+    Args:
+        masks: for each weight (by id) its mask.
+    """
+
+    def __init__(self, masks: Mapping[int, keras.Variable]) -> None:
+        self.masks = masks
+
+    def before(self, gradients: list[Any], variables: list[keras.Variable]) -> list[Any]:
+        """Select the gradients of what is on."""
+        return [
+            g if g is None or id(v) not in self.masks else select(self.masks[id(v)], dense(g))
+            for g, v in zip(gradients, variables, strict=True)
+        ]
+
+    def after(self, variables: list[keras.Variable]) -> None:
+        """Nothing: the masks hold the weights."""
+
+
 def merge(mask: Any, weight: Any, hidden: Any) -> Any:
     """Return the weight where the mask is on and the hidden value elsewhere."""
     return ops.where(ops.convert_to_tensor(mask), ops.convert_to_tensor(weight), ops.convert_to_tensor(hidden))
@@ -101,7 +118,13 @@ class Part(Strategy):
 
     @abstractmethod
     def before(self, gradient: Any, weight: Any, level: Any) -> Any:
-        """Return the gradient that the optimizer is to use; `level` is where the ramp stands, from 0 to 1."""
+        """Return the gradient that the optimizer is to use.
+
+        Args:
+            gradient: one tensor of the weight's shape, for an Embedding too.
+            weight: the variable, before the step.
+            level: where the ramp stands, from 0 to 1.
+        """
         raise NotImplementedError(f"{type(self).__name__} must define before(gradient, weight, level)")
 
     def after(self, weight: Any, learning_rate: Any, level: Any) -> Any | None:
@@ -166,7 +189,6 @@ class ClipGradients(Part):
         return True
 
     def before(self, gradient: Any, weight: Any, level: Any) -> Any:
-        gradient = dense(gradient)
         return ops.clip(gradient, -self.gamma, self.gamma)
 
 
@@ -208,7 +230,7 @@ class L1(Part):
     def before(self, gradient: Any, weight: Any, level: Any) -> Any:
         if self.proximal:
             return gradient
-        gradient, weight = dense(gradient), ops.convert_to_tensor(weight)
+        weight = ops.convert_to_tensor(weight)
         return gradient + ops.cast(self.strength * level, gradient.dtype) * ops.cast(ops.sign(weight), gradient.dtype)
 
     def after(self, weight: Any, learning_rate: Any, level: Any) -> Any | None:
@@ -239,7 +261,7 @@ class ActivePart:
     def before(self, gradients: list[Any], variables: list[keras.Variable]) -> list[Any]:
         """Change the gradients of the weights that the part acts on."""
         return [
-            self.part.before(g, v, self.level) if g is not None and id(v) in self.weights else g
+            self.part.before(dense(g), v, self.level) if g is not None and id(v) in self.weights else g
             for g, v in zip(gradients, variables, strict=True)
         ]
 

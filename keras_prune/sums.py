@@ -11,8 +11,7 @@ from keras import ops
 
 from keras_prune.scope import Target
 from keras_prune.state import TrainingState
-from keras_prune.step import dense
-from keras_prune.variables import read
+from keras_prune.variables import dense, read
 
 __all__ = ["GradientSums", "TrainingSums"]
 

@@ -1,4 +1,4 @@
-"""Reading and writing a variable's value without the copies that Keras makes on TensorFlow."""
+"""A variable's value, without the copies that Keras makes on TensorFlow, and its gradient as one tensor."""
 
 from __future__ import annotations
 
@@ -9,7 +9,21 @@ import numpy as np
 import numpy.typing as npt
 from keras import ops
 
-__all__ = ["assign", "read", "resource_of"]
+__all__ = ["assign", "dense", "read", "resource_of"]
+
+
+def dense(gradient: Any) -> Any:
+    """Return a gradient as one tensor of its weight's shape.
+
+    On TensorFlow an Embedding's gradient comes as slices, one for each occurrence of a token: those of a token are
+    added up. Keras's own operations on slices, |g| or clipping, say, act on each occurrence.
+    """
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        # Keras's `convert_to_tensor` leaves slices as they are.
+        return tf.convert_to_tensor(gradient)
+    return ops.convert_to_tensor(gradient)
 
 
 def read(variable: keras.Variable) -> npt.NDArray[Any]:

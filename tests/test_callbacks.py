@@ -10,6 +10,8 @@ from keras import layers
 
 import keras_prune as kp
 from keras_prune.masks import mask_of
+from keras_prune.slots import slots_of
+from keras_prune.state import innermost
 
 RAMP = kp.schedules.PolynomialDecay(0.0, 0.75, begin_step=1, end_step=12, frequency=3)
 RNG = np.random.default_rng(0)
@@ -313,6 +315,70 @@ def test_growth_moves_zeros_and_keeps_their_number(growth):
     masks = [np.concatenate([m.ravel() for m in masks]) for masks in seen[2::3]]  # before each exchange
     assert any((later & ~earlier).any() for earlier, later in itertools.pairwise(masks)), "some come back"
     assert pruned(model) == 88
+
+
+@pytest.mark.parametrize(("optimizer", "growth"), [("momentum", "rigl"), ("adagrad", "set"), ("mixed_float16", "rigl")])
+def test_what_grows_back_begins_anew_in_the_optimizer_too(optimizer, growth):
+    keras.config.set_dtype_policy("mixed_float16" if optimizer == "mixed_float16" else "float32")
+    begins = 0.25 if optimizer == "adagrad" else 0.0
+    try:
+        made = {
+            "momentum": lambda: keras.optimizers.SGD(0.01, momentum=0.9),
+            "adagrad": lambda: keras.optimizers.Adagrad(0.1, initial_accumulator_value=begins),
+            "mixed_float16": lambda: keras.optimizers.Adam(0.01),
+        }[optimizer]()
+        model = make_model(made)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    kernels = [layer.kernel for layer in model.layers]
+    last, seen = [None], {"back": 0, "on": []}
+
+    class Look(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            masks = [np.array(mask_of(kernel)) for kernel in kernels]
+            if last[0] is not None:
+                for kernel, mask, before in zip(kernels, masks, last[0], strict=True):
+                    back = mask & ~before
+                    seen["back"] += back.sum()
+                    assert (np.asarray(kernel.value)[back] == 0).all()
+                    for slot, _ in slots_of(innermost(model.optimizer), kernel):
+                        assert (np.asarray(slot.value)[back] == begins).all()
+                        seen["on"].append((np.asarray(slot.value)[mask & before] != begins).mean())
+            last[0] = masks
+
+    schedule = kp.schedules.ConstantSparsity(0.6, begin_step=1, end_step=40, frequency=4)
+    fit(model, kp.DynamicPruning(schedule, growth), Look(), epochs=4)
+    assert seen["back"] > 10
+    assert seen["on"][-1] > 0.8, "those that stayed keep theirs"
+
+
+def test_the_optimizer_sees_no_gradient_of_what_is_off():
+    """Its clipping by the norm of all gradients reckons with those of weights that are on."""
+    model = keras.Sequential([keras.Input((8,)), layers.Dense(3, use_bias=False)])
+    model.compile(keras.optimizers.SGD(1.0, global_clipnorm=1e-3), "mse")
+    schedule = kp.schedules.ConstantSparsity(0.5, begin_step=1, end_step=100, frequency=100)
+    pruning = kp.DynamicPruning(schedule, "set")
+    pruning.attach(model)
+    pruning.on_step(0)
+    moves = []
+    for _ in range(2):
+        before = model.get_weights()[0]
+        model.train_on_batch(X, Y)
+        on = np.array(mask_of(model.layers[0].kernel))
+        moves.append(np.linalg.norm((model.get_weights()[0] - before)[on]))
+        pruning.on_step()
+    np.testing.assert_allclose(moves, 1e-3, rtol=1e-3)
+    pruning.detach()
+    assert "apply" not in vars(model.optimizer)
+
+
+def test_gradients_under_a_wrapper_are_no_gain():
+    model = keras.Sequential([keras.Input((8,)), kp.PrunableDense(16, name="first"), layers.Dense(3)])
+    model.compile("sgd", "mse")
+    schedule = kp.schedules.ConstantSparsity(0.5, begin_step=1, end_step=8, frequency=2)
+    with pytest.raises(ValueError, match=r"RigL.*gradient of pruned weights.*first/kernel.*straight_through=True"):
+        fit(model, kp.DynamicPruning(schedule, "rigl"))
+    fit(model, kp.DynamicPruning(schedule, "set"))
 
 
 def test_thresholds_on_weights_gradients_and_activations():

@@ -49,6 +49,44 @@ def test_set_draws_by_its_seed():
     assert first[50:].sum() == 10
 
 
+def test_a_first_mask_from_a_dense_tensor_fills_up_by_gain():
+    on, scores = np.ones(10, dtype=bool), np.arange(10.0, dtype=np.float32)
+    gain = np.array([0.4, 9, 0.3, 8, 0.2, 0.1, 7, 6, 0, 0], dtype=np.float32)
+    # Of four, half stay by score (8 and 9); the other two keep their place by gain (1 and 3), not by index.
+    assert np.flatnonzero(RigL(fraction=0.5)(on, scores, gain, off=6, progress=0.0, seed=0)).tolist() == [1, 3, 8, 9]
+
+
+def test_what_was_off_comes_before_what_has_just_gone():
+    on = np.array([1, 1, 1, 1, 1, 1, 0, 0], dtype=bool)
+    scores = np.array([6.0, 5, 4, 3, 2, 1, 0, 0])
+    gain = np.array([0.0, 0, 8, 7, 9, 6, 0.1, 0.2])
+    # Five are to be on, three of them by score. Both that were off come, whatever their gain.
+    first = RigL(fraction=0.4)(on, scores, gain, off=3, progress=0.0, seed=0)
+    assert np.flatnonzero(first).tolist() == [0, 1, 2, 6, 7]
+    # Two of five by score, and only two were off: of those that have gone, the one with the best gain keeps its place.
+    second = RigL(fraction=0.99)(on, scores, gain, off=3, progress=0.0, seed=0)
+    assert np.flatnonzero(second).tolist() == [0, 1, 4, 6, 7]
+
+
+def test_a_schedule_that_rises_draws_evenly():
+    """What is brought back is spread over a tensor, in any order of its units: of each half about half."""
+    rng = np.random.default_rng(0)
+    on, scores = np.ones(4000, dtype=bool), rng.random(4000)
+    for rule in (RigL(fraction=0.5), SET(fraction=0.5)):
+        gain = rng.random(4000)
+        for off in (2000, 3000, 3600):
+            after = rule(on, scores, gain, off=off, progress=0.0, seed=off)
+            low = np.count_nonzero(after[:2000]) / np.count_nonzero(after)
+            assert 0.4 < low < 0.6, (rule, off, low)
+
+
+def test_surgery_defends_a_place_whatever_the_sign_of_scores():
+    on = np.array([True, False])
+    scores = np.array([-1.0, -0.95])
+    assert Surgery(margin=0.1)(on, scores, None, off=1, progress=0, seed=0).tolist() == [True, False]
+    assert Surgery(margin=0.01)(on, scores, None, off=1, progress=0, seed=0).tolist() == [False, True]
+
+
 def test_surgery_has_two_thresholds():
     on = np.array([True, True, False, False])
     scores = np.array([1.0, 2.0, 1.05, 1.3])

@@ -49,6 +49,91 @@ def test_masks_hold_in_training_and_pruning_goes_on_from_them():
     assert sum(zeros(model)) == round(0.9 * 176)
 
 
+def one_layer(layer=None):
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((32,)), layer or layers.Dense(20, use_bias=False)])
+    model.compile("sgd", "mse")
+    return model
+
+
+def masked(layer):
+    """A kernel's mask, of a plain layer or of a wrapper."""
+    pairs = getattr(layer, "mask_pairs", None)
+    return keras.ops.convert_to_numpy(pairs[0][1].value) if pairs else np.array(mask_of(layer.kernel))
+
+
+BLOCK = kp.patterns.Block(4, 1)
+# Of a kernel [32, 20] under 0.4: 8 outputs; 12.8 inputs; 64 blocks of 4; 128 of 160 groups of 4 with two zeros or more.
+UNITS_OFF = {
+    "filter": ({"pattern": "filter"}, 8, lambda mask: ~mask.any(axis=0)),
+    "channel": ({"pattern": "channel"}, 13, lambda mask: ~mask.any(axis=1)),
+    "block": ({"pattern": BLOCK}, 64, lambda mask: ~mask.reshape(8, 4, 20).any(axis=1)),
+    "2:4": ({"pattern": kp.patterns.NofM(2, 4)}, 128, lambda mask: mask.reshape(8, 4, 20).sum(axis=1) <= 2),
+    "by path": ({"pattern": {".*kernel": BLOCK}}, 64, lambda mask: ~mask.reshape(8, 4, 20).any(axis=1)),
+    "target": ({"target": "x86"}, 64, lambda mask: ~mask.reshape(8, 4, 20).any(axis=1)),
+}
+LAYERS = {
+    "plain": lambda: layers.Dense(20, use_bias=False),
+    "wrapper": lambda: kp.PrunableDense(20, use_bias=False),
+    "straight through": lambda: kp.Prunable(layers.Dense(20, use_bias=False), straight_through=True),
+}
+
+
+@pytest.mark.parametrize("kind", UNITS_OFF)
+@pytest.mark.parametrize("layer", LAYERS)
+def test_units_are_counted_whole_over_earlier_single_zeros(layer, kind):
+    options, count, off = UNITS_OFF[kind]
+    model = one_layer(LAYERS[layer]())
+    kp.prune(model, 0.25)
+    earlier = masked(model.layers[0])
+    kp.prune(model, 0.4, **options)
+    mask = masked(model.layers[0])
+    assert off(mask).sum() == count
+    assert not (mask & ~earlier).any()
+    if layer != "plain" and kind != "filter":
+        return
+    # And in a later training, at a target below the share of single zeros.
+    model = one_layer(LAYERS[layer]())
+    kp.prune(model, 0.5 if kind != "2:4" else 0.25)
+    schedule = kp.schedules.ConstantSparsity(0.4, frequency=1)
+    model.fit(np.ones((6, 32)), np.ones((6, 20)), batch_size=2, verbose=0, callbacks=[kp.Pruning(schedule, **options)])
+    assert off(masked(model.layers[0])).sum() == count
+
+
+def test_channels_of_depthwise_and_grouped_convolutions_go_as_asked():
+    convolutions = [layers.DepthwiseConv2D(3), layers.Conv2D(12, 3, groups=2), layers.Conv2D(4, 1)]
+    model = keras.Sequential([keras.Input((8, 8, 8)), *convolutions])
+    kp.prune(model, 0.5, pattern="channel", allocation="uniform")
+    depthwise, grouped, pointwise = (np.asarray(layer.kernel) == 0 for layer in convolutions)
+    assert depthwise.all(axis=(0, 1, 3)).sum() == 4
+    # Inputs 0 to 3 are read by the first six filters, 4 to 7 by the others.
+    assert sum(int(part.all(axis=(0, 1, 3)).sum()) for part in np.split(grouped, 2, axis=3)) == 4
+    assert pointwise.all(axis=(0, 1, 3)).sum() == 6
+    assert [mask.mean() for mask in (depthwise, grouped, pointwise)] == [0.5, 0.5, 0.5]
+
+
+def test_a_tensor_that_is_one_unit_is_named_and_left_out():
+    model = keras.Sequential([keras.Input((8,)), layers.Dense(10, name="hidden"), layers.Dense(1, name="head")])
+    with pytest.warns(UserWarning, match=r"1 of 2 tensors stay.*head/kernel: .* \(10, 1\) is a single unit of Filter"):
+        kp.prune(model, 0.5, pattern="filter", allocation="uniform")
+    assert (np.asarray(model.layers[0].kernel) == 0).all(axis=0).sum() == 5
+    assert (np.asarray(model.layers[1].kernel) != 0).all()
+    model.compile("sgd", "mse")
+    pruning = kp.Pruning(kp.schedules.OneShot(0.6), pattern="filter")
+    with pytest.warns(UserWarning, match="head/kernel"):
+        pruning.attach(model)
+    assert any("head/kernel" in one.path and "single unit" in one.reason for one in pruning.skipped)
+    with pytest.raises(ValueError, match=r"prune: nothing can be pruned.*head/kernel.*smaller units"):
+        kp.prune(model, 0.5, pattern="filter", scope=kp.Scope(include=".*head/kernel"))
+
+
+def test_single_zeros_over_units_are_counted_singly():
+    model = one_layer()
+    kp.prune(model, 0.4, pattern="filter")
+    kp.prune(model, 0.5)
+    assert (~masked(model.layers[0])).sum() == 320
+
+
 @pytest.mark.parametrize(
     "criterion",
     [

@@ -8,7 +8,7 @@ import pytest
 
 from keras_prune import allocation, criteria, growth, patterns, schedules, step
 from keras_prune.names import ALLOCATIONS, CRITERIA, GROWTHS, PATTERNS, resolve_allocation, resolve_criterion
-from keras_prune.pruner import Recipe, Tensor, masks_at_sparsity, masks_at_threshold
+from keras_prune.pruner import Recipe, Tensor, layout_for, masks_at_sparsity, masks_at_threshold
 from keras_prune.scope import Layout, Scope
 
 LAYOUTS = {
@@ -16,6 +16,7 @@ LAYOUTS = {
     "conv": ((3, 3, 4, 8), Layout.plain(4)),
     "transposed": ((3, 3, 8, 4), Layout.transposed(4)),
     "depthwise": ((4, 4, 6, 2), Layout.depthwise(4)),
+    "grouped": ((2, 2, 4, 12), Layout.grouped(4, 3)),
     "einsum": ((2, 4, 8), Layout((), (0, 1), (2,))),
     "einsum heads": ((8, 2, 4), Layout((), (0,), (1, 2))),
 }
@@ -59,15 +60,13 @@ def test_every_combination_keeps_its_contract(criterion, pattern, rule):
     rng = np.random.default_rng(0)
     recipe = Recipe(criterion, pattern, rule)
     for name in LAYOUTS:
-        if name == "depthwise" and isinstance(pattern, patterns.Channel):
-            continue  # each output of a depthwise kernel has one input: there is no channel to take from it
         names, masks, off_before = (name, "dense"), None, 0
         for target in (0.2, 0.45):
             tensors = tensors_of(names, rng, masks)
             before, masks = masks, masks_at_sparsity(tensors, recipe, target, final=0.45)
             off = sum(int((~mask).sum()) for mask in masks)
             size = sum(mask.size for mask in masks)
-            units = [pattern.weights_per_unit(t.layout.to_canonical(t.weight).shape) for t in tensors]
+            units = [weights_per_unit(pattern, t) for t in tensors]
             for tensor, mask in zip(tensors, masks, strict=True):
                 assert mask.shape == tensor.weight.shape
                 assert mask.dtype == bool
@@ -79,6 +78,123 @@ def test_every_combination_keeps_its_contract(criterion, pattern, rule):
                 # of another shape had been taken).
                 assert max(off_before, round(target * size) - sum(units)) <= off <= round(target * size) + sum(units)
             off_before = off
+
+
+def weights_per_unit(pattern, tensor):
+    return pattern.weights_per_unit(layout_for(tensor.layout, pattern).canonical_shape(tensor.weight.shape))
+
+
+def groups_of(pattern, array, layout):
+    """One row a unit (a group of N:M), by plain slicing of the kernel in its own layout."""
+    if isinstance(pattern, patterns.Channel):
+        if layout == Layout.depthwise(4):
+            return np.stack([array[:, :, c, :].ravel() for c in range(array.shape[2])])
+        if layout.split:
+            share = array.shape[3] // layout.split
+            cut = [array[:, :, :, g * share : (g + 1) * share] for g in range(layout.split)]
+            return np.stack([part[:, :, i].ravel() for part in cut for i in range(array.shape[2])])
+        return np.moveaxis(layout.to_canonical(array), -2, 0).reshape(
+            -1, array.size // layout.to_canonical(array).shape[-2]
+        )
+    matrix = layout.to_canonical(array).reshape(-1, layout.to_canonical(array).shape[-1])
+    if isinstance(pattern, patterns.Filter):
+        return matrix.T
+    rows = pattern.m if isinstance(pattern, patterns.NofM) else pattern.rows
+    return np.stack([matrix[i : i + rows, j] for i in range(0, len(matrix), rows) for j in range(matrix.shape[1])])
+
+
+COARSE = [pattern for pattern in ALL_PATTERNS if pattern != patterns.Unstructured()] + [patterns.Block(2, 1, "max")]
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("pattern", COARSE, ids=repr)
+def test_a_coarse_pattern_over_single_zeros_takes_exactly_its_units(pattern, name):
+    """A unit with some zeros is one with some zeros; under every allocation, the target counts whole units."""
+    rng = np.random.default_rng(4)
+    masks = [rng.random(LAYOUTS[one][0]) > 0.3 for one in (name, "dense")]
+    for rule in ALL_ALLOCATIONS:
+        tensors = tensors_of((name, "dense"), rng, masks)
+        after = masks_at_sparsity(tensors, Recipe(criteria.Magnitude(), pattern, rule), 0.45, final=0.45)
+        off, sizes = [], [weights_per_unit(pattern, tensor) for tensor in tensors]
+        for tensor, mask in zip(tensors, after, strict=True):
+            assert not (mask & ~tensor.mask).any(), "nothing comes back"
+            left = pattern.n if isinstance(pattern, patterns.NofM) else 0
+            rows, earlier = (groups_of(pattern, one, tensor.layout) for one in (mask, tensor.mask))
+            gone = rows.sum(axis=1) <= left
+            assert (rows[gone].sum(axis=1) == np.minimum(left, earlier[gone].sum(axis=1))).all()
+            assert (rows[~gone] == earlier[~gone]).all(), "a unit that stays keeps what it had"
+            off.append(int(gone.sum()))
+            if isinstance(rule, allocation.Uniform | allocation.Explicit):
+                own = 0.5 if isinstance(rule, allocation.Explicit) and tensor.path.startswith("a") else 0.45
+                assert off[-1] == round(own * tensor.weight.size / sizes[len(off) - 1])
+        if rule.adds_up:
+            goal = 0.45 * sum(tensor.weight.size for tensor in tensors)
+            rounded = sum(sizes) if isinstance(rule, allocation.Uniform) else max(sizes)
+            assert abs(np.dot(off, sizes) - goal) <= rounded / 2, rule
+
+
+@pytest.mark.parametrize("pattern", COARSE, ids=repr)
+def test_a_unit_is_worth_what_is_left_of_it(pattern):
+    rng = np.random.default_rng(5)
+    weight, mask = rng.standard_normal((16, 12)).astype(np.float32), rng.random((16, 12)) > 0.2
+    # The weights that are off keep a value, as under a wrapper through which they go on learning.
+    tensor = Tensor("t", weight, mask, Layout.plain(2), {})
+    target = 0.5 * pattern.limit(weight.shape)
+    after = masks_at_sparsity([tensor], Recipe(criteria.Magnitude(), pattern, allocation.Uniform()), target)[0]
+    rows = np.sort(groups_of(pattern, np.abs(weight) * mask, tensor.layout), axis=1)
+    taken = rows[:, : pattern.m - pattern.n] if isinstance(pattern, patterns.NofM) else rows
+    worth = taken.max(axis=1) if getattr(pattern, "pooling", "mean") == "max" else taken.mean(axis=1)
+    left = pattern.n if isinstance(pattern, patterns.NofM) else 0
+    gone = groups_of(pattern, after, tensor.layout).sum(axis=1) <= left
+    assert gone.sum() == round(target * pattern.units(weight.shape))
+    assert worth[gone].max() <= worth[~gone].min() + 1e-6
+
+
+def test_groups_of_n_to_m_take_what_is_off_first_whatever_the_sign_of_scores():
+    mask = np.array([[True], [False], [True], [True]])
+    score = np.array([[-3.0], [0.0], [-2.0], [1.0]], dtype=np.float32)
+    tensor = Tensor("t", np.ones((4, 1), np.float32), mask, Layout.plain(2), {"movement": score})
+    recipe = Recipe(criteria.Movement(), patterns.NofM(2, 4), allocation.Uniform())
+    assert masks_at_sparsity([tensor], recipe, 0.5)[0].ravel().tolist() == [False, False, True, True]
+
+
+def test_a_threshold_takes_units_by_what_is_left_of_them():
+    weight = np.array([[4.0, 1.0], [0.0, 1.0], [0.0, 1.0], [0.0, 0.0]], dtype=np.float32)
+    tensor = Tensor("t", weight, weight != 0, Layout.plain(2), {})
+    recipe = Recipe(criteria.Magnitude(), patterns.Block(4, 1), allocation.Uniform())
+    assert (masks_at_threshold([tensor], recipe, 0.7)[0] == (weight != 0)).all()
+    # Means of 1 and 0.75.
+    assert masks_at_threshold([tensor], recipe, 0.75)[0].sum(axis=0).tolist() == [1, 0]
+    with pytest.raises(ValueError, match=r"Layer collapse: all 8 weights of 't'.*threshold 1\b"):
+        masks_at_threshold([tensor], recipe, 1.0)
+
+
+def test_targets_count_what_is_off_already_when_the_allocation_changes():
+    rng = np.random.default_rng(6)
+    for pattern in (patterns.Unstructured(), patterns.Filter()):
+        before = masks_at_sparsity(
+            tensors_of(("dense", "dense"), rng),
+            Recipe(criteria.Magnitude(), pattern, allocation.Explicit({"a.*": 0.75})),
+            0.0,
+        )
+        for rule in (allocation.Uniform(), allocation.ERK(), allocation.Sensitivity(), allocation.Global(floor=0.5)):
+            after = masks_at_sparsity(
+                tensors_of(("dense", "dense"), rng, before), Recipe(criteria.Magnitude(), pattern, rule), 0.5
+            )
+            assert sum(int((~mask).sum()) for mask in after) == 96, (pattern, rule)
+            assert not (after[0] & ~before[0]).any()
+
+
+def test_an_update_that_takes_all_that_is_left_is_refused():
+    class Whole(patterns.Filter):
+        """Claims to take one output, and takes all."""
+
+        def expand(self, on, scores):
+            return np.zeros(scores.shape, dtype=bool)
+
+    tensor = tensors_of(("dense",), np.random.default_rng(0), [np.random.default_rng(1).random((8, 12)) > 0.5])[0]
+    with pytest.raises(ValueError, match=r"Layer collapse: all 96 weights of 'a/dense'"):
+        masks_at_sparsity([tensor], Recipe(criteria.Magnitude(), Whole(), allocation.Uniform()), 0.5)
 
 
 def test_the_lowest_scores_go_and_the_count_is_exact():

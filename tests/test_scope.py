@@ -6,6 +6,7 @@ import pytest
 from keras import layers as kl
 
 from keras_prune.layers import PrunableDense
+from keras_prune.patterns import Channel
 from keras_prune.scope import Layout, Scope
 
 # Layer, input shape, and for each kernel its shape as [..., in, out].
@@ -15,6 +16,9 @@ KINDS = {
     "EinsumDense, output first": (lambda: kl.EinsumDense("ab,cb->ac", (4,)), (3,), [(3, 4)]),
     "Conv1D": (lambda: kl.Conv1D(4, 3), (8, 2), [(3, 2, 4)]),
     "Conv2D": (lambda: kl.Conv2D(4, 3), (8, 8, 2), [(3, 3, 2, 4)]),
+    "Conv1D in groups": (lambda: kl.Conv1D(6, 3, groups=2), (8, 4), [(3, 2, 6)]),
+    "Conv2D in groups": (lambda: kl.Conv2D(6, 3, groups=3), (8, 8, 12), [(3, 3, 4, 6)]),
+    "EinsumDense in groups": (lambda: kl.EinsumDense("bnh,nhd->bnd", (3, 5)), (3, 2), [(2, 15)]),
     "Conv3D": (lambda: kl.Conv3D(4, 2), (4, 4, 4, 3), [(2, 2, 2, 3, 4)]),
     "Conv1DTranspose": (lambda: kl.Conv1DTranspose(4, 3), (8, 2), [(3, 2, 4)]),
     "Conv2DTranspose": (lambda: kl.Conv2DTranspose(4, 3), (8, 8, 2), [(3, 3, 2, 4)]),
@@ -68,6 +72,68 @@ def test_layouts_are_undone(kind):
         kernel = np.random.default_rng(0).normal(size=target.variable.shape)
         back = target.layout.from_canonical(target.layout.to_canonical(kernel), kernel.shape)
         np.testing.assert_array_equal(back, kernel)
+
+
+BY_INPUT = {
+    "Conv1D in groups": [(3, 4, 3)],
+    "Conv2D in groups": [(3, 3, 12, 2)],
+    "EinsumDense in groups": [(6, 5)],
+    "DepthwiseConv1D": [(3, 5, 2)],
+    "DepthwiseConv2D": [(3, 3, 5, 2)],
+    "SeparableConv1D": [(3, 5, 1), (1, 5, 4)],
+    "SeparableConv2D": [(3, 3, 5, 1), (1, 1, 5, 4)],
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_read_by_input_each_layer_has_all_its_channels(kind):
+    make, shape, kernels = KINDS[kind]
+    targets = Scope().survey(built(make(), shape), may_be_empty=True).targets
+    layouts = [target.layout.by_input() for target in targets]
+    shapes = [tuple(target.variable.shape) for target in targets]
+    found = [layout.canonical_shape(shape) for layout, shape in zip(layouts, shapes, strict=True)]
+    assert found == BY_INPUT.get(kind, kernels)
+    for layout, shape in zip(layouts, shapes, strict=True):
+        kernel = np.arange(np.prod(shape)).reshape(shape)
+        canonical = layout.to_canonical(kernel)
+        assert canonical.shape == layout.canonical_shape(shape)
+        np.testing.assert_array_equal(layout.from_canonical(canonical, shape), kernel)
+
+
+# The inputs of one channel; what an input channel is, whatever the layer.
+CHANNELS = {
+    "Dense": (lambda: kl.Dense(4, use_bias=False), (8,), (slice(None), 2)),
+    "Conv2D": (lambda: kl.Conv2D(4, 3), (8, 8, 6), (..., 2)),
+    "Conv2D in groups": (lambda: kl.Conv2D(4, 3, groups=2), (8, 8, 6), (..., 2)),
+    "Conv1D in groups": (lambda: kl.Conv1D(4, 3, groups=2), (8, 6), (..., 2)),
+    "Conv2DTranspose": (lambda: kl.Conv2DTranspose(4, 3), (8, 8, 6), (..., 2)),
+    "DepthwiseConv2D": (lambda: kl.DepthwiseConv2D(3, depth_multiplier=2), (8, 8, 6), (..., 2)),
+    "DepthwiseConv1D": (lambda: kl.DepthwiseConv1D(3), (8, 6), (..., 2)),
+    "EinsumDense": (lambda: kl.EinsumDense("abc,cde->abde", (None, 2, 4)), (3, 6), (..., 2)),
+    "EinsumDense in groups": (lambda: kl.EinsumDense("bnh,nhd->bnd", (3, 5)), (3, 2), (slice(None), 1, 0)),
+}
+
+
+@pytest.mark.parametrize("kind", CHANNELS)
+def test_a_channel_is_what_one_input_of_the_layer_is_read_by(kind):
+    """With the mask of one unit off, the layer no longer sees that input, and sees every other as before."""
+    make, shape, place = CHANNELS[kind]
+    model = built(make(), shape)
+    (target,) = Scope().survey(model).targets
+    pattern, layout = Channel(), target.layout.by_input()
+    kernel = np.asarray(target.variable)
+    scores = np.ones(layout.canonical_shape(kernel.shape))
+    units = pattern.reduce(scores).size
+    x = np.random.default_rng(0).standard_normal((2, *shape)).astype("float32")
+    without = x.copy()
+    without[place] = 0.0
+    expected = np.asarray(model(without))
+    found = []
+    for unit in range(units):
+        mask = layout.from_canonical(pattern.expand(np.arange(units) != unit, scores), kernel.shape)
+        target.variable.assign(kernel * mask)
+        found.append(bool(np.allclose(np.asarray(model(x)), expected, atol=1e-6)))
+    assert sum(found) == 1
 
 
 def test_layout_of_a_transposed_kernel_by_hand():

@@ -81,6 +81,64 @@ def test_with_accumulation_the_proximal_step_comes_with_the_move():
     np.testing.assert_allclose(after[0], np.sign(moved) * np.maximum(np.abs(moved) - 0.1, 0), atol=1e-6)
 
 
+TOKENS = np.random.default_rng(2).integers(0, 5, (8, 6))
+VALUES = 5 * np.random.default_rng(3).standard_normal((8, 3)).astype("float32")
+
+
+def embedding(optimizer, wrapped=False):
+    """A model in whose batches each token occurs many times, and the dense gradient of its table."""
+    keras.utils.set_random_seed(0)
+    table = layers.Embedding(7, 4, embeddings_initializer="normal")
+    inputs = keras.Input((6,), dtype="int32")
+    hidden = (kp.Prunable(table) if wrapped else table)(inputs)
+    model = keras.Model(inputs, layers.Dense(3)(layers.GlobalAveragePooling1D()(hidden)))
+    model.compile(optimizer, "mse")
+    weight, (kernel, bias) = table.get_weights()[0], model.layers[-1].get_weights()
+    counts = np.stack([np.bincount(row, minlength=7) for row in TOKENS]) / 6
+    error = 2 * (counts @ weight @ kernel + bias - VALUES) / VALUES.size
+    return model, table, weight, counts.T @ error @ kernel.T
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [(kind, {}) for kind in ("gradient", "taylor", "fisher", "movement", "snip")]
+    + [("taylor", {"loss_scale_factor": 4.0}), ("taylor", {"gradient_accumulation_steps": 2})],
+    ids=str,
+)
+def test_gradients_of_tokens_that_occur_often_are_added_up(kind, options):
+    model, table, weight, gradient = embedding(keras.optimizers.SGD(0.0, **options))
+    score = {
+        "gradient": np.abs(gradient),
+        "taylor": np.abs(weight * gradient),
+        "fisher": (weight * gradient) ** 2,
+        "movement": -weight * gradient,
+        "snip": np.abs(weight * gradient),
+    }[kind]
+    pruning = kp.GradientPruning(kp.schedules.OneShot(0.5, step=1), kind, scope=kp.Scope(include=".*embeddings"))
+    model.fit(TOKENS, VALUES, batch_size=8, epochs=2, verbose=0, callbacks=[pruning])
+    kept = table.get_weights()[0] != 0
+    assert kept.sum() == 14
+    # Rows of tokens that do not occur have no gradient at all: there, ties go by index.
+    assert score[~kept].max() <= score[kept].min() + 1e-7
+
+
+@pytest.mark.parametrize("wrapped", [False, True], ids=["plain", "wrapper"])
+def test_parts_act_on_the_whole_gradient_of_a_token(wrapped):
+    class Signs(kp.Part):
+        def before(self, gradient, weight, level):
+            return keras.ops.sign(gradient)
+
+    for part, change in (
+        (kp.ClipGradients(0.02), lambda g, w: np.clip(g, -0.02, 0.02)),
+        (kp.L1(0.3), lambda g, w: g + 0.3 * np.sign(w)),
+        (Signs(), lambda g, w: np.sign(g)),
+    ):
+        model, table, weight, gradient = embedding(keras.optimizers.SGD(1.0), wrapped)
+        with pytest.warns(UserWarning, match="will not be reached"):
+            model.fit(TOKENS, VALUES, batch_size=8, verbose=0, callbacks=[kp.Pruning(NEVER, parts=[part])])
+        np.testing.assert_allclose(weight - table.get_weights()[0], change(gradient, weight), atol=1e-5)
+
+
 def test_parts_combine_with_every_callback():
     parts = [kp.ClipGradients(gamma=1.0), kp.L1(1e-3, proximal=True)]
     ramp = kp.schedules.Linear(0.0, 0.5, begin_step=1, end_step=4, frequency=1)

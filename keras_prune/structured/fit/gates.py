@@ -7,7 +7,7 @@ callbacks use. Of the units that `analyse` offers, that changes the outputs exac
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import keras
@@ -15,10 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from keras_prune.averages import all_optimizers
-from keras_prune.masks import Mask, MaskConstraint, Writer, put_zeros, select
+from keras_prune.masks import Mask, MaskConstraint, Writer, put_zeros
 from keras_prune.scope import Layout, Target
 from keras_prune.state import TrainingState, innermost, strategy_scope
-from keras_prune.step import dense
+from keras_prune.step import MaskedGradients
 from keras_prune.stepping import synchronise
 from keras_prune.structured.fit.shrink import is_gate, rebuild_bare, refuse_masks
 from keras_prune.structured.groups import Analysis, Keep
@@ -316,20 +316,8 @@ class Gates:
             )
 
 
-class _ClosedGradients:
-    """Makes gradients of closed units 0 before the optimizer sees them."""
-
-    def __init__(self, masks: Mapping[int, keras.Variable]) -> None:
-        self.masks = masks
-
-    def before(self, gradients: list[Any], variables: list[keras.Variable]) -> list[Any]:
-        return [
-            g if g is None or id(v) not in self.masks else select(self.masks[id(v)], dense(g))
-            for g, v in zip(gradients, variables, strict=True)
-        ]
-
-    def after(self, variables: list[keras.Variable]) -> None:
-        """Nothing: the constraints hold the weights."""
+class _ClosedGradients(MaskedGradients):
+    """Those of gates, told from other parts of the step."""
 
 
 def check_groups(analysis: Analysis, keep: Keep) -> None:

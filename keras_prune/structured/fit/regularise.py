@@ -20,8 +20,9 @@ from keras import ops
 from keras.saving import register_keras_serializable
 
 from keras_prune.state import StepPart
-from keras_prune.step import L1, ActivePart, Part, dense
+from keras_prune.step import L1, ActivePart, Part
 from keras_prune.structured.groups import Analysis, analyse
+from keras_prune.variables import dense
 
 __all__ = ["GroupLasso", "GrowingPenalty", "GrowingRegularisation", "Slimming", "UnitPart", "UnitSlices"]
 
