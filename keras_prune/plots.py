@@ -15,61 +15,93 @@ FAINT = "#d9d9d9"
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 """Okabe and Ito's, which colour-blind readers tell apart."""
 
+ONE_COLUMN = 24
+"""Up to so many bars stand in one column."""
+
+NAMED = 45
+"""The most names that a column has."""
+
+MOST_INCHES = 8.0
+"""The height of a column of many bars."""
+
 Path = str | os.PathLike[str]
 
 
 def plot_sparsity(sparsities: Mapping[str, float], path: Path, *, mean: float | None = None) -> None:
     """Write a bar chart of sparsities by name, one bar a tensor in the order given, from the top.
 
+    Many tensors stand in two columns; of more than ninety, not every one is named.
+
     Args:
         sparsities: fractions in [0, 1].
         path: the file; its ending gives the format.
         mean: the sparsity of all together, drawn as a line.
     """
-    figure, axes = _bars({name: 100 * value for name, value in sparsities.items()}, "{:.1f} %")
+    figure, columns = _bars({name: 100 * value for name, value in sparsities.items()}, "{:.1f} %")
     if mean is not None:
-        axes.axvline(100 * mean, color=COLOURS[1], linewidth=1.5, linestyle="--", zorder=0)
-        axes.set_title(f"Sparsity by tensor (together: {mean:.1%})", loc="left", color=INK)
-    axes.set_xlim(0, 112)
-    axes.set_xticks(range(0, 101, 20))
-    axes.set_xlabel("zeros, %")
-    axes.grid(axis="x", color=FAINT, linewidth=0.8)
+        figure.suptitle(f"Sparsity by tensor (together: {mean:.1%})", x=0.01, ha="left", color=INK, fontsize=12)
+    for axes in columns:
+        if mean is not None:
+            axes.axvline(100 * mean, color=COLOURS[1], linewidth=1.5, linestyle="--", zorder=0)
+        axes.set_xlim(0, 112)
+        axes.set_xticks(range(0, 101, 20))
+        axes.set_xlabel("zeros, %")
     _save(figure, path)
 
 
 def plot_amounts(amounts: Mapping[str, float], path: Path, *, label: str) -> None:
     """Write a bar chart of amounts by name, in the order given, from the top.
 
+    Many stand in two columns; of more than ninety, not every one is named.
+
     Args:
         amounts: numbers from 0.
         path: the file; its ending gives the format.
         label: what they are.
     """
-    figure, axes = _bars(amounts, "{:,.0f}")
-    axes.set_xlim(0, 1.18 * max(amounts.values()))
-    axes.set_xlabel(label)
-    axes.grid(axis="x", color=FAINT, linewidth=0.8)
+    figure, columns = _bars(amounts, "{:,.0f}")
+    for axes in columns:
+        axes.set_xlim(0, 1.18 * max(amounts.values()))
+        axes.set_xlabel(label)
     _save(figure, path)
 
 
-def _bars(values: Mapping[str, float], form: str) -> tuple[Any, Any]:
-    """A bar for each name, with its number at the end."""
-    figure, axes = _figure(height=1.2 + 0.32 * len(values))
-    places = np.arange(len(values))
-    axes.barh(places, list(values.values()), height=0.7, color=COLOURS[0])
-    axes.set_yticks(places, list(values))
-    axes.set_ylim(len(values) - 0.4, -0.6)
-    for place, value in zip(places, values.values(), strict=True):
-        axes.annotate(
-            form.format(value),
-            (value, place),
-            (4, 0),
-            textcoords="offset points",
-            va="center",
-            color=INK,
-            backgroundcolor="white",
-        )
-    return figure, axes
+def _bars(values: Mapping[str, float], form: str) -> tuple[Any, list[Any]]:
+    """A bar for each name, with its number at the end, in one column or two.
+
+    Rows get thinner as there are more, down to what a line of text needs. From there on one name stands for a few, and
+    no numbers, which would cover the bars beside them.
+    """
+    names, amounts = list(values), list(values.values())
+    count = 1 if len(names) <= ONE_COLUMN else 2
+    rows = max(1, -(-len(names) // count))
+    every = -(-rows // NAMED)
+    inches = min(0.32 * rows, max(MOST_INCHES, 0.32 * ONE_COLUMN if count == 1 else 0.0))
+    figure = _figure(height=1.2 + inches, width=8 * count)
+    columns = list(figure.subplots(1, count, squeeze=False)[0])
+    if every > 1:
+        figure.supxlabel(f"one name in {every} is written", color=INK, fontsize=9)
+    size = min(10.0, 0.65 * 72 * inches * every / rows)
+    for axes, start in zip(columns, range(0, len(names), rows), strict=True):
+        _style(axes)
+        axes.grid(axis="x", color=FAINT, linewidth=0.8)
+        part = amounts[start : start + rows]
+        axes.barh(np.arange(len(part)), part, height=0.7, color=COLOURS[0])
+        named = range(0, len(part), every)
+        axes.set_yticks(named, [names[start + place] for place in named], fontsize=size)
+        axes.set_ylim(rows - 0.4, -0.6)
+        for place in named if every == 1 else ():
+            axes.annotate(
+                form.format(part[place]),
+                (part[place], place),
+                (4, 0),
+                textcoords="offset points",
+                va="center",
+                color=INK,
+                fontsize=size,
+                bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.0},
+            )
+    return figure, columns
 
 
 def plot_history(
@@ -100,7 +132,9 @@ def plot_history(
                 f"plot_history: each series has one value a step. Received: {len(values)} values of {name!r} for "
                 f"{len(steps)} steps."
             )
-    figure, axes = _figure(height=3.6)
+    figure = _figure(height=3.6)
+    axes = figure.add_subplot()
+    _style(axes)
     for number, (name, values) in enumerate(series.items()):
         ys = 100 * np.array(values, dtype=float)
         known = ~np.isnan(ys)
@@ -133,19 +167,21 @@ def _save(figure: Any, path: Path) -> None:
         ) from error
 
 
-def _figure(height: float) -> tuple[Any, Any]:
+def _figure(height: float, width: float = 8) -> Any:
     """A figure of its own, without pyplot, so that no window, backend or setting of the user's is touched."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError('Plots need matplotlib. Install it: pip install "keras-prune[viz]"') from error
-    figure = Figure(figsize=(8, height), dpi=120, layout="constrained", facecolor="white")
+    figure = Figure(figsize=(width, height), dpi=120, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+    return figure
+
+
+def _style(axes: Any) -> None:
     axes.set_axisbelow(True)
     axes.tick_params(colors=INK, length=0)
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
     axes.spines["bottom"].set_color(FAINT)
-    return figure, axes

@@ -1,5 +1,6 @@
 """Reports and charts: counts by hand, text without colours, files without a screen."""
 
+import itertools
 import json
 import sys
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from keras import layers as kl
 
+from keras_prune import plots
 from keras_prune.layers import PrunableDense
 from keras_prune.masks import Mask
 from keras_prune.plots import plot_history
@@ -189,6 +191,29 @@ def test_multiplications_that_no_rule_knows_are_named():
 def test_amounts_are_plotted_by_layer(what, tmp_path):
     report(small_model()).plot(tmp_path / "bars.svg", what)
     assert "<svg" in (tmp_path / "bars.svg").read_text()
+
+
+@pytest.mark.parametrize("number", [1, 24, 53, 91])
+def test_a_chart_of_any_number_of_bars_can_be_read(number, tmp_path, monkeypatch):
+    values = {f"model/block_{i}/kernel": i / 400 for i in range(number)}
+    drawn = []
+    monkeypatch.setattr(plots, "_save", lambda figure, path: drawn.append(figure))
+    plots.plot_sparsity(values, tmp_path / "bars.png", mean=0.5)
+    plots.plot_amounts({name: 1e6 * value + 1 for name, value in values.items()}, tmp_path / "bars.png", label="MACs")
+    for figure in drawn:
+        figure.canvas.draw()
+        width, height = figure.canvas.get_width_height()
+        assert height <= 1200
+        assert width <= 1920
+        assert sum(len(axes.patches) for axes in figure.axes) == number, "every bar is drawn"
+        names = [label for axes in figure.axes for label in axes.get_yticklabels()]
+        if number <= 90:
+            assert [label.get_text() for label in names] == list(values)
+        assert {label.get_text() for label in names} <= set(values)
+        for axes in figure.axes:
+            boxes = [label.get_window_extent() for label in axes.get_yticklabels()]
+            assert all(lower.y1 <= upper.y0 + 1 for upper, lower in itertools.pairwise(boxes)), "no name covers another"
+            assert all(box.height >= 9 and box.x0 >= 0 for box in boxes)
 
 
 def test_what_cannot_be_plotted_is_told(tmp_path):
