@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import keras
@@ -13,13 +13,19 @@ import numpy.typing as npt
 from keras import layers as kl
 from keras.src.models.functional import Functional, functional_like_constructor
 
+from keras_prune.agreement import check_agreement
+from keras_prune.carrying import carry_attributes, carry_state
+from keras_prune.compiling import compile_like, known_objects
 from keras_prune.layers import VARIANTS, MaskedLayer, Prunable
 from keras_prune.masks import MaskConstraint, mask_of
 from keras_prune.variables import read
 
-__all__ = ["effective_mask", "strip"]
+__all__ = ["effective_mask", "strip", "takes_graph"]
 
 MaskArray = npt.NDArray[np.bool_]
+
+STEPS = ("train_step", "test_step", "predict_step", "compute_loss", "compute_metrics", "compile")
+"""Methods of a model's class by which it trains in a way of its own."""
 
 
 def strip(model: keras.Model, *, into: keras.Model | None = None) -> keras.Model:
@@ -41,10 +47,18 @@ def strip(model: keras.Model, *, into: keras.Model | None = None) -> keras.Model
     Returns:
         The plain model: a new one, or `into`.
 
+    What a layer holds besides its weights comes along (see `carry_state`). Both models are run on a few drawn inputs
+    before the result is returned. A functional model of a class that cannot be made again from its configuration is
+    made again from its graph, as a `keras.Model`.
+
     Raises:
         TypeError: the model is not a Keras model.
-        ValueError: the model is not built, or cannot be made again without wrapper layers; the message says why and
-            what helps. There is no half-stripped result.
+        ValueError: the model is not built, or cannot be made again without wrapper layers, or what is made answers
+            otherwise; the message says why and what helps. There is no half-stripped result.
+
+    Warns:
+        UserWarning: the class of a functional model is lost, with its own steps of training; the result is not
+            compiled; or it could not be run beside the model.
 
     Example:
         >>> from keras_prune.layers import PrunableDense
@@ -60,12 +74,42 @@ def strip(model: keras.Model, *, into: keras.Model | None = None) -> keras.Model
             f"strip: {type(model).__name__} {model.name!r} is not built, so there is nothing to copy. "
             "Build it first: call it on a batch, or call model.build(input_shape)."
         )
-    plain = _Copier(model).copy(model) if into is None else into
+    if into is not None:
+        return _filled(model, into, [(model, into)])
+    copier = _Copier(by_graph=False)
+    try:
+        plain = _filled(model, copier.copy(model), copier.made)
+    except ValueError:
+        if not any(_has_graph(layer) and not _is_plain_functional(layer) for layer in model._flatten_layers()):
+            raise
+        copier = _Copier(by_graph=True)
+        plain = _filled(model, copier.copy(model), copier.made)
+    for layer in copier.reduced:
+        _warn_reduced(layer)
+    compile_like("strip", model, plain, list(zip(_sources(model), plain.weights, strict=True)))
+    return plain
+
+
+def _filled(model: keras.Model, plain: keras.Model, made: list[tuple[Any, Any]]) -> keras.Model:
+    """Give a plain copy the weights of a model and all else that its layers hold, and hold it against the model."""
     _check_plain(model, plain)
     _copy_weights(model, plain)
-    if into is None:
-        _compile_like(model, plain)
+    for old, new in made:
+        if new is plain or id(new) in {id(layer) for layer in plain._flatten_layers()}:
+            carry_state(old, new)
+    check_agreement("strip", model, plain)
     return plain
+
+
+def _warn_reduced(model: Any) -> None:
+    own = [name for name in STEPS if not getattr(type(model), name).__module__.startswith("keras.")]
+    if own:
+        warnings.warn(
+            f"strip: {type(model).__name__} {model.name!r} cannot be made again from its configuration, so its graph "
+            f"was copied into a keras.Model, without its own {', '.join(own)}. To keep the class, give it get_config() "
+            "and from_config(), or call strip(model, into=plain_model).",
+            stacklevel=3,
+        )
 
 
 def effective_mask(model: keras.Layer) -> dict[int, MaskArray]:
@@ -94,12 +138,22 @@ class _Copier:
     """Copies layers without masks; what is shared in the model is shared in the copy.
 
     Functional and Sequential models are copied layer by layer. Any other layer is made again from its configuration, in
-    which the library's layers are replaced by plain ones, at any depth.
+    which the library's layers are replaced by plain ones, at any depth. So is a functional model of a class with a
+    configuration of its own, if the copy then has the same weights; otherwise its graph is copied.
+
+    Args:
+        by_graph: copy the graphs of such models in any case.
+
+    Attributes:
+        made: layers that were made again from configurations, each with its copy.
+        reduced: functional models whose graphs were copied into a `keras.Model`.
     """
 
-    def __init__(self, model: keras.Model) -> None:
-        self.model = model
+    def __init__(self, *, by_graph: bool) -> None:
+        self.by_graph = by_graph
         self.copies: dict[int, Any] = {}
+        self.made: list[tuple[Any, Any]] = []
+        self.reduced: list[Any] = []
 
     def copy(self, layer: Any, name: str | None = None) -> Any:
         """The plain copy of a layer, model or operation: the same object each time."""
@@ -113,14 +167,36 @@ class _Copier:
         if type(layer) is keras.Sequential:
             return self._sequential(layer)
         if _is_plain_functional(layer):
-            return self._functional(layer)
-        return self._from_config(layer, name)
+            return self._functional(layer, type(layer))
+        if _has_graph(layer):
+            copy = None if self.by_graph else self._same_class(layer, name)
+            if copy is None:
+                self.reduced.append(layer)
+                copy = self._functional(layer, keras.Model)
+            return copy
+        copy = self._from_config(layer, name)
+        if isinstance(layer, keras.Layer):
+            self.made.append((layer, copy))
+        return copy
 
-    def _functional(self, model: Any) -> Any:
+    def _same_class(self, model: Any, name: str | None) -> Any:
+        """A functional model made again from its configuration; None where that gives other weights, or masks."""
+        try:
+            copy = self._from_config(model, name)
+        except ValueError:
+            return None
+        if _left(copy) or _signatures(_sources(model)) != _signatures(copy.weights):
+            return None
+        for old, new in zip(model._inputs, copy._inputs, strict=True):
+            new.name = old.name  # made anew without a name, it would have another one in files and exports
+        self.made.append((model, copy))
+        return copy
+
+    def _functional(self, model: Any, kind: type) -> Any:
         names = _plain_names(model.operations)
         inputs = keras.tree.map_structure(_fresh_input, model._inputs_struct)
         outputs = model._run_through_graph(inputs, operation_fn=lambda op: self.copy(op, names.get(id(op))))
-        copy = type(model)(inputs=inputs, outputs=outputs, name=model.name)
+        copy = kind(inputs=inputs, outputs=outputs, name=model.name)
         if not model.trainable:
             copy.trainable = False
         return copy
@@ -149,6 +225,8 @@ class _Copier:
                 copy.function = layer.function  # written down and read back, it has lost its global names
             else:
                 copy = cls.from_config(config)
+                if isinstance(layer, keras.Layer):
+                    carry_attributes(layer, copy)
             if isinstance(layer, keras.Layer) and layer.built and not copy.built:
                 copy.build_from_config(layer.get_build_config())
         return copy
@@ -166,14 +244,23 @@ class _Copier:
             ) from error
 
 
-def _is_plain_functional(layer: Any) -> bool:
-    """Whether a model is its graph: functional, with Keras's own configuration (its `train_step` may be anybody's)."""
+def _has_graph(layer: Any) -> bool:
+    """Whether a layer is a model that runs a graph of its own; a Sequential is not meant."""
     return (
         isinstance(layer, Functional)
         and not isinstance(layer, keras.Sequential)
-        and type(layer).get_config is Functional.get_config
-        and functional_like_constructor(type(layer))
+        and type(layer).call is Functional.call
     )
+
+
+def _is_plain_functional(layer: Any) -> bool:
+    """Whether a model is its graph: functional, with Keras's own configuration (its `train_step` may be anybody's)."""
+    return _has_graph(layer) and takes_graph(type(layer))
+
+
+def takes_graph(kind: type) -> bool:
+    """Whether a functional model's class is made from inputs and outputs alone, as `keras.Model` is, and saved so."""
+    return vars(Functional)["get_config"] is kind.get_config and functional_like_constructor(kind)  # type: ignore[attr-defined]
 
 
 def _fresh_input(tensor: Any) -> Any:
@@ -219,35 +306,17 @@ def _plain_config(config: Any) -> Any:
     return {key: _plain_config(value) for key, value in config.items()}
 
 
-@contextlib.contextmanager
-def known_objects(layer: Any) -> Iterator[None]:
-    """The scope in which the classes and functions in use in a layer are found by name, without being registered."""
-    inside = list(layer._flatten_layers()) if isinstance(layer, keras.Layer) else [layer]
-    objects: dict[str, Any] = {type(one).__name__: type(one) for one in inside if not _is_keras(type(one))}
-    for one in inside:
-        named = [value for value in vars(one).values() if callable(value) and hasattr(value, "__name__")]
-        objects.update({value.__name__: value for value in named if not _is_keras(value)})
-    with keras.saving.CustomObjectScope(objects):
-        yield
-
-
-def _is_keras(value: Any) -> bool:
-    return str(value.__module__).split(".")[0] in ("keras", "keras_prune")
-
-
 def _check_plain(model: keras.Model, plain: keras.Model) -> None:
     """Refuse a copy that is not built, holds something of the library, or has other weights than the model."""
     if not isinstance(plain, keras.Model) or plain is model:
         raise ValueError(f"strip: into must be another keras.Model than the one to strip. Received: {plain!r}")
-    left = [layer._subject for layer in plain._flatten_layers() if isinstance(layer, MaskedLayer)]
+    left = _left(plain)
     if left:
         raise ValueError(
             f"strip: {type(model).__name__} {model.name!r} makes {left} in its own code, where they cannot be "
             "replaced. Make a plain model with the same layers, without masks, and call strip(model, into=plain_model)."
         )
-    masks = {id(mask) for _, mask in _pairs(model)}
-    wanted = [_signature(variable) for variable in model.weights if id(variable) not in masks]
-    found = [_signature(variable) for variable in plain.weights]
+    wanted, found = _signatures(_sources(model)), _signatures(plain.weights)
     if wanted != found:
         odd = next((a, b) for a, b in zip([*wanted, None], [*found, None], strict=False) if a != b)
         raise ValueError(
@@ -258,21 +327,25 @@ def _check_plain(model: keras.Model, plain: keras.Model) -> None:
         )
 
 
-def _signature(variable: keras.Variable) -> tuple[str, tuple[int, ...]]:
-    return variable.name, tuple(variable.shape)
+def _left(plain: Any) -> list[str]:
+    """The layers with masks that a copy holds."""
+    return [layer._subject for layer in plain._flatten_layers() if isinstance(layer, MaskedLayer)]
 
 
-def _pairs(model: keras.Model) -> Iterator[tuple[keras.Variable, keras.Variable]]:
-    for layer in model._flatten_layers():
-        yield from getattr(layer, "mask_pairs", ())
+def _signatures(variables: Iterable[keras.Variable]) -> list[tuple[str, tuple[int, ...]]]:
+    return [(variable.name, tuple(variable.shape)) for variable in variables]
+
+
+def _sources(model: keras.Layer) -> list[keras.Variable]:
+    """The weights of a model, without its masks: those that a plain copy has, in its order."""
+    masks = {id(mask) for layer in model._flatten_layers() for _, mask in getattr(layer, "mask_pairs", ())}
+    return [variable for variable in model.weights if id(variable) not in masks]
 
 
 def _copy_weights(model: keras.Model, plain: keras.Model) -> None:
     """Copy the weights in order, pruned ones as +0.0, and the constraints that were set on variables by hand."""
     masks = effective_mask(model)
-    variables = {id(mask) for _, mask in _pairs(model)}
-    sources = [variable for variable in model.weights if id(variable) not in variables]
-    for source, target in zip(sources, plain.weights, strict=True):
+    for source, target in zip(_sources(model), plain.weights, strict=True):
         value, mask = read(source), masks.get(id(source))
         target.assign(value if mask is None else np.where(mask, value, np.zeros((), value.dtype)))
         constraint = source.constraint
@@ -280,21 +353,3 @@ def _copy_weights(model: keras.Model, plain: keras.Model) -> None:
             constraint = constraint.inner
         if target.constraint is None:
             target.constraint = constraint
-    for layer in plain._flatten_layers():
-        if isinstance(layer, keras.layers.Normalization) and layer.built:
-            # It computes with constants that it makes from its weights.
-            layer.finalize_state()
-
-
-def _compile_like(model: keras.Model, plain: keras.Model) -> None:
-    if not model.compiled:
-        return
-    try:
-        with known_objects(model):
-            plain.compile_from_config(model.get_compile_config())
-    except Exception as error:
-        warnings.warn(
-            f"strip: the result is not compiled, since the settings of {model.name!r} cannot be written down "
-            f"({error}). Call compile(...) on it if you mean to train or evaluate it.",
-            stacklevel=3,
-        )

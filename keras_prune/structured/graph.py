@@ -75,7 +75,7 @@ class Graph:
                 yield from node.body.walk()
 
 
-def trace(model: keras.Model, input_shape: Any = None) -> Graph:
+def trace(model: keras.Model, input_shape: Any = None, *, training: bool | None = None) -> Graph:
     """Return the graph of a model.
 
     A functional or sequential model has one. A subclassed model is called once on symbolic inputs: its layers and
@@ -85,6 +85,7 @@ def trace(model: keras.Model, input_shape: Any = None) -> Graph:
         model: built.
         input_shape: for a subclassed model, a shape with the batch axis (or a structure of shapes); None for the one
             that the model was built with.
+        training: for a subclassed model, what its `call` is told; None for its default.
 
     Raises:
         ValueError: the model is not built, or its `call` cannot be run on symbolic inputs (with the reason).
@@ -100,7 +101,7 @@ def trace(model: keras.Model, input_shape: Any = None) -> Graph:
         return _read(model, function.inputs, function.outputs, _ordered(function), "", {})
     if isinstance(model, keras.Sequential):
         raise ValueError(f"{model.name!r} is not built, so its graph cannot be seen. Give it a keras.Input.")
-    return _trace_subclass(model, input_shape)
+    return _trace_subclass(model, input_shape, {} if training is None else {"training": training})
 
 
 def _function_of(operation: Any) -> Any:
@@ -167,13 +168,13 @@ def _body(operation: Any, path: str, bodies: dict[int, Graph]) -> Graph | None:
     return bodies[id(operation)]
 
 
-def _trace_subclass(model: Any, input_shape: Any) -> Graph:
+def _trace_subclass(model: Any, input_shape: Any, options: dict[str, Any]) -> Graph:
     shapes = input_shape if input_shape is not None else _built_shape(model)
     inputs = tree.map_shape_structure(lambda shape: keras.Input(batch_shape=(None, *shape[1:])), shapes)
     layers = list(model._flatten_layers())
-    record = [(layer, len(layer._inbound_nodes), len(layer._outbound_nodes)) for layer in layers]
+    record = [(layer, len(layer._inbound_nodes), len(layer._outbound_nodes), len(layer._losses)) for layer in layers]
     try:
-        outputs = model.call(inputs)
+        outputs = model.call(inputs, **options)
         flat_inputs, flat_outputs = tree.flatten(inputs), tree.flatten(outputs)
         if not all(isinstance(tensor, keras.KerasTensor) for tensor in flat_outputs):
             raise TypeError("call() returned something that is no tensor")
@@ -185,9 +186,10 @@ def _trace_subclass(model: Any, input_shape: Any) -> Graph:
             "backend, and no if on a tensor's value; or rebuild the model with the functional API."
         ) from error
     finally:
-        for layer, inbound, outbound in record:
+        for layer, inbound, outbound, losses in record:
             del layer._inbound_nodes[inbound:]
             del layer._outbound_nodes[outbound:]
+            del layer._losses[losses:]
 
 
 def _built_shape(model: Any) -> Any:

@@ -20,7 +20,8 @@ import keras_prune.structured.rules.shape  # noqa: F401
 from keras_prune.scope import Skipped
 from keras_prune.strategy import fits
 from keras_prune.structured.elements import OPAQUE, Labels
-from keras_prune.structured.graph import Graph, Node, trace
+from keras_prune.structured.graph import Graph, Node
+from keras_prune.structured.phases import trace_phases
 from keras_prune.structured.rules.registry import Axis, Call, Cost, Dims, Effect, Tracker, Width, find_rule
 
 __all__ = ["Analysis", "Copies", "Group", "Slot", "analyse"]
@@ -81,6 +82,7 @@ class Analysis:
         skipped: what stays although its layer makes units, with the reason; and each call without a rule.
         inputs_of: for each call (by id), the axes of its inputs at the first evaluation.
         input_dims: the axes of each input of a nested model, by the graph's id and the tensor's number.
+        training_only: what a subclassed model does in training that the graph does not have, in words.
     """
 
     graph: Graph
@@ -94,11 +96,17 @@ class Analysis:
     _units: Units
     _places: dict[tuple[int, int], int]
     _tracker: Tracker
+    training_only: str = ""
 
     @property
     def size(self) -> int:
         """The number of units."""
         return self.groups[-1].stop if self.groups else 0
+
+    @property
+    def exact(self) -> bool:
+        """Whether only such units are counted that leave outputs as they are once the removed weights are 0."""
+        return self._tracker.exact
 
     def units_of(self, labels: Labels) -> Units:
         """The unit of each element; -1 where it stays."""
@@ -122,6 +130,10 @@ class Analysis:
         """For each axis of a variable, which indices stay, as often as there are copies; None for all, once each."""
         slots = [self.slot_of(variable, axis) for axis in range(len(variable.shape))]
         return tuple(None if slot is None else _places(slot.units, keep) for slot in slots)
+
+    def places(self, labels: Labels, keep: Keep | Copies) -> Units | None:
+        """Which of these indices stay, as often as there are copies; None for all, once each."""
+        return _places(self.units_of(labels), keep) if self.size else None
 
     def reason(self, labels: Labels) -> str:
         """Why the first of these elements that stays does."""
@@ -164,7 +176,7 @@ def analyse(model: keras.Model, *, exact: bool = True, frozen: Iterable[str] = (
         >>> [(group.size, [found.slots[i].variable.name for i in group.slots]) for group in found.groups]
         [(3, ['kernel', 'bias', 'kernel'])]
     """
-    graph = trace(model, input_shape)
+    graph, training_only = trace_phases(model, input_shape)
     walk = _Walk(Tracker(exact), frozenset((frozen,) if isinstance(frozen, str) else frozen))
     inputs = [Dims([None] * len(graph.shapes[i])) for i in graph.inputs]
     for dims in walk.run(graph, inputs):
@@ -174,7 +186,9 @@ def analyse(model: keras.Model, *, exact: bool = True, frozen: Iterable[str] = (
     unknown = sorted(walk.frozen - walk.matched)
     if unknown:
         raise ValueError(f"frozen must name layers of {model.name!r}. Received: {unknown}, which match none.")
-    return _collect(graph, walk)
+    if training_only:
+        walk.skipped.append(Skipped(model.name, f"{training_only}; a smaller model will not have it"))
+    return dataclasses.replace(_collect(graph, walk), training_only=training_only)
 
 
 def _names(key: str, node: Node) -> bool:

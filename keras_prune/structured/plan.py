@@ -12,6 +12,7 @@ from rich import box
 from rich.table import Table
 
 from keras_prune.masks import MaskConstraint
+from keras_prune.samples import first_inputs
 from keras_prune.scope import Skipped
 from keras_prune.strategy import check_fraction
 from keras_prune.structured.choice import (
@@ -48,12 +49,14 @@ class Plan:
         keep: for each unit, whether it stays.
         notes: what the importance found.
         latency: what was measured, if latency was the target.
+        inputs: a few inputs on which the smaller model is held against the planned one; None draws some.
     """
 
     analysis: Analysis
     keep: Keep
     notes: tuple[str, ...] = ()
     latency: Latency | None = None
+    inputs: Any = None
 
     @property
     def kept(self) -> Kept:
@@ -78,7 +81,7 @@ class Plan:
 
     def apply(self) -> keras.Model:
         """Return the smaller model; the planned one stays as it is. See `rewrite.rebuild`."""
-        return rebuild(self.analysis, self.keep)
+        return rebuild(self.analysis, self.keep, inputs=self.inputs)
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as values that JSON knows."""
@@ -192,11 +195,14 @@ def plan(
     least = least_kept(analysis, max_share, min_width, step)
     check_reachable(analysis, counter, targets, least)
     chosen = resolve_importance(importance, data)
+    given = data if data is not None else getattr(chosen, "data", None)
     if threshold is not None:
         scored = dataclasses.replace(chosen, normalise="none").score(model, analysis)
         gone = np.flatnonzero(scored.scores <= threshold)
-        return Plan(analysis, keep_best(analysis, scored.scores, kept_after(analysis, gone, least, step)), scored.notes)
+        stays = keep_best(analysis, scored.scores, kept_after(analysis, gone, least, step))
+        return Plan(analysis, stays, scored.notes, inputs=first_inputs(given))
     scored = chosen.score(model, analysis)
+    inputs = first_inputs(given)
     order = order_units(analysis, scored.scores, scope)
     number = fewest(analysis, counter, targets, order, least, step)
 
@@ -204,18 +210,18 @@ def plan(
         return keep_best(analysis, scored.scores, kept_after(analysis, order[:number], least, step))
 
     if latency is None:
-        return Plan(analysis, keep(number), scored.notes)
+        return Plan(analysis, keep(number), scored.notes, inputs=inputs)
     trials = Trials(
         measure or find_measure(model, data),
         model,
         keep,
-        build=lambda keep: rebuild(analysis, keep),
+        build=lambda keep: rebuild(analysis, keep, inputs=inputs),
         macs=lambda number: share_left(counter, kept_after(analysis, order[:number], least, step)),
     )
     found = trials.meet(latency, number, len(order))
     if found is None:
         raise ValueError(f"plan: latency={latency} cannot be met: {trials}. {why_not_more(analysis)}")
-    return Plan(analysis, keep(found[0]), scored.notes, found[1])
+    return Plan(analysis, keep(found[0]), scored.notes, found[1], inputs)
 
 
 def prune(model: keras.Model, **options: Any) -> keras.Model:

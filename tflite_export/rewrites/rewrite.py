@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -12,6 +11,7 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
+from keras_prune.agreement import computing_in_float64
 from tflite_export import precision
 from tflite_export.errors import ExportError
 from tflite_export.inputs import DRAWN, collect_inputs
@@ -135,7 +135,7 @@ def _check_same(
         # A deep model may blow rounding up to any size; in float64 it is too small to be mistaken for an error.
         rule = f"must keep the outputs to {tolerance:g} of their scale"
         try:
-            with _float64(before), _float64(after):
+            with computing_in_float64(before), computing_in_float64(after):
                 errors = _differences((before, was), (after, now), arrays)
         except Exception as failure:  # a layer of the user's own may know float32 only, and raise anything
             received = f"{max(errors):.3g} in float32, and in float64 {type(failure).__name__}"
@@ -152,27 +152,6 @@ def _differences(
         wanted, got = _answers(*before, arrays), _answers(*after, arrays)
     keras.tree.assert_same_structure(wanted, got)
     return [difference(a, b) for a, b in zip(keras.tree.flatten(wanted), keras.tree.flatten(got), strict=True)]
-
-
-class _ComputesInFloat64(keras.DTypePolicy):
-    """Float64 on weights that stay float32: Keras has no such policy by name."""
-
-    @property
-    def variable_dtype(self) -> str:
-        return "float32"
-
-
-@contextmanager
-def _float64(model: keras.Model) -> Iterator[None]:
-    """Let the layers of a model compute in float64, and put their policies back."""
-    changed = [(layer, layer.dtype_policy) for layer in model._flatten_layers() if layer.compute_dtype == "float32"]
-    try:
-        for layer, _ in changed:
-            layer.dtype_policy = _ComputesInFloat64("float64")
-        yield
-    finally:
-        for layer, policy in changed:
-            layer.dtype_policy = policy
 
 
 def difference(before: NDArray[Any], after: NDArray[Any]) -> float:

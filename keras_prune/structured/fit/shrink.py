@@ -111,7 +111,7 @@ def rebuild_bare(model: keras.Model, analysis: Analysis, keep: Keep) -> keras.Mo
     with contextlib.ExitStack() as stack:
         for optimizer in all_optimizers(getattr(model, "optimizer", None)):
             stack.enter_context(_without(optimizer, mine))
-        return rebuild(analysis, keep)
+        return rebuild(analysis, keep, owner="shrink")
 
 
 @contextlib.contextmanager

@@ -30,6 +30,10 @@ def reshaped(call: Call, dims: Dims, before: Sizes, after: Sizes) -> Dims:
             for axis in inner:
                 call.freeze(dims[axis], "a reshape mixes it with an axis of unknown size")
             continue
+        if not outer:  # sizes of 1 at the end are left over
+            for axis in inner:
+                call.freeze(dims[axis], "a reshape leaves out its axis, of size 1")
+            continue
         known = [axis for axis in inner if dims[axis] is not None]
         if not known:
             continue

@@ -193,13 +193,14 @@ def embedding(call: Call) -> Effect:
 @rule_for(kl.ReversibleEmbedding)
 def reversible_embedding(call: Call) -> Effect:
     """An embedding, or with `reverse` the projection back onto the words, by the same table or one of its own."""
-    if not call.argument("reverse", 1, False):
-        return embedding(call)
-    layer, x = call.layer, call.inputs[0]
+    layer = call.layer
     table, axis = (layer.embeddings, 1) if layer.tie_weights else (layer.reverse_embeddings, 0)
     units = call.units(layer.embeddings, 1)
+    call.bind(table, axis, units)  # both are as wide, whether or not this model reverses
+    if not call.argument("reverse", 1, False):
+        return embedding(call)
+    x = call.inputs[0]
     call.bind(layer.embeddings, 1, x[-1])
-    call.bind(table, axis, units)
     rows, widths = call.spread(Dims(x[:-1]), call.shapes[0][:-1])
     cost = Cost(rows * (table.shape[1 - axis] or 1), ((table, axis), *widths))
     return Effect([x.replaced(-1, None)], {"output_dim": Width(units)}, costs=[cost])

@@ -14,11 +14,11 @@ import numpy as np
 from keras import layers as kl
 from keras import ops
 
+from keras_prune.agreement import check_agreement
 from keras_prune.structured.calls import find_call, graph_of
 from keras_prune.structured.fit.shrink import refuse_masks
 from keras_prune.structured.graph import Shape
 from keras_prune.structured.groups import analyse
-from keras_prune.structured.surgery.net2net import check_same
 from keras_prune.structured.surgery.rewrite import rebuild
 from keras_prune.variables import assign, read
 
@@ -69,11 +69,11 @@ def deepen(
         raise ValueError(f"deepen: {model.name!r} has a layer {name!r} already. Give the new one another name=.")
     shape = graph_of(analysis.graph, node).shapes[node.outputs[0]]
     new = _identity_like(after, layer, shape, activation, kernel_size, name)
-    deeper = rebuild(analysis, np.ones(analysis.size, bool), then={id(layer): new})
+    deeper = rebuild(analysis, np.ones(analysis.size, bool), then={id(layer): new}, owner="deepen")
     kernel = np.zeros(tuple(new.kernel.shape), read(new.kernel).dtype)
     kernel[(*(size // 2 for size in kernel.shape[:-2]), ...)] = np.eye(kernel.shape[-1])
     assign(new.kernel, kernel)
-    check_same("deepen", analysis.graph, deeper)
+    check_agreement("deepen", model, deeper)
     return deeper
 
 

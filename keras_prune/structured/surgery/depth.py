@@ -18,7 +18,8 @@ from keras_prune.structured.counting import Counter
 from keras_prune.structured.fit.shrink import refuse_masks
 from keras_prune.structured.graph import Graph, Node
 from keras_prune.structured.groups import Analysis, analyse
-from keras_prune.structured.surgery.rewrite import needed, rebuild
+from keras_prune.structured.surgery.reference import needed
+from keras_prune.structured.surgery.rewrite import rebuild
 
 __all__ = ["Block", "BlockCost", "depth_costs", "drop_layers", "droppable"]
 
@@ -158,7 +159,7 @@ def _loss(model: keras.Model, batches: list[Any]) -> float:
 
 def _without(analysis: Analysis, places: list[_Place]) -> keras.Model:
     skip = {id(node): source for place in places for node, source in place.ends}
-    return rebuild(analysis, np.ones(analysis.size, bool), skip=skip)
+    return rebuild(analysis, np.ones(analysis.size, bool), skip=skip, owner="drop_layers")
 
 
 def _find(analysis: Analysis, names: Iterable[str | Block]) -> list[_Place]:

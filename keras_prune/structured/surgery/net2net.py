@@ -17,7 +17,6 @@ import keras
 import numpy as np
 import numpy.typing as npt
 from keras import layers as kl
-from keras import ops, tree
 
 from keras_prune.structured.calls import find_call
 from keras_prune.structured.choice import labels_of_layer
@@ -27,7 +26,7 @@ from keras_prune.structured.groups import Analysis, Copies, Units, analyse
 from keras_prune.structured.surgery.rewrite import rebuild
 from keras_prune.variables import assign, read
 
-__all__ = ["check_copies", "check_same", "copy_units", "summed_axes", "widen"]
+__all__ = ["check_copies", "copy_units", "summed_axes", "widen"]
 
 Shares = npt.NDArray[np.float64]
 Axes = frozenset[tuple[int, int]]
@@ -85,9 +84,7 @@ def widen(
         units = slot.units[taken]
         return np.where(units < 0, 1.0, shares[units, _occurrence(taken)])
 
-    wide = rebuild(analysis, copies, factors=factors)
-    check_same("widen", analysis.graph, wide)
-    return wide
+    return rebuild(analysis, copies, factors=factors, owner="widen")
 
 
 def draw_shares(copies: Copies, noise: float, random: np.random.Generator) -> Shares:
@@ -262,39 +259,3 @@ def _units_in(analysis: Analysis, tensors: Any, copied: npt.NDArray[np.bool_]) -
     units = np.unique(analysis.units_of(_labels_in(tensors)))
     units = units[units >= 0]
     return units[copied[units]]
-
-
-def check_same(owner: str, graph: Graph, model: keras.Model) -> None:
-    """Run a model and what was made from it on random inputs, and refuse a result that differs.
-
-    Raises:
-        ValueError: outputs differ by more than rounding.
-    """
-    random = np.random.default_rng(0)
-    given = [_sample(random, graph.symbols[i], graph.shapes[i]) for i in graph.inputs]
-    old = graph.model
-    x = tree.pack_sequence_as(old._inputs_struct, given) if hasattr(old, "_inputs_struct") else given
-    x = given[0] if len(given) == 1 and not hasattr(old, "_inputs_struct") else x
-    epsilon = max(float(np.finfo(_float_of(layer)).eps) for layer in old._flatten_layers())
-    for a, b in zip(tree.flatten(old(x, training=False)), tree.flatten(model(x, training=False)), strict=True):
-        wanted, made = (np.asarray(ops.convert_to_numpy(value), np.float64) for value in (a, b))
-        size = max(1.0, float(np.abs(wanted[np.isfinite(wanted)]).max(initial=0.0)))
-        if not np.allclose(wanted, made, rtol=0.0, atol=80.0 * epsilon * size, equal_nan=True):
-            raise ValueError(
-                f"{owner}: the outputs of {old.name!r} would change by {np.nanmax(np.abs(wanted - made)):.2g}. A layer "
-                "sums over copies in a way that its rule does not show, or orders them otherwise. Widen other layers."
-            )
-
-
-def _float_of(layer: Any) -> Any:
-    kinds = {"float64": np.float64, "float16": np.float16}
-    # NumPy has no bfloat16, which is coarser than float16.
-    return kinds.get(layer.compute_dtype, np.float16 if layer.compute_dtype == "bfloat16" else np.float32)
-
-
-def _sample(random: np.random.Generator, symbol: Any, shape: tuple[int | None, ...]) -> Any:
-    sizes = (4, *(8 if size is None else size for size in shape[1:]))
-    kind = str(symbol.dtype)
-    if "int" in kind or kind == "bool":
-        return random.integers(0, 2, sizes).astype(kind)
-    return ops.convert_to_tensor(random.normal(size=sizes), dtype=kind)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -10,14 +11,18 @@ import numpy as np
 from keras import layers as kl
 from keras import tree
 
-from keras_prune.strip import known_objects
+from keras_prune.carrying import carry_attributes, carry_state
+from keras_prune.compiling import compile_like, known_objects
+from keras_prune.strip import takes_graph
 from keras_prune.structured.graph import Graph, Node, Ref
 from keras_prune.structured.groups import Analysis, Copies, Keep, Units
 from keras_prune.structured.rules.registry import Effect, Width
+from keras_prune.structured.surgery.arrays import cut_arrays
+from keras_prune.structured.surgery.reference import check_rebuilt, needed
 from keras_prune.structured.surgery.training import copy_training_state
 from keras_prune.variables import assign, read
 
-__all__ = ["needed", "rebuild"]
+__all__ = ["rebuild"]
 
 Pair = tuple[keras.Variable, keras.Variable]
 Factors = Callable[[keras.Variable, int, Units], Any]
@@ -30,6 +35,8 @@ def rebuild(
     factors: Factors | None = None,
     skip: Mapping[int, int] | None = None,
     then: Mapping[int, keras.Layer] | None = None,
+    owner: str = "plan",
+    inputs: Any = None,
 ) -> keras.Model:
     """Return a model of other widths; the analysed one stays as it is.
 
@@ -45,12 +52,25 @@ def rebuild(
         skip: calls (by id) that are left out, each with the tensor that takes the place of its result. Layers that
             nothing calls any more are left out, too.
         then: new layers that are put behind layers (by id). The optimizer starts anew then: it knows no such weights.
+            They change what the model answers until the caller sets their weights, so the caller compares.
+        owner: the function that rebuilds, for messages.
+        inputs: a few inputs to compare on, as the model's call takes them; None draws some.
 
     Raises:
         ValueError: a layer cannot be made again from its configuration, or comes out with other shapes than its rule
-            says (with the layer and both shapes); weights of a subclassed model are in no layer that it calls.
+            says (with the layer and both shapes); weights of a subclassed model are in no layer that it calls; the
+            result answers otherwise (with the first layer that does).
     """
-    return _Rebuild(analysis, keep, factors, skip or {}, then or {}).whole()
+    if analysis.training_only:
+        warnings.warn(
+            f"{owner}: the result leaves out what {analysis.graph.model.name!r} does in training: "
+            f"{analysis.training_only}. Give layers the argument `training` instead, as Keras's own have it.",
+            stacklevel=3,
+        )
+    model = _Rebuild(analysis, keep, factors, skip or {}, then or {}, owner).whole()
+    if not then:
+        check_rebuilt(owner, analysis, keep, model, skip=skip, inputs=inputs)
+    return model
 
 
 class _Rebuild:
@@ -61,12 +81,14 @@ class _Rebuild:
         factors: Factors | None,
         skip: Mapping[int, int],
         then: Mapping[int, keras.Layer],
+        owner: str,
     ) -> None:
         self.analysis = analysis
         self.keep = keep
         self.factors = factors
         self.skip = skip
         self.then = then
+        self.owner = owner
         self.copies: dict[int, Any] = {}
         self.effects = self._first_effects(analysis.graph, {})
 
@@ -76,10 +98,12 @@ class _Rebuild:
         _check_owned(self.analysis.graph)
         model = self._model(self.analysis.graph)
         pairs = [pair for old, new in self._layers() for pair in self._weights(old, new)]
-        if self.then and source.compiled:
-            model.compile_from_config(source.get_compile_config())
+        for old, new in self._layers():
+            carry_state(old, new, self._indices)
+        if self.then:
+            compile_like(self.owner, source, model, pairs, stacklevel=5)
         else:
-            copy_training_state(source, model, pairs, lambda variable: self.analysis.indices(variable, self.keep))
+            copy_training_state(self.owner, source, model, pairs, self._indices)
         return model
 
     def _first_effects(self, graph: Graph, found: dict[int, tuple[Node, Effect]]) -> dict[int, tuple[Node, Effect]]:
@@ -103,7 +127,7 @@ class _Rebuild:
             outputs = self._run(graph, inputs)
             functional = hasattr(model, "_inputs_struct")
             structure = model._inputs_struct if functional else None
-            kind = type(model) if functional and _takes_graph(type(model)) else keras.Model
+            kind = type(model) if functional and takes_graph(type(model)) else keras.Model
             packed = tree.pack_sequence_as(structure, inputs) if functional else _single(inputs)
             ends = tree.pack_sequence_as(model._outputs_struct, outputs) if functional else _single(outputs)
             copy = kind(inputs=packed, outputs=ends, name=model.name)
@@ -160,16 +184,29 @@ class _Rebuild:
         try:
             with known_objects(operation):
                 config = _merged(_unbuilt(operation.get_config()), self._evaluate(dict(effect.config)))
+                cuts = self._cuts(operation)
+                config = cut_arrays(config, cuts)
                 if isinstance(operation, kl.Lambda):
                     copy = type(operation).from_config(config, safe_mode=False)
                     copy.function = operation.function  # written down and read back, it has lost its global names
                     return copy
-                return type(operation).from_config(config)
+                copy = type(operation).from_config(config)
+                if isinstance(operation, keras.Layer) and not cuts and not effect.config:
+                    carry_attributes(operation, copy)
+                return copy
         except Exception as error:
             raise ValueError(
                 f"{type(operation).__name__} {operation.name!r} cannot be made again from its configuration "
                 f"({' '.join(str(error).split()).rstrip('.')}). Give its class get_config() and from_config()."
             ) from error
+
+    def _indices(self, variable: keras.Variable) -> tuple[Units | None, ...]:
+        return self.analysis.indices(variable, self.keep)
+
+    def _cuts(self, operation: Any) -> list[tuple[keras.Variable, tuple[Units | None, ...]]]:
+        """The variables of an operation that are cut, each with the indices that stay along its axes."""
+        pairs = [(v, self._indices(v)) for v in getattr(operation, "variables", ())]
+        return [(variable, stays) for variable, stays in pairs if any(axis is not None for axis in stays)]
 
     def _evaluate(self, value: Any) -> Any:
         """Widths as numbers, at any depth."""
@@ -229,16 +266,6 @@ class _Rebuild:
         return (value * np.reshape(numbers, [-1 if a == axis else 1 for a in range(value.ndim)])).astype(value.dtype)
 
 
-def needed(graph: Graph, skip: Mapping[int, int]) -> list[Node]:
-    """The calls that a model's outputs come from when some are skipped, as `rebuild` skips them."""
-    wanted, found = set(graph.outputs), []
-    for node in reversed(graph.nodes):
-        if wanted.intersection(node.outputs):
-            found.append(node)
-            wanted.update([skip[id(node)]] if id(node) in skip else node.inputs)
-    return found[::-1]
-
-
 def _check_owned(graph: Graph) -> None:
     """Refuse weights that no layer of the graph holds: there would be nobody to hold their slices."""
     layers = [node.operation for node in graph.walk() if isinstance(node.operation, keras.Layer)]
@@ -279,9 +306,3 @@ def _input_like(tensor: Any, shape: tuple[int | None, ...]) -> Any:
     copy = kl.InputLayer(batch_shape=shape, dtype=tensor.dtype, sparse=tensor.sparse, name=name)
     copy.output.name = tensor.name
     return copy.output
-
-
-def _takes_graph(kind: type) -> bool:
-    """Whether a functional model's class is made from inputs and outputs, as `keras.Model` is."""
-    own = vars(kind).get("__init__")
-    return kind.__module__.startswith("keras.") or own is None

@@ -9,6 +9,8 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_prune.averages import all_optimizers
+from keras_prune.compiling import compile_like
 from keras_prune.variables import assign, read
 
 __all__ = ["copy_training_state"]
@@ -17,7 +19,11 @@ Indices = Callable[[keras.Variable], tuple[Any, ...]]
 
 
 def copy_training_state(
-    source: keras.Model, model: keras.Model, pairs: Sequence[tuple[keras.Variable, keras.Variable]], indices: Indices
+    owner: str,
+    source: keras.Model,
+    model: keras.Model,
+    pairs: Sequence[tuple[keras.Variable, keras.Variable]],
+    indices: Indices,
 ) -> None:
     """Compile `model` as `source` is compiled, and give its optimizer the state of the other, sliced.
 
@@ -25,34 +31,19 @@ def copy_training_state(
     starts anew.
 
     Args:
+        owner: the function that made the model, for messages.
         source: the model that was.
         model: the smaller one.
         pairs: variables of `source`, each with the one of `model` that it became.
         indices: for each axis of a variable of `source`, which indices stay; None for all.
     """
-    if not source.compiled:
-        return
-    try:
-        model.compile_from_config(source.get_compile_config())
-    except Exception as error:
-        warnings.warn(
-            f"The smaller model is not compiled, since the settings of {source.name!r} cannot be written down "
-            f"({error}). Call compile(...) on it if you mean to train or evaluate it.",
-            stacklevel=4,
-        )
-        return
-    if source.optimizer is not None and source.optimizer.built:
+    compile_like(owner, source, model, pairs, stacklevel=6)
+    if model.compiled and source.optimizer is not None and source.optimizer.built:
         if not model.optimizer.built:
             model.optimizer.build(model.trainable_variables)
         partners = {id(new): old for old, new in pairs}
-        for old, new in zip(_chain(source.optimizer), _chain(model.optimizer), strict=True):
+        for old, new in zip(all_optimizers(source.optimizer), all_optimizers(model.optimizer), strict=True):
             _copy_state(old, new, partners, indices)
-
-
-def _chain(optimizer: Any) -> list[Any]:
-    """An optimizer, and those that it hands the work to: the one it scales the loss for, or one for each weight."""
-    inner = [getattr(optimizer, "inner_optimizer", None), *getattr(optimizer, "optimizers", ())]
-    return [optimizer, *(found for one in inner if one is not None for found in _chain(one))]
 
 
 def _copy_state(old: Any, new: Any, partners: dict[int, keras.Variable], indices: Indices) -> None:
@@ -61,35 +52,59 @@ def _copy_state(old: Any, new: Any, partners: dict[int, keras.Variable], indices
     before, now = _slots(old), _slots(new)
     following: set[int] = set()
     for name, targets in now.items():
-        following |= {id(slot) for slot in (*before[name], *targets)}
+        following |= {id(slot) for slot in (*before.get(name, ()), *targets)}
         for weight, target in zip(new._trainable_variables, targets, strict=True):
             source = partners[id(weight)]
-            origin = before[name][places[id(source)]]
-            value = np.array(read(origin))
-            if value.shape == tuple(source.shape):
-                for axis, stays in enumerate(indices(source)):
-                    value = value if stays is None else np.take(value, stays, axis)
-            if value.shape == tuple(target.shape):
-                assign(target, value)
-            else:
-                warnings.warn(
-                    f"The optimizer's {name} of {source.path!r} has shape {tuple(origin.shape)} where the weight has "
-                    f"{tuple(source.shape)}, so it cannot be sliced with it, and starts anew.",
-                    stacklevel=6,
-                )
+            place = places.get(id(source))  # a weight that was frozen when the optimizer was built has none
+            origin = before[name][place] if name in before and place is not None else None
+            if target is not None:
+                _copy_slot(name, source, origin, target, indices(source))
     rest = [[v for v in optimizer._variables if id(v) not in following] for optimizer in (old, new)]
     for origin, target in zip(*rest, strict=True):
         assign(target, np.array(read(origin)))
+    for name, origin in vars(old).items():  # a product of Nadam's is not always listed
+        target = vars(new).get(name)
+        if isinstance(origin, keras.Variable) and isinstance(target, keras.Variable):
+            assign(target, np.array(read(origin)))
 
 
-def _slots(optimizer: Any) -> dict[str, list[keras.Variable]]:
-    """Lists of an optimizer that have one variable for each trainable weight: its moments."""
+def _copy_slot(name: str, source: keras.Variable, origin: Any, target: keras.Variable, stays: tuple[Any, ...]) -> None:
+    """Copy what an optimizer keeps for one weight."""
+    if origin is not None:
+        value = np.array(read(origin))
+        axes = _axes_of(value.shape, tuple(source.shape))
+        for axis, of in enumerate(axes or ()):
+            value = value if stays[of] is None else np.take(value, stays[of], axis)
+        if value.shape == tuple(target.shape):
+            assign(target, value)
+            return
+    shape = None if origin is None else tuple(origin.shape)
+    warnings.warn(
+        f"The optimizer's {name} of {source.path!r} has shape {shape} where the weight has "
+        f"{tuple(source.shape)}, so it cannot be sliced with it, and starts anew.",
+        stacklevel=7,
+    )
+
+
+def _axes_of(shape: tuple[int, ...], weight: tuple[int, ...]) -> tuple[int, ...] | None:
+    """Which axes of a weight a state of it runs along: all, or all but one of the last two (Adafactor's sums)."""
+    last = len(weight) - 1
+    whole = tuple(range(last + 1))
+    for axes in (whole, whole[:last], (*whole[: last - 1], last)) if last > 0 else (whole,):
+        if shape == tuple(weight[axis] for axis in axes):
+            return axes
+    return None
+
+
+def _slots(optimizer: Any) -> dict[str, list[Any]]:
+    """Lists of an optimizer that have an entry for each trainable weight: its moments, None where it has none."""
     count = len(optimizer._trainable_variables)
     return {
-        name: value
+        name: list(value)
         for name, value in vars(optimizer).items()
         if isinstance(value, list)
         and name not in ("_trainable_variables", "_variables")
         and len(value) == count
-        and all(isinstance(entry, keras.Variable) for entry in value)
+        and all(entry is None or isinstance(entry, keras.Variable) for entry in value)
+        and any(entry is not None for entry in value)
     }

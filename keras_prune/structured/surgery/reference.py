@@ -1,0 +1,166 @@
+"""What a rewritten model has to answer: the calls of the one it was made from, run one by one."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import numpy as np
+import numpy.typing as npt
+from keras import ops, tree
+
+from keras_prune.agreement import Given, State, check_agreement, kept_state
+from keras_prune.structured.graph import Graph, Node, Ref, trace
+from keras_prune.structured.groups import Analysis, Copies, Keep
+from keras_prune.variables import read
+
+__all__ = ["check_rebuilt", "needed", "run_graph"]
+
+Trail = list[tuple[Node, Any]]
+
+
+def check_rebuilt(
+    owner: str,
+    analysis: Analysis,
+    keep: Keep | Copies,
+    model: keras.Model,
+    *,
+    skip: Mapping[int, int] | None = None,
+    inputs: Any = None,
+) -> None:
+    """Hold a rebuilt model against the one it was made from, whose removed units are 0 and whose calls are left out.
+
+    Args:
+        owner: the function that made it, for the message.
+        analysis: of the model that was.
+        keep: for each unit, whether it stays, or how many of it there are.
+        model: the rebuilt one.
+        skip: calls that were left out, as for `rebuild`.
+        inputs: as for `check_agreement`.
+
+    Raises:
+        ValueError: the outputs differ.
+    """
+    if not analysis.exact and not np.all(keep):
+        return  # what is asked for then is another function
+    graph, skip = analysis.graph, skip or {}
+    state = _zeros(analysis, keep)
+
+    def reference(*args: Any, training: bool, **kwargs: Any) -> Any:
+        return run_graph(graph, _flat(graph, (args, kwargs)), skip, [])
+
+    def locate(given: Given, tolerance: float) -> str:
+        return _first_difference(analysis, keep, model, skip, state, given, tolerance)
+
+    check_agreement(
+        owner,
+        graph.model,
+        model,
+        inputs=inputs,
+        reference=reference if skip else None,
+        state=state,
+        locate=locate,
+    )
+
+
+def run_graph(graph: Graph, inputs: list[Any], skip: Mapping[int, int], trail: Trail) -> list[Any]:
+    """Return the outputs of a graph's calls on tensors, outside of training, and note each call with its results.
+
+    Args:
+        graph: its layers are called as they are.
+        inputs: a tensor for each of the graph's inputs.
+        skip: calls that are left out, each with the tensor that takes the place of its result.
+        trail: takes the calls, each with what it made.
+    """
+    known = dict(zip(graph.inputs, inputs, strict=True))
+    for node in needed(graph, skip):
+        if id(node) in skip:
+            known[node.outputs[0]] = known[skip[id(node)]]
+            continue
+        if node.body is not None:
+            made: Any = run_graph(node.body, [known[i] for i in node.entries], skip, trail)
+        else:
+            args, kwargs = tree.map_structure(
+                lambda leaf: known[leaf.index] if isinstance(leaf, Ref) else leaf, (node.args, node.kwargs)
+            )
+            if getattr(node.operation, "_call_has_training_arg", False):
+                kwargs["training"] = False
+            made = node.operation(*args, **kwargs)
+            trail.append((node, made))
+        known.update(zip(node.outputs, tree.flatten(made), strict=True))
+    return [known[i] for i in graph.outputs]
+
+
+def needed(graph: Graph, skip: Mapping[int, int]) -> list[Node]:
+    """The calls that a model's outputs come from when some are skipped, as `rebuild` skips them."""
+    wanted, found = set(graph.outputs), []
+    for node in reversed(graph.nodes):
+        if wanted.intersection(node.outputs):
+            found.append(node)
+            wanted.update([skip[id(node)]] if id(node) in skip else node.inputs)
+    return found[::-1]
+
+
+def _flat(graph: Graph, given: Given) -> list[Any]:
+    """A tensor for each of a graph's inputs, of its type."""
+    symbols = [graph.symbols[i] for i in graph.inputs]
+    leaves = tree.flatten((given[0], given[1]))
+    return [ops.convert_to_tensor(leaf, dtype=symbol.dtype) for leaf, symbol in zip(leaves, symbols, strict=True)]
+
+
+def _zeros(analysis: Analysis, keep: Keep | Copies) -> State:
+    """The values of a model's variables when all that is removed is 0."""
+    values: dict[int, tuple[keras.Variable, npt.NDArray[Any]]] = {}
+    for slot in analysis.slots:
+        gone = np.flatnonzero((slot.units >= 0) & ~np.asarray(keep, bool)[slot.units])
+        if slot.variable is None or not gone.size:
+            continue
+        if id(slot.variable) not in values:
+            values[id(slot.variable)] = slot.variable, np.array(read(slot.variable))
+        np.moveaxis(values[id(slot.variable)][1], slot.axis, 0)[gone] = 0
+    return list(values.values())
+
+
+def _first_difference(
+    analysis: Analysis,
+    keep: Keep | Copies,
+    model: keras.Model,
+    skip: Mapping[int, int],
+    state: State,
+    given: Given,
+    tolerance: float,
+) -> str:
+    """The first call whose results differ where they are not cut, in words; nothing where it cannot be said."""
+    before: Trail = []
+    after: Trail = []
+    graph = analysis.graph
+    with contextlib.suppress(Exception):  # what is sought is a hint: the message stands without it
+        with kept_state(graph.model, state):
+            run_graph(graph, _flat(graph, given), skip, before)
+        made = trace(model)
+        with kept_state(model):
+            run_graph(made, _flat(made, given), {}, after)
+        found = {node.path: outputs for node, outputs in reversed(after)}
+        for node, outputs in before:
+            pairs = zip(tree.flatten(outputs), tree.flatten(found.get(node.path, ())), strict=False)
+            for place, (wanted, got) in enumerate(pairs):
+                error = _error(_cut(analysis, keep, node, place, wanted), np.asarray(ops.convert_to_numpy(got)))
+                if error > tolerance:
+                    return f", first at {node.path!r} ({type(node.operation).__name__}), by {error:.2g} of its scale"
+    return ""
+
+
+def _cut(analysis: Analysis, keep: Keep | Copies, node: Node, place: int, value: Any) -> npt.NDArray[Any]:
+    array = np.asarray(ops.convert_to_numpy(value))
+    for axis, entry in enumerate(analysis.effects[id(node)].outputs[place]):
+        stays = None if entry is None else analysis.places(entry.labels, keep)
+        array = array if stays is None else np.take(array, stays, axis)
+    return array
+
+
+def _error(wanted: npt.NDArray[Any], found: npt.NDArray[Any]) -> float:
+    if wanted.shape != found.shape or wanted.dtype.kind not in "fiub":
+        return 0.0
+    return float(np.abs(wanted - found).max(initial=0.0) / (np.abs(wanted).max(initial=0.0) or 1.0))
