@@ -64,7 +64,11 @@ def known_objects(layer: Any) -> Iterator[None]:
     inside = list(layer._flatten_layers()) if isinstance(layer, keras.Layer) else [layer]
     objects: dict[str, Any] = {type(one).__name__: type(one) for one in inside if not _is_keras(type(one))}
     for one in inside:
-        named = [value for value in vars(one).values() if callable(value) and hasattr(value, "__name__")]
+        values = [*vars(one).values()]
+        values += [entry for value in values if isinstance(value, list | tuple) for entry in value]
+        named = [value for value in values if callable(value) and hasattr(value, "__name__")]
+        # Regularizers, optimizers, metrics: whatever has a configuration, too.
+        named += [type(value) for value in values if hasattr(value, "get_config")]
         objects.update({value.__name__: value for value in named if not _is_keras(value)})
     with keras.saving.CustomObjectScope(objects):
         yield

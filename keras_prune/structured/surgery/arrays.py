@@ -52,7 +52,8 @@ def _is_kind(key: Any) -> bool:
 
 def _cuts_of(key: str, cuts: Cuts) -> Cuts:
     """The weights that a key is for, by their names, first; a layer inside may call its own otherwise."""
-    return sorted(cuts, key=lambda cut: cut[0].name != key.rsplit("_", 1)[0])
+    prefix = key.rsplit("_", 1)[0]  # `recurrent_initializer` is for `recurrent_kernel`
+    return sorted(cuts, key=lambda cut: cut[0].name != prefix and not cut[0].name.startswith(f"{prefix}_"))
 
 
 def _cut_under(value: Any, cuts: Cuts) -> Any:
