@@ -162,7 +162,7 @@ def _carry_steps(old: Any, new: Any, indices: Indices | None) -> None:
         for one, to in zip(keras.tree.flatten(source), keras.tree.flatten(target), strict=True):
             value = np.array(read(one))
             cell = old.cell if cells is None else cells[place]
-            stays = None if indices is None else indices(cell.recurrent_kernel)[-2]
+            stays: Any = None if indices is None else indices(cell.recurrent_kernel)[-2]
             axis = next((i for i, (a, b) in enumerate(zip(value.shape, to.shape, strict=True)) if a != b), None)
             to.assign(value if axis is None else np.take(value, stays, axis))
 
