@@ -37,7 +37,7 @@ def average_of(optimizer: Any, variable: keras.Variable) -> keras.Variable | Non
         >>> layer.build((None, 2))
         >>> optimizer = keras.optimizers.SGD(use_ema=True)
         >>> optimizer.build([layer.kernel])
-        >>> average_of(optimizer, layer.kernel).shape
+        >>> tuple(average_of(optimizer, layer.kernel).shape)
         (2, 1)
     """
     averages = getattr(optimizer, "_model_variables_moving_average", None)
