@@ -8,6 +8,7 @@ from keras import ops
 
 from keras_prune import statistics
 from keras_prune.scope import Scope
+from keras_prune.statistics.batches import Batches
 
 RNG = np.random.default_rng(0)
 ALL = frozenset(
@@ -646,6 +647,8 @@ BAD = [
     (7, r"Received: data=7 of type int"),
     ("x", r"Received: data='x' of type str"),
     ((X, Y, Y, Y), "Received: a tuple of 4 parts"),
+    (lambda: 7, r"a function without arguments that returns a generator"),
+    (lambda x: [x], r"a function without arguments that returns a generator"),
     (([1, "a"], Y), r"where an array should be: 1 of type int"),
     ((np.full_like(X, np.nan), Y), r"finite. Received: 6 of 6 values NaN or infinite at 'sequential/dense/kernel'"),
 ]  # fmt: skip
@@ -658,21 +661,67 @@ def test_bad_data(data, message):
         collect(model, "gradient", data)
 
 
-def test_a_dataset_without_end_or_batches():
+def endless():
+    while True:
+        yield from HALVES
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        lambda: tf_dataset().repeat(),
+        lambda: tf_dataset().unbatch().repeat().batch(25),
+        endless,
+        lambda: endless,
+        lambda: tf_dataset().unbatch().repeat(),
+    ],
+    ids=["data set", "other batches", "generator", "function", "single samples"],
+)
+def test_data_without_end_are_read_to_1024_samples(data):
+    model, _ = linear_model()
+    with pytest.warns(UserWarning, match=r"data: the first \d+ samples are read, and there are more"):
+        sizes = [batch.size for batch in Batches(data(), model, labels=True)]
+    # Whole batches, and as many of them as reach 1,024.
+    assert sum(sizes[:-1]) < 1024 <= sum(sizes)
+
+
+def test_single_samples_are_batched_and_said_so():
     import tensorflow as tf
 
     model, _ = linear_model()
-    with pytest.raises(ValueError, match=r"must come to an end. Received: <_RepeatDataset.*take\(10\)"):
-        collect(model, "gradient", tf_dataset().repeat())
-    with pytest.raises(ValueError, match=r"Received: x of shape \(3,\).*has to be batched"):
-        collect(model, "input_norm", tf.data.Dataset.from_tensor_slices(X))
+    wanted = collect(model, "gradient", (X, Y))
+    single = tf.data.Dataset.from_tensor_slices((X, Y))
+    with pytest.warns(UserWarning, match=r"single samples, x of shape \(3,\), are put into batches of 32"):
+        found = collect(model, "gradient", single)
+    for got, values in zip(keras.tree.flatten(found), keras.tree.flatten(wanted), strict=True):
+        np.testing.assert_allclose(got, values, rtol=1e-5)
+    with pytest.warns(UserWarning, match="single samples"):
+        collect(model, "gradient", zip(X, Y, strict=True))
+
+
+def test_a_generator_may_be_read_again():
+    model, _ = linear_model()
+    given = 0
+
+    def once():
+        nonlocal given
+        for half in HALVES:
+            given += 1
+            yield half
+
+    data = once()
+    first = collect(model, "gradient", data)
+    again = collect(model, "gradient", data)
+    assert given == len(HALVES)
+    for got, values in zip(keras.tree.flatten(again), keras.tree.flatten(first), strict=True):
+        np.testing.assert_array_equal(got, values)
 
 
 def test_an_iterator_that_was_walked_before_is_empty():
     model, _ = linear_model()
-    walked = iter(HALVES)
+    walked = iter(HALVES)  # unlike a generator, a list's iterator leaves no trace of what it gave
     collect(model, "gradient", walked)
-    with pytest.raises(ValueError, match=r"Received: data=\[\].*walked before"):
+    with pytest.raises(ValueError, match=r"Received: data=<list_iterator.*walked before"):
         collect(model, "gradient", walked)
 
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import keras
 import numpy as np
 from numpy.typing import NDArray
 
+from keras_prune.statistics.reading import InputShapes, Reader, describe, is_array
 from tflite_export.errors import ExportError
+from tflite_export.reasons import reason_of
 from tflite_export.signature import InputSpec, Signature
 
 SAMPLES = 32
@@ -45,8 +47,10 @@ def collect_inputs(model: keras.Model, signature: Signature, data: Any = None, s
     Args:
         model: Read for the ranges of its embeddings, where inputs are drawn.
         signature: Of the model.
-        data: An array; a list, tuple or dictionary of arrays for several inputs; or a ``tf.data.Dataset``,
-            ``keras.utils.PyDataset`` or other iterable of batches, each ``x`` or ``(x, y)``.
+        data: An array; a list, tuple or dictionary of arrays for several inputs; a ``tf.data.Dataset``,
+            ``keras.utils.PyDataset``, generator or other iterable of batches or of single samples, each ``x`` or
+            ``(x, y)``; or a function that returns such a generator, as TFLite's ``representative_dataset``. It is read
+            no further than needed: see :class:`keras_prune.statistics.reading.Reader`.
         samples: At most so many.
 
     Raises:
@@ -54,88 +58,96 @@ def collect_inputs(model: keras.Model, signature: Signature, data: Any = None, s
 
     Warns:
         UserWarning: Inputs are drawn: a standard normal for floats; for integers the range of the model's
-            embeddings, else 0 and 1.
+            embeddings, else 0 and 1. Or the data set is of single samples.
     """
     if data is None:
         return _draw(model, signature, samples)
-    leaves = _leaves_of_arrays(data, signature)
-    if leaves is None:
-        leaves = _leaves_of_batches(data, signature, samples)
+    leaves = read_leaves(data, signature, samples)
     arrays = tuple(_fit(leaf, spec, samples) for leaf, spec in zip(leaves, signature.inputs, strict=True))
     check_counts(arrays)
     return Inputs(arrays, drawn=False)
 
 
-def _leaves_of_arrays(data: Any, signature: Signature) -> list[NDArray[Any]] | None:
-    """Return the arrays of data that are arrays, one for each input, or None for a data set of batches."""
+def read_leaves(data: Any, signature: Signature, samples: int, *, whole: bool = False) -> list[NDArray[Any]]:
+    """Return an array for each input, of the first samples of data: see :func:`collect_inputs`.
+
+    Args:
+        data: In any form.
+        signature: Whose inputs they are for.
+        samples: So many, or fewer where there are no more.
+        whole: Of arrays, take all samples; so many of a data set only.
+
+    Raises:
+        ExportError: There are no data in them, or not for each input.
+    """
     names = [spec.name for spec in signature.inputs]
-    if isinstance(data, Mapping):
-        keys = sorted(signature.structure) if isinstance(signature.structure, dict) else names
-        missing = [key for key in keys if key not in data]
-        if missing:
-            raise ExportError(
-                "data", f"a dictionary must hold the inputs {keys}", sorted(map(str, data)), f"Add {missing}."
-            )
-        return [np.asarray(data[key]) for key in keys]
-    if hasattr(data, "shape") and hasattr(data, "dtype"):
-        leaves = [np.asarray(data)]
-    elif isinstance(data, (list, tuple)):
-        leaves = [np.asarray(leaf) for leaf in data]
-    else:
-        return None
-    if len(leaves) != len(names):
-        raise ExportError(
-            "data",
-            f"the model takes {len(names)} inputs: {names}",
-            f"{len(leaves)} arrays",
-            "Give one array for each input.",
-        )
-    return leaves
-
-
-def _leaves_of_batches(data: Any, signature: Signature, samples: int) -> list[NDArray[Any]]:
-    batches: Iterable[Any]
-    if isinstance(data, keras.utils.PyDataset):
-        # Indexed, not iterated: some PyDatasets start worker processes or never end.
-        batches = (data[i] for i in range(data.num_batches or samples))
-    elif isinstance(data, Iterable):
-        batches = data
-    else:
-        raise ExportError(
-            "data",
-            "arrays or an iterable of batches are needed",
-            type(data).__name__,
-            "Pass an array, or a tf.data.Dataset.",
-        )
+    keys = sorted(signature.structure) if isinstance(signature.structure, dict) else names
+    shapes = InputShapes(tuple(keys), tuple((None, *spec.shape) for spec in signature.inputs))
+    # Reading ends with the samples that are wanted, so there is no other limit.
+    reader = Reader(data, shapes, size=samples, limit=None)
+    try:
+        if whole and reader.whole:
+            return _leaves(next(iter(Reader(data, shapes, size=sys.maxsize)))[0], keys)
+    except ValueError as error:
+        raise _unreadable(error) from error
     taken: list[list[NDArray[Any]]] = []
-    for batch in islice(batches, samples):
-        x = (
-            batch[0]
-            if isinstance(batch, (tuple, list)) and len(batch) in (2, 3) and len(signature.inputs) != len(batch)
-            else batch
-        )
-        if (
-            isinstance(batch, tuple)
-            and len(batch) == len(signature.inputs)
-            and isinstance(batch[0], (tuple, list, Mapping))
-        ):
-            x = batch[0]
-        leaves = _leaves_of_arrays(x, signature)
-        if leaves is None:
-            raise ExportError(
-                "data", "a batch must hold arrays", type(x).__name__, "Let the data set yield x or (x, y)."
-            )
-        taken.append(leaves)
-        if sum(len(leaves[0]) for leaves in taken) >= samples:
-            break
+    try:
+        for parts in reader:
+            taken.append(_leaves(parts[0], keys))
+            if sum(len(leaves[0]) if leaves[0].ndim else 1 for leaves in taken) >= samples:
+                break
+    except ValueError as error:  # of the reader, whose messages are whole sentences, or of the data themselves
+        raise _unreadable(error) from error
     if not taken:
         raise ExportError(
             "data",
-            "at least one batch is needed",
-            "an empty data set",
-            "Check the data set, or pass an array.",
+            "at least one sample is needed",
+            f"{describe(data)}, which is empty",
+            "Check the data set; an iterator that was read to its end before is empty too: pass a list or an array.",
         )
-    return [np.concatenate(parts) for parts in zip(*taken, strict=True)]
+    try:
+        joined = [np.concatenate(parts) if len(parts) > 1 else parts[0] for parts in zip(*taken, strict=True)]
+    except ValueError as error:
+        raise ExportError(
+            "data",
+            "batches must have the same sizes",
+            reason_of(error),
+            "Pass samples of one length, or a batch of them.",
+        ) from error
+    return [array[:samples] if array.ndim else array for array in joined]
+
+
+def _unreadable(error: ValueError) -> ExportError:
+    if isinstance(error, ExportError):
+        return error
+    return ExportError("data", "must be readable", reason_of(error), "Pass an array, or a data set of x.")
+
+
+def _leaves(x: Any, keys: list[str]) -> list[NDArray[Any]]:
+    """Return the arrays of x, one for each input."""
+    if isinstance(x, Mapping):
+        missing = [key for key in keys if key not in x]
+        if missing:
+            raise ExportError(
+                "data", f"a dictionary must hold the inputs {keys}", sorted(map(str, x)), f"Add {missing}."
+            )
+        return [_numpy(x[key]) for key in keys]
+    leaves = [x] if is_array(x) else keras.tree.flatten(x)
+    wrong = [leaf for leaf in leaves if not is_array(leaf)]
+    if wrong:
+        raise ExportError("data", "a batch must hold arrays", describe(wrong[0]), "Let the data set yield x or (x, y).")
+    if len(leaves) != len(keys):
+        raise ExportError(
+            "data",
+            f"the model takes {len(keys)} inputs: {keys}",
+            f"{len(leaves)} arrays",
+            "Give one array for each input.",
+        )
+    return [_numpy(leaf) for leaf in leaves]
+
+
+def _numpy(value: Any) -> NDArray[Any]:
+    return np.asarray(value if isinstance(value, np.ndarray) else keras.ops.convert_to_numpy(value))
 
 
 def check_array(array: NDArray[Any], spec: InputSpec) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import keras
 
+from keras_prune.statistics.reading import InputShapes, Reader
 from tflite_export.errors import ExportError
 
 
@@ -101,7 +102,10 @@ def _batches_of_states(model: keras.Model) -> list[int | None]:
 
 def _subclassed(inputs: Sequence[tuple[str, Any]], structure: Any, data: Any, batch: int | None) -> Signature:
     """Return the signature of inputs built with certain shapes; their types are those of the data, else float32."""
-    leaves = keras.tree.flatten(data)
+    shapes = InputShapes(tuple(name for name, _ in inputs), tuple((None, *shape[1:]) for _, shape in inputs))
+    # Only the first sample is read, of a generator too, which its next reader gets again.
+    first = None if data is None else next(iter(Reader(data, shapes, size=1, limit=None)), None)
+    leaves = (None if first is None else shapes.leaves(first[0])) or []
     typed = len(leaves) == len(inputs) and all(hasattr(leaf, "dtype") for leaf in leaves)
     types = [keras.backend.standardize_dtype(leaf.dtype) for leaf in leaves] if typed else ["float32"] * len(inputs)
     # Doubles are what NumPy makes of any list of numbers; Keras casts them to float32.

@@ -15,7 +15,7 @@ from rich.table import Table
 from keras_prune.plaintext import printable
 from tflite_export.agreement import AGREEMENT, difference, require_right
 from tflite_export.errors import ExportError
-from tflite_export.inputs import SEED, check_array, check_counts
+from tflite_export.inputs import SEED, check_array, check_counts, read_leaves
 from tflite_export.limits import Limits
 from tflite_export.report import render
 from tflite_export.runtime import Case, Runnable, load
@@ -23,7 +23,7 @@ from tflite_export.runtimes.arm64 import ROUNDS as ARM64_ROUNDS
 from tflite_export.runtimes.arm64 import measure_on_arm64
 from tflite_export.runtimes.isolation import IsolatedSession, Worker, measure_isolated
 from tflite_export.runtimes.web import measure_on_web
-from tflite_export.signature import InputSpec
+from tflite_export.signature import InputSpec, Signature
 from tflite_export.twin import is_sparse, twin
 
 RUNTIMES = ("litert", "web", "arm64")
@@ -199,8 +199,9 @@ def benchmark(
         rounds: Runs of each file that are timed. None: 100, and 3 with "arm64", where counts repeat.
         warm_up: Runs of each file before that. None: 5, and 1 with "arm64".
         delegate: Use XNNPACK, as the runtime does by default; "web" and "arm64" always do.
-        data: An array, or a list or dictionary of arrays, [batch, ...]; None draws from a seeded standard
-            normal (integers: zeros and ones).
+        data: An array, or a list or dictionary of arrays, [batch, ...], all of which is a run; or a data set, a
+            generator or a function as in :func:`tflite_export.inputs.collect_inputs`, of which the first ``batch``
+            samples are. None draws from a seeded standard normal (integers: zeros and ones).
         twins: Time each sparse file against the same zeros stored dense, too.
         browser: With "web": in a headless Chromium instead of Node.
         simd: With "web" under Node: "relaxed" or "plain".
@@ -359,28 +360,15 @@ def feeds_for(session: Runnable, names: list[str], batch: int, data: Any) -> lis
             raise ExportError(
                 "data", f"must be named as the inputs, {names}", sorted(map(str, data)), "Name the arrays so."
             )
-        arrays = (
-            [data[name] for name in names]
-            if isinstance(data, dict)
-            else list(data)
-            if isinstance(data, (list, tuple))
-            else [data]
-        )
-        if len(arrays) != len(names):
-            raise ExportError(
-                "data",
-                f"one array is needed for each of {names}",
-                f"{len(arrays)} arrays",
-                "Pass a dictionary by name.",
-            )
-        given = []
-        for array, name in zip(map(np.asarray, arrays), names, strict=True):
-            detail = session.inputs[name]
-            free = tuple(None if size < 0 else int(size) for size in detail["shape_signature"][1:])
-            check_array(array, InputSpec(name, free, np.dtype(detail["dtype"]).name))
-            given.append(array.astype(detail["dtype"]))
+        details = [session.inputs[name] for name in names]
+        free = [tuple(None if size < 0 else int(size) for size in detail["shape_signature"][1:]) for detail in details]
+        types = [np.dtype(detail["dtype"]) for detail in details]
+        specs = tuple(InputSpec(*each) for each in zip(names, free, (dtype.name for dtype in types), strict=True))
+        given = read_leaves(data, Signature(specs, names), session.batch_size or batch, whole=True)
+        for array, spec in zip(given, specs, strict=True):
+            check_array(array, spec)
         check_counts(given)
-        return given
+        return [array.astype(dtype) for array, dtype in zip(given, types, strict=True)]
     rng = np.random.default_rng(SEED)
     feeds = []
     for name in names:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -12,6 +12,7 @@ from keras_prune.scope import Target
 from keras_prune.statistics.flow import synaptic_flow
 from keras_prune.statistics.gradients import gradient_statistics, loss, sensitivity_curves
 from keras_prune.statistics.inputs import input_statistics
+from keras_prune.statistics.reading import kept
 
 __all__ = ["collect", "loss", "sensitivity_curves"]
 
@@ -60,8 +61,7 @@ def collect(model: keras.Model, targets: Sequence[Target], needs: frozenset[str]
     """
     needs = frozenset(needs)
     _check(needs, data)
-    if isinstance(data, Iterator):
-        data = list(data)  # walked once for each kind of statistic
+    data = kept(data)  # walked once for each kind of statistic
     found: list[dict[str, Any]] = [{} for _ in targets]
     if "seed" in needs:
         _merge(found, [{"seed": target.index} for target in targets])

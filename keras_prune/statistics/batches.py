@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import keras
 import numpy as np
 from keras import ops, tree
 
-__all__ = ["Batch", "Batches"]
+from keras_prune.statistics.reading import InputShapes, Reader, describe, is_array
 
-FORMS = "(x, y) or (x, y, sample_weight) of arrays, a tf.data.Dataset, a keras PyDataset, or a list of batches"
+__all__ = ["Batch", "Batches"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,75 +35,42 @@ class Batches:
     """Data that can be walked any number of times, batch by batch.
 
     Args:
-        data: a tuple `(x,)`, `(x, y)` or `(x, y, sample_weight)` of arrays or structures of arrays; an array
-            or a dictionary of arrays, which is x alone; a `tf.data.Dataset`, a `keras.utils.PyDataset` or any
-            other iterable of batches, each in one of these forms. A list is a list of batches. An iterator (a
-            generator, say) is read whole, since it can be walked only once.
+        data: a tuple `(x,)`, `(x, y)` or `(x, y, sample_weight)` of arrays or structures of arrays; an array, or a list
+            or dictionary of the inputs, which is x alone; a `tf.data.Dataset`, a `keras.utils.PyDataset`, a list, a
+            generator or any other iterable of batches, each in one of these forms, or of single samples; or a function
+            that returns such a generator, as TFLite's `representative_dataset`. See `reading.Reader`.
         model: whose inputs the data has to fit.
         labels: whether y is needed.
         size: samples in a batch that is cut from arrays; batches that come as such stay as they are.
 
     Raises:
-        ValueError: while walking: no data, y missing, x, y and sample_weight of different lengths, x of
-            another shape than the model's inputs, or a data set without end.
+        ValueError: while walking: no data, y missing, x, y and sample_weight of different lengths, or x of another
+            shape than the model's inputs.
+
+    Warns:
+        UserWarning: data whose end is not known go on beyond 1,024 samples, or are no batches but single samples.
     """
 
     def __init__(self, data: Any, model: keras.Layer, *, labels: bool, size: int = 32) -> None:
         self.model = model
         self.labels = labels
-        self.size = size
-        self.data = list(data) if isinstance(data, Iterator) else data
+        self.reader = Reader(data, InputShapes.of(model), size=size)
 
     def __iter__(self) -> Iterator[Batch]:
         empty = True
-        for item in self._items():
-            batch = self._batch(item)
+        for parts in self.reader:
+            batch = self._batch(parts)
             if batch.size:
                 empty = False
                 yield batch
         if empty:
             raise ValueError(
-                f"Data must hold at least one sample. Received: data={_describe(self.data)}, which is empty. "
+                f"Data must hold at least one sample. Received: data={describe(self.reader.given)}, which is empty. "
                 "(An iterator that was walked before is empty too: give a data set or a list instead.)"
             )
 
-    def _items(self) -> Iterator[Any]:
-        """Batches as the user wrote them."""
-        data = self.data
-        if isinstance(data, tuple):
-            yield from self._cut(data)
-        elif _is_array(data) or isinstance(data, dict):
-            yield from self._cut((data,))
-        elif isinstance(data, keras.utils.PyDataset):
-            if data.num_batches is None:
-                raise _endless(data)
-            yield from (data[i] for i in range(data.num_batches))
-        elif isinstance(data, Iterable) and not isinstance(data, str | bytes):
-            if hasattr(data, "element_spec") and int(getattr(data, "cardinality", lambda: -2)()) == -1:
-                raise _endless(data)
-            yield from data
-        else:
-            raise ValueError(f"Data must be {FORMS}. Received: data={_describe(data)}")
-
-    def _cut(self, arrays: tuple[Any, ...]) -> Iterator[tuple[Any, ...]]:
-        arrays = tuple(_arrays(part) for part in arrays)
-        length = _length(arrays)
-        for start in range(0, length, self.size):
-            yield tuple(
-                tree.map_structure(lambda a, start=start: None if a is None else a[start : start + self.size], part)
-                for part in arrays
-            )
-
-    def _batch(self, item: Any) -> Batch:
-        if isinstance(item, list):
-            item = tuple(item)
-        if not isinstance(item, tuple):
-            item = (item,)
-        if not 1 <= len(item) <= 3:
-            raise ValueError(
-                f"A batch is (x,), (x, y) or (x, y, sample_weight). Received: a tuple of {len(item)} parts"
-            )
-        item = tuple(tree.map_structure(_tensor, _arrays(part)) for part in item)
+    def _batch(self, item: tuple[Any, ...]) -> Batch:
+        item = tuple(tree.map_structure(_tensor, part) for part in item)
         x, y, sample_weight = (*item, None, None)[:3]
         size = _length(item)
         if self.labels and y is None:
@@ -130,26 +97,6 @@ class Batches:
             )
 
 
-def _endless(data: Any) -> ValueError:
-    return ValueError(
-        f"Data must come to an end. Received: {_describe(data)}, which repeats for ever. Take a part of it, "
-        f"such as dataset.take(10)."
-    )
-
-
-def _is_array(value: Any) -> bool:
-    return hasattr(value, "shape") and hasattr(value, "dtype")
-
-
-def _arrays(part: Any) -> Any:
-    """Arrays for data frames and for plain lists of numbers."""
-    if hasattr(part, "to_numpy"):
-        return part.to_numpy()
-    if isinstance(part, list) and part and all(isinstance(item, int | float | np.number) for item in part):
-        return np.asarray(part)
-    return part
-
-
 def _tensor(value: Any) -> Any:
     """A tensor of the backend; floats of NumPy in Keras's float type, as `fit` has them."""
     if value is None:
@@ -162,10 +109,10 @@ def _tensor(value: Any) -> Any:
 
 def _length(parts: tuple[Any, ...]) -> int:
     leaves = [leaf for part in parts for leaf in tree.flatten(part) if leaf is not None]
-    wrong = [leaf for leaf in leaves if not _is_array(leaf) or len(leaf.shape) == 0]
+    wrong = [leaf for leaf in leaves if not is_array(leaf) or len(leaf.shape) == 0]
     if wrong or not leaves:
         raise ValueError(
-            f"Data must be {FORMS}. Received, where an array should be: {_describe(wrong[0] if wrong else None)}"
+            f"Data must be arrays. Received, where an array should be: {describe(wrong[0] if wrong else None)}"
         )
     lengths = [int(leaf.shape[0]) for leaf in leaves]
     if len(set(lengths)) > 1:
@@ -188,10 +135,3 @@ def _shapes(value: Any) -> str:
 
 def _list(shapes: list[tuple[Any, ...]]) -> str:
     return str(shapes[0]) if len(shapes) == 1 else str(shapes)
-
-
-def _describe(value: Any) -> str:
-    if _is_array(value):
-        return f"an array of shape {tuple(value.shape)}"
-    text = repr(value)
-    return f"{text if len(text) < 80 else text[:77] + '...'} of type {type(value).__name__}"

@@ -85,11 +85,11 @@ def test_several_inputs_are_given_in_order_or_by_name(pair, data):
         (np.ones(3), r"Received: \(3,\)\. Was the batch dimension left out"),
         (np.where(X == 4, np.nan, X), r"must hold no NaN\. Received: 1 NaN"),
         (np.array([["a", "b", "c"]]), r"must convert to float32 without loss\. Received: str"),
-        (np.ones((0, 3)), r"at least one\. Received: \[0\]"),
+        (np.ones((0, 3)), r"at least one sample is needed\. Received: an array of shape \(0, 3\)"),
         ({"y": X}, r"must hold the inputs \['x'\]\. Received: \['y'\]\. Add \['x'\]"),
-        ([X, X], r"takes 1 inputs: \['x'\]\. Received: 2 arrays"),
-        (iter([]), r"at least one batch is needed\. Received: an empty data set"),
-        (7, r"arrays or an iterable of batches are needed\. Received: int"),
+        (iter([]), r"at least one sample is needed\. Received: <list_iterator .*, which is empty"),
+        (iter([np.ones((1, 4)), np.ones((1, 3))]), r"must have the same sizes|must have the shape"),
+        (7, r"Data must be an array, .* Received: data=7 of type int"),
     ],
 )
 def test_data_that_do_not_fit_are_refused(single, data, message):
@@ -133,3 +133,97 @@ def test_a_free_size_cannot_be_drawn():
         pytest.raises(ExportError, match=r"input 'x': its shape must be known"),
     ):
         collect_inputs(model, signature_of(model))
+
+
+# -- data as people have them ------------------------------------------------------------------------------------------
+
+
+def slices():
+    import tensorflow as tf
+
+    return tf.data.Dataset.from_tensor_slices((X, np.zeros(5)))
+
+
+def endless(batch=2):
+    place = 0
+    while True:
+        yield X[np.arange(place, place + batch) % 5], np.zeros(batch)
+        place += batch
+
+
+@pytest.mark.parametrize(
+    ("data", "batched_here"),
+    [
+        ((X, np.zeros(5)), False),
+        ((X, np.zeros(5), np.ones(5)), False),
+        ([X, np.zeros(5)], False),
+        ([X[:2], X[2:]], False),
+        (lambda: ([x[None]] for x in X), False),
+        (lambda: ({"x": x[None]} for x in X), False),
+        (lambda: [X[:2], X[2:]], False),
+        (lambda: iter([X]), False),
+        (slices(), True),
+        (slices().repeat(), True),
+        (slices().batch(2).repeat(), False),
+        (zip(X, range(5), strict=True), True),
+        (endless(), False),
+        (endless, False),
+        ([[X, np.zeros(5)]], False),
+    ],
+)
+def test_what_is_meant_is_told_by_shapes(single, data, batched_here):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = collect_inputs(single, signature_of(single), data, 4)
+    np.testing.assert_array_equal(found.arrays[0], X[:4])
+    said = [str(warning.message) for warning in caught if "single samples, x of shape (3,)" in str(warning.message)]
+    assert len(said) == batched_here
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        lambda: ([x[None], b[None]] for x, b in zip(X, B, strict=True)),
+        lambda: ({"a": x[None], "b": b[None]} for x, b in zip(X, B, strict=True)),
+        [((X, B), np.zeros(5))],
+        [{"a": X, "b": B}],
+        [(X, B)],
+        ({"a": X, "b": B}, np.zeros(5)),
+        ([X, B], np.zeros(5)),
+        iter([([x, b], 0) for x, b in zip(X, B, strict=True)]),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:data. single samples")
+def test_several_inputs_are_told_by_shapes(pair, data):
+    found = collect_inputs(pair, signature_of(pair), data, 5)
+    np.testing.assert_array_equal(found.arrays[0], X)
+    np.testing.assert_array_equal(found.arrays[1], B)
+
+
+def test_a_generator_is_read_no_further_than_needed_and_again(single):
+    asked = []
+
+    def batches():
+        for place in range(100):
+            asked.append(place)
+            yield X
+
+    data = batches()
+    for _ in range(2):
+        assert len(collect(single, data, samples=7)) == 7
+        assert asked == [0, 1]
+
+
+def test_types_of_a_subclassed_model_are_read_from_any_data():
+    class Own(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.table = layers.Embedding(10, 4)
+
+        def call(self, ids):
+            return self.table(ids)
+
+    model = Own()
+    model(B)
+    for data in (B, (B, np.zeros(5)), lambda: ([b[None]] for b in B), iter([(B, np.zeros(5))]), [B]):
+        assert signature_of(model, data).inputs[0].dtype == "int64"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -13,6 +13,7 @@ from keras import layers as kl
 
 from keras_prune.statistics.batches import Batches
 from keras_prune.statistics.gradients import loss_gradients
+from keras_prune.statistics.reading import kept
 from keras_prune.structured.groups import Analysis, Group
 from keras_prune.structured.importances.activity import Activity, APoZ, Entropy, MeanActivation
 from keras_prune.structured.importances.importance import REDUCTIONS, Array, Fisher, Gradient, Scores, Taylor
@@ -94,8 +95,7 @@ def features(model: keras.Model, analysis: Analysis, data: Any, reduction: str =
         >>> found.column("l2_out"), found.column("second_order")
         (array([3., 1.]), array([12.,  0.]))
     """
-    if isinstance(data, Iterator):
-        data = list(data)  # walked once for gradients, once for activations
+    data = kept(data)  # walked once for gradients, once for activations
     sides = [sides_of(analysis, group) for group in analysis.groups]
     columns = _of_weights(analysis, sides, reduction)
     columns |= of_gradients(model, analysis, sides, reduction, data)

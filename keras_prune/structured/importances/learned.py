@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import keras
@@ -12,6 +12,7 @@ import numpy.typing as npt
 from keras.saving import register_keras_serializable
 
 from keras_prune.statistics.evaluation import check_compiled
+from keras_prune.statistics.reading import kept
 from keras_prune.structured.groups import Analysis
 from keras_prune.structured.importances.ablation import ablate
 from keras_prune.structured.importances.features import features
@@ -101,7 +102,7 @@ class Learned(Importance):
         check_compiled(model)
         if not analysis.size:
             return Scored(np.zeros(0))
-        data = list(self.data) if isinstance(self.data, Iterator) else self.data
+        data = kept(self.data)
         sample = sample_units([group.size for group in analysis.groups], self._count(analysis), self.seed)
         costs = ablate(model, analysis, sample, data)
         if len(sample) == analysis.size:
