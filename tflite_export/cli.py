@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import signal
 import sys
 import warnings
 from importlib.metadata import version
@@ -258,6 +259,8 @@ def show(report: Any, as_json: bool) -> None:
 def main() -> None:
     """Run the command; exit with 1 on an :class:`ExportError`, with 2 on wrong arguments."""
     warnings.simplefilter("default", UserWarning)
+    # A request to end unwinds as Ctrl-C does, so that temporary folders and child processes go away.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         app()
     except ExportError as error:

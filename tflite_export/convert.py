@@ -46,9 +46,11 @@ from tflite_export.targets import MCU, Target, resolve_target
 from tflite_export.tflm.mcu import check_micro
 from tflite_export.tune import tune_plan
 from tflite_export.weights import Names, collect
+from tflite_export.workspace import in_turn
 from tflite_export.zeros import lost_zeros, match_kernels, with_paths
 
 
+@in_turn
 def export(
     model: keras.Model | Any,
     path: str | os.PathLike[str],
@@ -172,7 +174,7 @@ def export(
         write_c_array(content, c_array)
     write_atomically(path, content)
     for text in verification.warnings:
-        warnings.warn(text, UserWarning, stacklevel=2)
+        warnings.warn(text, UserWarning, stacklevel=3)  # in_turn lies between
     return ExportReport(
         path=os.fspath(path),
         dense=Size(converted.content),

@@ -25,6 +25,7 @@ from tflite_export.signature import signature_of
 from tflite_export.source import build_like
 from tflite_export.stock import convert
 from tflite_export.targets import Target, resolve_target
+from tflite_export.workspace import in_turn
 from tflite_export.xnnpack.clusters import analyse
 from tflite_export.xnnpack.prediction import Analysis, Cluster, Danger, OperatorVerdict
 from tflite_export.xnnpack.subgraphs import UNPACKING
@@ -222,6 +223,7 @@ def _short(name: str) -> str:
     return name.split(";")[0]
 
 
+@in_turn
 def _convert(model: keras.Model) -> tuple[bytes, tuple[str, ...]]:
     plain = strip(model)
     build_like(plain, model)

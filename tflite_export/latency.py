@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import sys
-import tempfile
 import time
 import warnings
 from pathlib import Path
@@ -20,6 +19,7 @@ from tflite_export.convert import export
 from tflite_export.golden import read_golden
 from tflite_export.runtime import Session, load
 from tflite_export.targets import Target
+from tflite_export.workspace import temporary_folder
 
 SECONDS = 2.0
 """For the rounds of one model, once the fewest are done."""
@@ -83,7 +83,7 @@ class Stopwatch:
 
     def _open(self, model: keras.Model) -> Session:
         """Return the exported file in the runtime, its inputs set."""
-        with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        with temporary_folder() as folder, warnings.catch_warnings():
             # Time does not depend on whether the inputs are real.
             warnings.filterwarnings("ignore", "no data given", UserWarning)
             path, golden = Path(folder) / "model.tflite", Path(folder) / "golden.safetensors"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +18,7 @@ from tflite_export.file.reading import check_keras_archive
 from tflite_export.keras2 import modernize_h5, strip_tf_keras
 from tflite_export.signature import output_names
 from tflite_export.source import FunctionSource, KerasSource, Source
+from tflite_export.workspace import temporary_folder
 
 _FOLDERS = ("variables", "assets", "assets.extra", "debug")
 """Of a SavedModel."""
@@ -104,7 +104,7 @@ def _from_tf_keras(model: Any) -> Source:
         )
     plain = strip_tf_keras(model)
     note = "tf_keras model: exported as the Keras 3 model of the same configuration and weights"
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder() as folder:
         path = Path(folder) / "model.h5"
         try:
             plain.save(path, save_format="h5", include_optimizer=False)
@@ -136,7 +136,7 @@ def _function_of_tf_keras(model: Any) -> tuple[list[tuple[str, tuple[int | None,
 
 def _load_h5(path: Path) -> keras.Model:
     """Load a legacy .h5 file in safe mode; one of Keras 2 without tfmot's wrappers."""
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder() as folder:
         modern = Path(folder) / "modern.h5"
         try:
             rewritten = modernize_h5(path, modern)

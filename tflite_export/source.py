@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
@@ -25,6 +24,7 @@ from tflite_export.reference import Reference, answer
 from tflite_export.signature import InputSpec, Signature, one_batch, signature_of
 from tflite_export.states import kept
 from tflite_export.stock import Converted, convert, named_errors
+from tflite_export.workspace import temporary_folder
 
 DEFAULT_KEY = "serving_default"
 
@@ -297,7 +297,7 @@ class FunctionSource(Source):
             assert calibration is not None  # asked for by number types that need it only
             return batches(calibration, names, batch)
 
-        with tempfile.TemporaryDirectory() as folder, named_errors(signature, self.name):
+        with temporary_folder() as folder, named_errors(signature, self.name):
             outputs, operations = self.write(folder, batch, signature.inputs)
             check_loops(kind, operations, self.name)
             converter = tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=[self.key])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from tflite_export.quantize import FLOAT32, NumberType, batches, check_loops, co
 from tflite_export.reasons import operators_without_kernel, reason_of
 from tflite_export.signature import Signature, output_names
 from tflite_export.states import fresh_state
+from tflite_export.workspace import temporary_folder
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def _convert_at(
     if hollow is not None:
         content, names = hollow
         return Converted(content, batch, input_names, names, notes)
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder() as folder:
         names, size = _save(made.pop(), folder, signature, batch, kind)
         release(size)
         with named_errors(signature):
@@ -138,7 +138,7 @@ def _convert_hollow(
     if not hollow.kernels:
         return None
     try:
-        with tempfile.TemporaryDirectory() as folder:
+        with temporary_folder() as folder:
             names, size = _save(model, folder, signature, batch, FLOAT32, hollow)
             release(size)
             with named_errors(signature):

@@ -24,6 +24,7 @@ from tflite_export.reference import Reference
 from tflite_export.runtime import Runnable, Session, load
 from tflite_export.runtimes.isolation import IsolatedSession
 from tflite_export.signature import Signature
+from tflite_export.workspace import in_turn
 
 CONFIGURATIONS = ((True, 1), (True, 4), (False, 1), (False, 4))
 """(XNNPACK delegate, threads) that a file is run with."""
@@ -193,7 +194,7 @@ def verify(
     open_session = partial(IsolatedSession, limits=limits)
     session = open_session(content, subject)
     signature = _sized_as(session, source.signature(data))
-    reference = source.answer(signature, source.inputs(signature, data, samples))
+    reference = in_turn(source.answer)(signature, source.inputs(signature, data, samples))
     reference = _names_of_file(session, reference)
     found = compare(content, reference, subject, kind, tolerance, open_session=open_session)
     for text in found.warnings:

@@ -1,13 +1,21 @@
 """Where an export writes: never over what it reads, never half, and nothing that is no file."""
 
+import errno
+import importlib
 import os
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
 
+import keras
 import numpy as np
 import pytest
 
 from tflite_export import ExportError, export
 from tflite_export.convert import check_places
 from tflite_export.loading import files_of
+
+convert_module = importlib.import_module("tflite_export.convert")
 
 
 @pytest.fixture
@@ -60,3 +68,76 @@ def test_no_part_of_a_saved_model_is_written_over(tmp_path, no_work, out):
         with pytest.raises(ExportError, match="must be another file than the model, or one is lost"):
             export(folder, **places)
     check_places({"the model": files_of(folder)}, folder / "model.tflite")  # beside the parts there is room
+
+
+# -- temporary folders, and threads ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def scratch(tmp_path, monkeypatch):
+    folder = tmp_path / "scratch"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    return folder
+
+
+FULL = "scratch': must be writable and have room for the model.* bytes free.* set the environment variable TMPDIR"
+
+
+@pytest.mark.parametrize(
+    ("failure", "raised", "message"),
+    [
+        (RuntimeError("mistaken"), ExportError, "mistaken"),
+        (KeyboardInterrupt(), KeyboardInterrupt, None),
+        (SystemExit(143), SystemExit, None),
+        (OSError(errno.ENOSPC, "No space left on device"), ExportError, FULL),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), ExportError, FULL),
+        # TensorFlow's writer and HDF5 say it in words only.
+        (RuntimeError("RESOURCE_EXHAUSTED: /x/variables.data; No space left on device"), ExportError, FULL),
+    ],
+)
+def test_no_temporary_folder_is_left_and_a_full_one_is_named(
+    tmp_path, scratch, dense_net, monkeypatch, failure, raised, message
+):
+    seen = []
+
+    def fail(folder, *_):
+        seen.append(os.listdir(folder))
+        raise failure
+
+    monkeypatch.setattr("tflite_export.stock._run_converter", fail)
+    with pytest.raises(raised, match=message):
+        export(dense_net, tmp_path / "model.tflite", data=np.ones((2, 64), "f4"))
+    assert "saved_model.pb" in seen[0]
+    assert not [each for each in scratch.iterdir() if each.is_dir()]  # TensorFlow's own modules stay until its end
+    assert not (tmp_path / "model.tflite").exists()
+
+
+def test_without_any_temporary_folder_the_error_says_so(tmp_path, dense_net, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
+    with pytest.raises(ExportError, match=r"the temporary folder .*must be writable.*TMPDIR"):
+        export(dense_net, tmp_path / "model.tflite", data=np.ones((2, 64), "f4"))
+
+
+def test_one_model_is_exported_from_several_threads(tmp_path, scratch):
+    """Layers in mixed precision compute in float32 for as long as an export takes, and then as before."""
+    stack = [keras.Input((8,)), *(keras.layers.Dense(units, dtype="mixed_float16") for units in (16, 4))]
+    model, data = keras.Sequential(stack), np.random.default_rng(0).normal(size=(3, 8)).astype("f4")
+    inside = []
+    real = convert_module.make_dense
+
+    def slow(*arguments):
+        inside.append("in")
+        time.sleep(0.05)
+        made = real(*arguments)
+        inside.append("out")
+        return made
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(convert_module, "make_dense", slow)
+        with ThreadPoolExecutor(3) as pool:
+            done = [pool.submit(export, model, tmp_path / f"{i}.tflite", data=data) for i in range(3)]
+    assert all(each.result().verification.max_relative < 1e-4 for each in done)
+    assert inside == ["in", "out"] * 3
+    assert [layer.dtype_policy.name for layer in model.layers] == ["mixed_float16"] * 2
+    assert len({(tmp_path / f"{i}.tflite").read_bytes() for i in range(3)}) == 1
