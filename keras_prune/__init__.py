@@ -2,6 +2,7 @@
 
 from keras_prune import allocation, criteria, growth, patterns, schedules, structured
 from keras_prune.callbacks import DynamicPruning, GradientPruning, Pruning, PruningCallback, ThresholdPruning
+from keras_prune.hold import hold
 from keras_prune.layers import (
     Prunable,
     PrunableConv1D,
@@ -13,10 +14,10 @@ from keras_prune.layers import (
     PrunableLSTM,
     PrunableMultiHeadAttention,
 )
+from keras_prune.loading import load_model
 from keras_prune.oneshot import prune
 from keras_prune.report import Report, report
 from keras_prune.scope import Scope
-from keras_prune.state import load_model
 from keras_prune.step import L1, ClipGradients, Part
 from keras_prune.strip import strip
 from keras_prune.structured import StructuredPruning
@@ -47,6 +48,7 @@ __all__ = [
     "allocation",
     "criteria",
     "growth",
+    "hold",
     "load_model",
     "patterns",
     "prune",

@@ -17,12 +17,12 @@ import keras
 import typer
 
 from keras_prune.atomic import check_apart, check_writable, replaced
+from keras_prune.loading import load_model
 from keras_prune.oneshot import prune as prune_model
 from keras_prune.patterns import Block
 from keras_prune.plaintext import printable
 from keras_prune.report import report as report_model
 from keras_prune.scope import Scope
-from keras_prune.state import load_model
 from keras_prune.strip import strip as strip_model
 
 __all__ = ["app", "main"]
@@ -37,7 +37,10 @@ app = typer.Typer(
 FORMATS = (".keras", ".h5", ".hdf5")
 
 KerasFile = Annotated[
-    Path, typer.Argument(metavar="MODEL.keras", help="Loaded in safe mode: code in the file is not run.")
+    Path,
+    typer.Argument(
+        metavar="MODEL.keras", help="A .keras or .h5 file. Loaded in safe mode: code in the file is not run."
+    ),
 ]
 Out = Annotated[
     Path, typer.Argument(metavar="OUT.keras", help="Where to write: another file than the input, which stays as it is.")
@@ -87,7 +90,11 @@ def prune(
     exclude: Annotated[list[str] | None, typer.Option(help="A path, or regular expression, to leave out.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Prune a model by magnitude, without training, and write it; train it further to recover."""
+    """Prune a model by magnitude, without training, and write it.
+
+    Train it further to recover: load it with keras_prune.load_model, which holds its zeros, and call fit. Plain Keras
+    reads the file too, but a fit then fills the zeros in; keras_prune.hold(model) prevents that.
+    """
 
     def pruned(loaded: keras.Model) -> keras.Model:
         choices: dict[str, Any] = {"target": target, "allocation": allocation}

@@ -81,6 +81,8 @@ def prune(
             if new and not mask.zeros:
                 release(mask.target.variable)
         raise
+    # One that was compiled before would train without the masks.
+    model.train_function = None
     return model
 
 

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from keras import layers as kl
 from keras.saving import register_keras_serializable
 
+from keras_prune.keras2 import refuse_keras2
 from keras_prune.strategy import Strategy, fits
 
 __all__ = ["Layout", "Scope", "Skipped", "Survey", "Target", "check_scope"]
@@ -257,6 +258,7 @@ class Scope(Strategy):
             ValueError: the model is not built, a pattern matches no variable, or nothing is left to prune (with the
             reasons).
         """
+        refuse_keras2("Scope", model)
         if not isinstance(model, keras.Layer):
             raise TypeError(
                 f"The model must be a Keras model or layer. Received: {model!r} of type {type(model).__name__}. "

@@ -10,13 +10,10 @@ loads into a model that has them.
 from __future__ import annotations
 
 import contextlib
-import io
 import warnings
-import zipfile
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-import h5py
 import keras
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +24,7 @@ from keras.src.saving.keras_saveable import KerasSaveable
 
 from keras_prune.variables import dense, read
 
-__all__ = ["StepPart", "TrainingState", "innermost", "load_model", "strategy_scope"]
+__all__ = ["StepPart", "TrainingState", "innermost", "strategy_scope"]
 
 
 class StepPart(Protocol):
@@ -238,50 +235,3 @@ class TrainingState(KerasSaveable):
 
         optimizer.save_own_variables = save_own_variables
         optimizer.load_own_variables = load_own_variables
-
-
-def load_model(filepath: Any, **kwargs: Any) -> keras.Model:
-    """Load a `.keras` file with the pruning state in it: like `keras.saving.load_model`, for going on with a training.
-
-    `keras.saving.load_model` gives the model and the optimizer; masks are then rebuilt from the zeros when a callback
-    is attached. What zeros do not tell (sums of gradients, weights that learn while pruned, snapshots) is in the file
-    too, and this function brings it along, so that training goes on bit for bit as if it had never stopped.
-
-    Args:
-        filepath: a `.keras` file.
-        **kwargs: for `keras.saving.load_model`.
-
-    Raises:
-        ValueError: the file is not a whole `.keras` file.
-
-    Example:
-        >>> import tempfile
-        >>> import keras_prune as kp
-        >>> model = kp.prune(keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)]), 0.5)
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     model.save(f"{folder}/model.keras")
-        ...     kp.report(load_model(f"{folder}/model.keras")).sparsity
-        0.5
-    """
-    model = _load_whole(filepath, **kwargs)
-    _load_state_of_file(model, filepath)
-    return model
-
-
-def _load_whole(filepath: Any, **kwargs: Any) -> keras.Model:
-    if not zipfile.is_zipfile(filepath):
-        raise ValueError(
-            f"{str(filepath)!r} is not a whole .keras file: it is missing, truncated or of another format. "
-            "Take another copy, or the last checkpoint before it."
-        )
-    return keras.saving.load_model(filepath, **kwargs)
-
-
-def _load_state_of_file(model: keras.Model, filepath: Any) -> None:
-    with zipfile.ZipFile(filepath) as archive:
-        if "model.weights.h5" not in archive.namelist():
-            return
-        with h5py.File(io.BytesIO(archive.read("model.weights.h5")), "r") as weights:
-            group = weights.get("_pruning_state/vars")
-            if group is not None:
-                TrainingState.of(model).load_own_variables({key: np.asarray(group[key]) for key in group})

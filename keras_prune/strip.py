@@ -16,6 +16,7 @@ from keras.src.models.functional import Functional, functional_like_constructor
 from keras_prune.agreement import check_agreement
 from keras_prune.carrying import carry_attributes, carry_state
 from keras_prune.compiling import compile_like, known_objects
+from keras_prune.keras2 import refuse_keras2
 from keras_prune.layers import VARIANTS, MaskedLayer, Prunable
 from keras_prune.masks import MaskConstraint, mask_of
 from keras_prune.variables import read
@@ -67,6 +68,7 @@ def strip(model: keras.Model, *, into: keras.Model | None = None) -> keras.Model
         >>> type(plain.layers[0]).__name__, len(plain.weights)
         ('Dense', 2)
     """
+    refuse_keras2("strip", model)
     if not isinstance(model, keras.Model):
         raise TypeError(f"strip takes a keras.Model. Received: {model!r} of type {type(model).__name__}")
     if not model.built:

@@ -2,6 +2,7 @@
 
 import zipfile
 
+import h5py
 import keras
 import numpy as np
 import pytest
@@ -150,3 +151,129 @@ def test_damaged_files_are_refused(tmp_path, damage):
         path.write_bytes(content[: len(content) // 2] if damage == "truncated" else b"")
     with pytest.raises(ValueError, match=r"m\.keras' is not a whole \.keras file"):
         kp.load_model(path)
+
+
+def _parts(path):
+    with zipfile.ZipFile(path) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+def _write(path, parts, compression=zipfile.ZIP_STORED):
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for name, content in parts.items():
+            archive.writestr(name, content)
+    return path
+
+
+def _with_state(folder, change):
+    """A sound file whose state of pruning was changed by hand."""
+    path = folder / "m.keras"
+    kp.prune(make_model(), 0.5).save(path)
+    parts = _parts(path)
+    weights = folder / "weights.h5"
+    weights.write_bytes(parts["model.weights.h5"])
+    with h5py.File(weights, "r+") as file:
+        change(file, folder)
+    parts["model.weights.h5"] = weights.read_bytes()
+    return _write(path, parts)
+
+
+CHANGES = {
+    "external data": lambda f, d: f["_pruning_state/vars"].create_dataset(
+        "leak", (16,), "uint8", external=[(str(d / "secret"), 0, h5py.h5f.UNLIMITED)]
+    ),
+    "SoftLink": lambda f, d: f.__setitem__("_pruning_state/vars/leak", h5py.SoftLink("/layers/dense/vars/0")),
+    "ExternalLink": lambda f, d: f.__setitem__("_pruning_state/vars/leak", h5py.ExternalLink(str(d / "o.h5"), "/x")),
+    "virtual data": lambda f, d: _virtual(f, d),
+    "declares 3,000,000,000 elements": lambda f, d: f.create_dataset(
+        "_pruning_state/vars/big", (3_000_000_000,), "float32", chunks=(1000,), compression="gzip"
+    ),
+    "declares 1,000,000,000 elements": lambda f, d: f.create_dataset(
+        "_pruning_state/vars/chunk", (4,), "float32", maxshape=(None,), chunks=(10**9,), compression="gzip"
+    ),
+    "more than a training": lambda f, d: [
+        f.create_dataset(f"_pruning_state/vars/{i}", (60_000,), "float32", compression="gzip") for i in range(3)
+    ],
+    "is a Dataset where a Group": lambda f, d: _in_its_place(f),
+    "is a Group where a Dataset": lambda f, d: f.create_group("_pruning_state/vars/mask"),
+    "holds no numbers": lambda f, d: f.create_dataset("_pruning_state/vars/words", data=[b"a", b"b"]),
+}
+
+
+def _virtual(file, folder):
+    with h5py.File(folder / "other.h5", "w") as other:
+        other["x"] = np.arange(4)
+    layout = h5py.VirtualLayout((4,), "int64")
+    layout[:] = h5py.VirtualSource(str(folder / "other.h5"), "x", (4,))
+    file["_pruning_state/vars"].create_virtual_dataset("leak", layout)
+
+
+def _in_its_place(file):
+    del file["_pruning_state/vars"]
+    file["_pruning_state/vars"] = np.zeros(3)
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_the_state_in_a_file_reads_nothing_but_the_file(what, tmp_path):
+    (tmp_path / "secret").write_text("user:topsecret:0")
+    path = _with_state(tmp_path, CHANGES[what])
+    with pytest.raises(ValueError, match=rf"pruning state in the file is refused: .*{what}"):
+        kp.load_model(path)
+
+
+def _replaced(name, content):
+    return lambda path, parts: _write(path, {**parts, name: content})
+
+
+def _flipped(path, parts):
+    content = bytearray(path.read_bytes())
+    place = content.index(b"HDF") + 2000
+    content[place : place + 64] = bytes(64)
+    path.write_bytes(content)
+
+
+DAMAGES = {
+    "no configuration": lambda path, parts: _write(path, {"metadata.json": b"{}"}),
+    "no weights": lambda path, parts: _write(path, {n: c for n, c in parts.items() if "weights" not in n}),
+    "deep": _replaced("config.json", b"[" * 100_000 + b"]" * 100_000),
+    "a list": _replaced("config.json", b"[1, 2]"),
+    "no JSON": _replaced("config.json", b"{"),
+    "no text": _replaced("config.json", b"\xff\xfe\x00"),
+    "no HDF5": _replaced("model.weights.h5", b"nothing" * 9),
+    "half of HDF5": lambda path, parts: _write(
+        path, {**parts, "model.weights.h5": parts["model.weights.h5"][: len(parts["model.weights.h5"]) // 2]}
+    ),
+    "checksum": _flipped,
+    "bomb": lambda path, parts: _write(path, {**parts, "config.json": b" " * 60_000_000}, zipfile.ZIP_DEFLATED),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_archives_end_in_one_error(damage, tmp_path):
+    path = tmp_path / "m.keras"
+    make_model().save(path)
+    DAMAGES[damage](path, _parts(path))
+    with pytest.raises(ValueError, match=r"m\.keras' is damaged, or no Keras model: |Expected a model.weights.h5"):
+        kp.load_model(path)
+
+
+def test_a_file_of_keras_2_is_known_as_such(tmp_path):
+    path = tmp_path / "m.keras"
+    make_model().save(path)
+    parts = _parts(path)
+    config = b'{"class_name": "Nothing", "config": {}, "module": "keras", "registered_name": "Nothing"}'
+    _write(path, {**parts, "metadata.json": b'{"keras_version": "2.15.0"}', "config.json": config})
+    with pytest.raises(ValueError, match=r"written by Keras 2 \(tf_keras 2\.15\.0\).*copy the weights"):
+        kp.load_model(path)
+    with h5py.File(tmp_path / "m.h5", "w") as file:
+        file.attrs["keras_version"] = b"2.15.0"
+        file.attrs["model_config"] = config
+    with pytest.raises(ValueError, match=r"m\.h5' was written by Keras 2 \(tf_keras 2\.15\.0\)"):
+        kp.load_model(tmp_path / "m.h5")
+
+
+def test_hdf5_under_another_ending_is_said(tmp_path):
+    make_model().save(tmp_path / "m.h5")
+    (tmp_path / "m.h5").rename(tmp_path / "m.keras")
+    with pytest.raises(ValueError, match=r"is not a whole \.keras file, but HDF5 \(which is read by the ending \.h5\)"):
+        kp.load_model(tmp_path / "m.keras")

@@ -8,6 +8,7 @@ from typing import Any
 
 import keras
 
+from keras_prune.keras2 import refuse_keras2
 from keras_prune.layers.masking import MaskedLayer, Masks
 
 __all__ = ["Prunable"]
@@ -49,6 +50,7 @@ class Prunable(MaskedLayer, keras.layers.Wrapper):
     """
 
     def __init__(self, layer: keras.Layer, straight_through: bool = False, **kwargs: Any) -> None:
+        refuse_keras2("Prunable", layer)
         if isinstance(layer, keras.Layer):
             self._check_unmasked(layer)
             # Keras reads the signatures of `call` and `build` to find arguments and shapes: they are the layer's.

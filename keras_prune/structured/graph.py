@@ -9,6 +9,8 @@ from typing import Any
 import keras
 from keras import tree
 
+from keras_prune.keras2 import refuse_keras2
+
 __all__ = ["Graph", "Node", "Ref", "trace"]
 
 Shape = tuple[int | None, ...]
@@ -96,6 +98,7 @@ def trace(model: keras.Model, input_shape: Any = None, *, training: bool | None 
         >>> [node.path for node in trace(model).nodes]
         ['a', 'b']
     """
+    refuse_keras2("trace", model)
     function = _function_of(model)
     if function is not None:
         return _read(model, function.inputs, function.outputs, _ordered(function), "", {})

@@ -11,6 +11,8 @@ import numpy as np
 from rich import box
 from rich.table import Table
 
+from keras_prune.hold import is_held
+from keras_prune.keras2 import refuse_keras2
 from keras_prune.masks import MaskConstraint
 from keras_prune.samples import first_inputs
 from keras_prune.scope import Skipped
@@ -292,7 +294,9 @@ def _check(model: keras.Model, shares: Mapping[str, float | None], threshold: fl
 
 def _check_bare(model: keras.Model) -> None:
     """Refuse a model with masks: they would go, and what they hold at zero could come back."""
-    masked = [v.path for v in model.variables if isinstance(v.constraint, MaskConstraint)]
+    refuse_keras2("plan", model)
+    masks = [v for v in model.variables if isinstance(v.constraint, MaskConstraint)]
+    masked = [v.path for v in masks if not is_held(v.constraint)]
     if masked:
         raise ValueError(
             f"{model.name!r} has masks on {len(masked)} variables, the first {masked[0]!r}. Take them off first: "

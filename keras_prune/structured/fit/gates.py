@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from keras_prune.averages import all_optimizers
+from keras_prune.hold import is_held
 from keras_prune.masks import Mask, MaskConstraint, Writer, put_zeros
 from keras_prune.scope import Layout, Target
 from keras_prune.state import TrainingState, innermost, strategy_scope
@@ -104,13 +105,19 @@ class Gates:
         key = f"gate:{target.index}"
         ours = self.state.variables.get(key)
         constraint = target.variable.constraint
-        if isinstance(constraint, MaskConstraint) and constraint.mask is not ours and not is_gate(constraint):
+        held = constraint if is_held(constraint) else None
+        if isinstance(constraint, MaskConstraint) and not (held or constraint.mask is ours or is_gate(constraint)):
             raise ValueError(
                 f"{target.path!r} has a mask of another pruning, and gates need one of their own. Take it off first: "
                 "train kp.strip(model), or prune units before single weights."
             )
+        in_file = key in self.state.arrays
         variable = self.state.variable(key, target.variable.shape, "bool", True)
-        return Mask(target, variable)
+        mask = Mask(target, variable)
+        if held and not in_file:
+            # Zeros of single weights, under the gates. Held zeros of gates in a file are the gates themselves.
+            target.variable.constraint = MaskConstraint(variable, held)
+        return mask
 
     @property
     def restored(self) -> bool:

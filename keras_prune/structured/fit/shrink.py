@@ -11,6 +11,7 @@ import numpy as np
 from keras import layers as kl
 
 from keras_prune.averages import all_optimizers
+from keras_prune.hold import is_held
 from keras_prune.masks import MaskConstraint, mask_of
 from keras_prune.structured.groups import Analysis, Keep, analyse
 from keras_prune.structured.surgery.rewrite import rebuild
@@ -96,7 +97,8 @@ def is_gate(constraint: Any) -> bool:
 
 def refuse_masks(model: keras.Model, own: set[int]) -> None:
     """Refuse a model with masks other than these, by id of their variables: a smaller one would lose them."""
-    others = [v.path for v in model.variables if mask_of(v) is not None and id(v.constraint.mask) not in own]
+    masked = [v for v in model.variables if mask_of(v) is not None and not is_held(v.constraint)]
+    others = [v.path for v in masked if id(v.constraint.mask) not in own]
     if others:
         raise ValueError(
             f"{model.name!r} has masks of another pruning on {len(others)} variables, the first {others[0]!r}, which "

@@ -13,6 +13,7 @@ from keras import tree
 
 from keras_prune.carrying import carry_attributes, carry_state
 from keras_prune.compiling import compile_like, known_objects
+from keras_prune.hold import hold, is_held
 from keras_prune.strip import takes_graph
 from keras_prune.structured.graph import Graph, Node, Ref
 from keras_prune.structured.groups import Analysis, Copies, Keep, Units
@@ -70,7 +71,9 @@ def rebuild(
     model = _Rebuild(analysis, keep, factors, skip or {}, then or {}, owner).whole()
     if not then:
         check_rebuilt(owner, analysis, keep, model, skip=skip, inputs=inputs)
-    return model
+    # Zeros that were held stay so. A new layer is the identity at first, whose zeros are to be trained.
+    was_held = any(is_held(variable.constraint) for variable in analysis.graph.model.variables)
+    return hold(model) if was_held and not then else model
 
 
 class _Rebuild:
