@@ -267,7 +267,7 @@ class Scope(Strategy):
         if not model.weights and not model.built:
             raise ValueError(
                 f"{type(model).__name__} {model.name!r} has no weights yet, so there is nothing to prune. "
-                "Build it first: give it an Input, call it on a batch, or call model.build(input_shape)."
+                "Build it first: give it an Input, or call it on a batch."
             )
         targets: list[Target] = []
         skipped: list[Skipped] = []

@@ -74,7 +74,7 @@ def strip(model: keras.Model, *, into: keras.Model | None = None) -> keras.Model
     if not model.built:
         raise ValueError(
             f"strip: {type(model).__name__} {model.name!r} is not built, so there is nothing to copy. "
-            "Build it first: call it on a batch, or call model.build(input_shape)."
+            "Call it on a batch first."
         )
     if into is not None:
         return _filled(model, into, [(model, into)])

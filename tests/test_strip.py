@@ -397,3 +397,63 @@ def test_an_adapted_normalization_computes_with_the_copied_statistics():
     layer.adapt(x)
     model = keras.Sequential([keras.Input((4,)), layer, keras.layers.Dense(3)])
     np.testing.assert_array_equal(strip(model)(x), model(x))
+
+
+class Made(keras.Model):
+    """A functional model whose class makes its graph anew, with an input that it does not name."""
+
+    def __init__(self, activation="relu", **kwargs):
+        inputs = keras.Input((3,))
+        x = kl.Dense(4, activation=activation, name="a")(inputs)
+        super().__init__(inputs=inputs, outputs=kl.Dense(2, name="b")(x), **kwargs)
+
+    def get_config(self):
+        return {"name": self.name}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**config)
+
+
+class Unfaithful(keras.Model):
+    """Its configuration cannot make it again: the width is missing."""
+
+    def __init__(self, width, **kwargs):
+        inputs = keras.Input((3,))
+        super().__init__(inputs=inputs, outputs=kl.Dense(2)(kl.Dense(width)(inputs)), **kwargs)
+
+
+class Steps(Unfaithful):
+    def train_step(self, data):
+        return {"own": 1.0}
+
+
+X3 = np.random.default_rng(0).normal(size=(4, 3)).astype("float32")
+
+
+def test_a_class_that_makes_its_graph_anew_keeps_the_names_of_its_inputs():
+    model = Made()
+    bind(model)
+    outer_inputs = keras.Input((3,))
+    for one in (model, keras.Model(outer_inputs, model(outer_inputs))):
+        plain = strip(one)
+        assert [tensor.name for tensor in plain.inputs] == [tensor.name for tensor in one.inputs]
+        assert_equal_outputs(one, plain, X3)
+    assert type(strip(model)) is Made
+
+
+@pytest.mark.parametrize("make", [lambda: Unfaithful(5), lambda: Made("tanh")], ids=["no width", "other activation"])
+def test_a_class_that_cannot_be_made_again_is_copied_by_its_graph(make):
+    model = make()
+    bind(model)
+    plain = strip(model)
+    assert not isinstance(plain, (Made, Unfaithful))
+    assert_equal_outputs(model, plain, X3)
+    inputs = keras.Input((3,))
+    outer = keras.Model(inputs, model(inputs))
+    assert_equal_outputs(outer, strip(outer), X3)
+
+
+def test_steps_of_training_that_are_lost_are_named():
+    with pytest.warns(UserWarning, match="Steps 'steps' cannot be made again .* without its own train_step"):
+        strip(Steps(5))

@@ -112,7 +112,9 @@ def why_not_more(analysis: Analysis) -> str:
     """What to do about a target that cannot be met, and what stays, with the reasons."""
     shown = [f"{skipped.path} ({skipped.reason})" for skipped in analysis.skipped[:5]]
     more = len(analysis.skipped) - len(shown)
-    stays = "; ".join(shown or ["nothing else"]) + (f"; and {more} more" if more > 0 else "")
+    if not shown:
+        return "Ask for a larger share, or lower min_width or round_to; nothing else stays but one unit of each group."
+    stays = "; ".join(shown) + (f"; and {more} more" if more > 0 else "")
     return f"Ask for a larger share, lower min_width or round_to, or free layers; what stays, and why: {stays}"
 
 

@@ -157,3 +157,47 @@ def test_hands_off_outputs_and_last_units():
         remove(net(), {"x": [0]})
     with pytest.raises(ValueError, match=r"'a' has the outputs 0 to 15\. Received: 16"):
         remove(net(), {"a": [16]})
+
+
+def test_a_quantized_model_says_that_it_is():
+    model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(32), keras.layers.Dense(3)])
+    model.quantize("int8")
+    with pytest.raises(ValueError, match=r"what stays, and why: .*/?dense.* \(it is quantized \(int8\)\)"):
+        plan(model, params=0.5)
+
+
+@pytest.mark.parametrize(
+    "drop",
+    [
+        keras.layers.Flatten(name="left_out"),
+        keras.layers.Reshape((8, 8)),
+        keras.layers.Reshape((-1,)),
+        lambda x: keras.ops.squeeze(x, -1),
+        lambda x: keras.ops.reshape(x, (-1, 64)),
+        lambda x: keras.ops.reshape(x, (-1, 16, 4)),
+        lambda x: x[..., 0],
+        lambda x: keras.ops.max(x, -1),
+        lambda x: keras.ops.sum(x, -1),
+        lambda x: keras.ops.reshape(keras.ops.transpose(x, (0, 3, 1, 2)), (-1, 8, 8)),
+    ],
+    ids=str,
+)
+def test_an_axis_of_one_channel_may_be_left_out(drop):
+    inputs = keras.Input((8, 8, 3))
+    x = keras.layers.Conv2D(1, 1)(keras.layers.Conv2D(16, 3, padding="same", activation="relu")(inputs))
+    model = keras.Model(inputs, keras.layers.Dense(2)(keras.layers.Flatten()(drop(x))))
+    made = plan(model, flops=0.5)
+    assert made.apply().count_params() == made.after.params < made.before.params
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_reversible_embedding_need_not_be_reversed(tied, reverse):
+    ids = keras.Input((5,), dtype="int32")
+    layer = keras.layers.ReversibleEmbedding(10, 8, tie_weights=tied)
+    h = layer(ids)
+    model = keras.Model(ids, layer(h, reverse=True) if reverse else keras.layers.Dense(2)(h))
+    made = plan(model, params=0.7)
+    smaller = made.apply()
+    assert smaller.count_params() == made.after.params < made.before.params
+    assert {w.shape[-1 if w.shape[0] == 10 else 0] for w in smaller.layers[1].weights} == {smaller.layers[1].output_dim}

@@ -229,3 +229,32 @@ def test_a_mixed_model_is_compiled_alike_after_the_global_policy_was_reset():
     assert type(smaller.optimizer) is type(model.optimizer) is keras.optimizers.LossScaleOptimizer
     assert float(smaller.optimizer.dynamic_scale) == float(model.optimizer.dynamic_scale)
     assert smaller.get_layer("first").compute_dtype == "float16"
+
+
+class Wide(keras.Model):
+    """A functional model of a class that is not made from inputs and outputs."""
+
+    def __init__(self, width, **kwargs):
+        inputs = keras.Input((6,))
+        super().__init__(inputs=inputs, outputs=kl.Dense(3)(kl.Dense(width, name="a")(inputs)), **kwargs)
+
+
+class Inherits(Wide):
+    pass
+
+
+class Trained(keras.Model):
+    def train_step(self, data):
+        return {"own": 1.0}
+
+
+@pytest.mark.parametrize("kind", [Wide, Inherits])
+def test_a_class_that_makes_its_own_graph_gives_a_plain_functional_model(kind):
+    smaller = plan(kind(16), params=0.6).apply()
+    assert smaller.get_layer("a").units < 16
+    assert not isinstance(smaller, Wide)
+
+
+def test_a_class_that_is_made_from_inputs_and_outputs_is_kept():
+    inputs = keras.Input((6,))
+    assert type(plan(Trained(inputs, kl.Dense(3)(kl.Dense(16)(inputs))), params=0.6).apply()) is Trained
