@@ -240,7 +240,7 @@ class _Walk:
         leaves = tree.flatten(dict(effect.config))
         self._share(call, [Axis(leaf.labels) if isinstance(leaf, Width) else None for leaf in leaves])
         touched = any(entry is not None for dims in taken for entry in dims)
-        if reason and (touched or getattr(node.operation, "weights", ())):
+        if reason and (touched or bool(getattr(node.operation, "weights", None))):
             self.skipped.append(Skipped(node.path, reason))
         matching = {key for key in self.frozen if _names(key, node)}
         if matching:
