@@ -76,7 +76,7 @@ class PruningCallback(SteppedCallback[Session]):
 
     @property
     def sparsity(self) -> float:
-        """The share of weights in scope that are off now, a fraction in [0, 1)."""
+        """The share of weights in scope that are zero, counted in the weights as they are now, a fraction in [0, 1]."""
         return self._running().sparsity
 
     @property
@@ -99,6 +99,9 @@ class PruningCallback(SteppedCallback[Session]):
         )
 
     def _shown(self, session: Session) -> dict[str, float]:
+        return {"sparsity": session.off}
+
+    def _counted(self, session: Session) -> dict[str, float]:
         return {"sparsity": session.sparsity}
 
     def _too_late(self, session: Session, total: int, end: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from typing import Any
 
 import keras
@@ -9,11 +11,13 @@ import keras
 from keras_prune import statistics
 from keras_prune.callbacks import check_data
 from keras_prune.devices import Device, choose_tensors
+from keras_prune.hold import loose_zeros
 from keras_prune.masks import Mask, bind, mask_of, release
 from keras_prune.names import resolve_allocation, resolve_criterion, resolve_pattern
 from keras_prune.pruner import Recipe, Tensor, masks_at_sparsity
 from keras_prune.scope import Scope, Target
 from keras_prune.sensitivity import measure_curves, with_curves
+from keras_prune.session import NOTABLE
 from keras_prune.state import TrainingState, strategy_scope
 from keras_prune.strategy import check_fraction
 from keras_prune.variables import read
@@ -83,7 +87,18 @@ def prune(
         raise
     # One that was compiled before would train without the masks.
     model.train_function = None
+    _warn_of_loose_zeros(masks)
     return model
+
+
+def _warn_of_loose_zeros(masks: list[Mask]) -> None:
+    loose = sum(loose_zeros(mask.target.variable, mask.read()) for mask in masks)
+    if loose > NOTABLE * sum(math.prod(mask.target.variable.shape) for mask in masks):
+        warnings.warn(
+            f"prune: {loose:,} zeros more than asked for stand in the weights, and no mask holds them: a fit "
+            "fills them in. keras_prune.hold(model) keeps them.",
+            stacklevel=3,
+        )
 
 
 def _tensors(model: keras.Model, targets: tuple[Target, ...], masks: list[Mask], recipe: Recipe) -> list[Tensor]:

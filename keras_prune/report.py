@@ -14,8 +14,9 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from keras_prune.hold import loose_zeros
 from keras_prune.scope import Scope, Skipped
-from keras_prune.strip import effective_mask, strip
+from keras_prune.strip import effective_mask, strip, written_under
 from keras_prune.structured.counting import Count, Counts, count
 from keras_prune.tables import plain_lines
 from keras_prune.variables import read
@@ -53,12 +54,16 @@ class Row(Totals):
         kind: the class of the layer that holds it.
         shape: its shape, in Keras's order.
         masked: whether a mask holds its zeros, so that training cannot change them.
+        written: how many weights are not zero though the mask prunes them: something wrote to them.
+        loose: how many zeros no mask holds, so that training fills them in.
     """
 
     path: str
     kind: str
     shape: tuple[int, ...]
     masked: bool
+    written: int = 0
+    loose: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,7 +145,7 @@ class Report:
 
     def __str__(self) -> str:
         parts: list[Any] = [self._table()] if self.rows else [Text(f"{self.model}: no prunable tensor.")]
-        parts += self._left_out()
+        parts += self._masks() + self._left_out()
         parts += self._layers()
         return "\n".join(plain_lines(*parts, width=WIDTH)).strip("\n")
 
@@ -154,11 +159,30 @@ class Report:
         table.add_column("mask", no_wrap=True)
         for row in self.rows:
             shape = "x".join(str(size) for size in row.shape)
-            table.add_row(row.path, row.kind, shape, *_cells(row), "yes" if row.masked else "no")
+            table.add_row(row.path, row.kind, shape, *_cells(row), _mask(row))
         table.add_section()
         table.add_row(f"{len(self.rows)} prunable", "", "", *_cells(self.prunable), "")
         table.add_row("whole model", "", "", *_cells(self.whole), "")
         return table
+
+    def _masks(self) -> list[Text]:
+        """Which masks no longer hold, and which zeros have none."""
+        written = [row for row in self.rows if row.written]
+        loose = [row for row in self.rows if row.loose]
+        texts = []
+        if written:
+            number = sum(row.written for row in written)
+            texts.append(
+                f"No longer in force: the masks of {_some([row.path for row in written])}. {number:,} of the weights "
+                "that they prune are not zero: something wrote to them. The next training step puts them back at zero."
+            )
+        if loose:
+            number = sum(row.loose for row in loose)
+            texts.append(
+                f"Not held: {number:,} zeros of {_some([row.path for row in loose])}. Training fills them in; "
+                "keras_prune.hold(model) keeps them."
+            )
+        return [Text(text) for text in texts]
 
     def _left_out(self) -> list[Text]:
         return [Text(f"Left out: {_some(paths)}: {reason}.") for reason, paths in _by_reason(self.skipped).items()]
@@ -183,6 +207,10 @@ class Report:
             words += f" The peak of {total.peak:,} bytes is at {largest.path}."
         reasons = _by_reason(self._not_counted).items()
         return [table, Text(words), *(Text(f"MACs not known: {_some(paths)}: {reason}.") for reason, paths in reasons)]
+
+
+def _mask(row: Row) -> str:
+    return "broken" if row.written else "yes" if row.masked else "no"
 
 
 def _by_reason(skipped: Iterable[Skipped]) -> dict[str, list[str]]:
@@ -216,9 +244,10 @@ def _some(paths: list[str], most: int = 4) -> str:
 def report(model: keras.Layer, *, scope: Scope | None = None) -> Report:
     """Count the zeros of a built model, tensor by tensor; and parameters, MACs and memory, layer by layer.
 
-    What a layer computes with is counted: a weight under a wrapper's mask is zero, whatever its variable holds. A model
-    without prunable tensors has a report too, which says so, and why. Where the graph of a model cannot be seen, its
-    layers are not counted, and the report says why.
+    What a layer computes with is counted: the weights as they are, and zero under a wrapper's mask. A mask whose
+    weights something has written to is named, and so are zeros that no mask holds. A model without prunable tensors has
+    a report too, which says so, and why. Where the graph of a model cannot be seen, its layers are not counted, and the
+    report says why.
 
     Layers are counted as `keras_prune.structured.count` does, on the model without masks. Peak activation memory is
     that of an executor that runs calls in the topological order of the graph, gives each a result of its own, and frees
@@ -241,7 +270,7 @@ def report(model: keras.Layer, *, scope: Scope | None = None) -> Report:
         (8, 24)
     """
     survey = (scope or Scope()).survey(model, may_be_empty=True)
-    masks = effective_mask(model)
+    masks, held = effective_mask(model, bound=False), effective_mask(model)
     rows = tuple(
         Row(
             weights=math.prod(target.variable.shape),
@@ -249,7 +278,9 @@ def report(model: keras.Layer, *, scope: Scope | None = None) -> Report:
             path=target.path,
             kind=type(target.layer).__name__,
             shape=tuple(target.variable.shape),
-            masked=id(target.variable) in masks,
+            masked=id(target.variable) in held,
+            written=written_under(target.variable, masks.get(id(target.variable))),
+            loose=loose_zeros(target.variable, held.get(id(target.variable))),
         )
         for target in survey.targets
     )

@@ -20,6 +20,7 @@ from keras import ops
 from keras_prune import statistics
 from keras_prune.criteria import FROM_TRAINING
 from keras_prune.devices import Device, choose_tensors
+from keras_prune.hold import loose_zeros
 from keras_prune.masks import Mask, Writer, bind, select
 from keras_prune.pruner import Recipe, Tensor, masks_at_sparsity, masks_at_threshold, off_in_units
 from keras_prune.schedules import Schedule
@@ -32,7 +33,10 @@ from keras_prune.stepping import SteppedSession, synchronise
 from keras_prune.sums import TrainingSums
 from keras_prune.variables import read
 
-__all__ = ["Session"]
+__all__ = ["NOTABLE", "Session"]
+
+NOTABLE = 0.01
+"""From this share of the weights on, zeros that are lost, or that nothing holds, are worth a warning."""
 
 
 class Session(SteppedSession):
@@ -93,6 +97,7 @@ class Session(SteppedSession):
         grows_hidden = bool(self.recipe.growth and self.recipe.growth.keeps_learning)
         self._masks = [bind(target, self._state, hold=not grows_hidden) for target in self.targets]
         self._write = Writer(self._masks)
+        self._loose = [0] * len(self._masks)
         self._hidden: dict[int, tuple[keras.Variable, keras.Variable]] = {}
         self._sums = self._attach_sums()
         self._restarting: list[Mask] = []
@@ -148,8 +153,23 @@ class Session(SteppedSession):
 
     @property
     def sparsity(self) -> float:
-        """The share of the targets' weights that are off, a fraction in [0, 1)."""
+        """The share of the targets' weights that are zero, counted now, a fraction in [0, 1]."""
+        synchronise(self.model)
+        return sum(self._zeros()) / self._size
+
+    @property
+    def off(self) -> float:
+        """The share of the targets' weights that masks have off, as known from their last change, without a look."""
         return sum(mask.zeros for mask in self._masks) / self._size
+
+    def _zeros(self) -> list[int]:
+        """How many weights of each target are zero for the layer that computes with them."""
+        found = []
+        for mask in self._masks:
+            zero = read(mask.target.variable) == 0
+            wrapped = mask.target.mask
+            found.append(int(np.count_nonzero(zero if wrapped is None else zero | (read(wrapped) == 0))))
+        return found
 
     @property
     def last_step(self) -> int:
@@ -158,6 +178,9 @@ class Session(SteppedSession):
 
     def _take_up(self) -> None:
         self._resume()
+        zeros = zip(self._masks, self._zeros(), strict=True)
+        # Zeros that were there without a mask: they may be lost, and that is said at the end.
+        self._loose = [loose_zeros(m.target.variable, m.read()) and number for m, number in zeros]
         for mask in self._masks:
             mask.guard()
 
@@ -180,8 +203,19 @@ class Session(SteppedSession):
                 mask.hold()
             # The optimizer may have written averages over the weights at the end.
             mask.apply()
+        self._warn_of_lost_zeros()
         self.abandon()
         return 0
+
+    def _warn_of_lost_zeros(self) -> None:
+        lost = sum(max(0, before - now) for before, now in zip(self._loose, self._zeros(), strict=True) if before)
+        if lost > NOTABLE * self._size:
+            warnings.warn(
+                f"{_name(self.owner)}: {lost:,} of {sum(self._loose):,} zeros that the weights had before training "
+                "are gone, since no mask held them. Was the model pruned, and then copied or loaded by plain Keras? "
+                "keras_prune.hold(model) before fit, or keras_prune.load_model, keeps them.",
+                stacklevel=4,
+            )
 
     def settle(self) -> int:
         """Put pruned weights that something wrote to after `finish` back at zero; return how many there were."""
@@ -322,7 +356,7 @@ class Session(SteppedSession):
 
     def _has_reached(self, target: float) -> bool:
         """Whether so many units are off already. Where masks are finer than the pattern, more weights are."""
-        if target > self.sparsity:
+        if target > self.off:
             return False
         if self._units_off is None:
             off = [off_in_units(m.target.path, m.read(), m.target.layout, self.recipe) for m in self._masks]

@@ -204,6 +204,10 @@ class SteppedCallback(keras.callbacks.Callback, Generic[Running]):
     def _shown(self, session: Running) -> dict[str, float]:
         """Return what is shown beside the loss."""
 
+    def _counted(self, session: Running) -> dict[str, float]:
+        """Return the same for the history, where it may take a look at the weights."""
+        return self._shown(session)
+
     @abstractmethod
     def _too_late(self, session: Running, total: int, end: str) -> str:
         """Return what is said of a session whose last step lies after the end of training, at step `total`.
@@ -289,7 +293,7 @@ class SteppedCallback(keras.callbacks.Callback, Generic[Running]):
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Record how far it is in the history."""
         if logs is not None:
-            logs.update(self._shown(self._running()))
+            logs.update(self._counted(self._running()))
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Leave exact zeros behind, held against callbacks that end later, as those that restore weights do."""

@@ -21,7 +21,7 @@ from keras_prune.layers import VARIANTS, MaskedLayer, Prunable
 from keras_prune.masks import MaskConstraint, mask_of
 from keras_prune.variables import read
 
-__all__ = ["effective_mask", "strip", "takes_graph"]
+__all__ = ["effective_mask", "strip", "takes_graph", "written_under"]
 
 MaskArray = npt.NDArray[np.bool_]
 
@@ -114,8 +114,12 @@ def _warn_reduced(model: Any) -> None:
         )
 
 
-def effective_mask(model: keras.Layer) -> dict[int, MaskArray]:
-    """Return the mask of each masked variable by the variable's id, whether it is bound as a constraint or in a layer.
+def effective_mask(model: keras.Layer, *, bound: bool = True) -> dict[int, MaskArray]:
+    """Return the mask of each masked variable by the variable's id.
+
+    Args:
+        model: built.
+        bound: also the masks that act in training only, on the variable; without them it is what layers compute with.
 
     Raises:
         ValueError: one kernel stands under two layers whose masks differ, so it is not one tensor with zeros.
@@ -129,11 +133,25 @@ def effective_mask(model: keras.Layer) -> dict[int, MaskArray]:
                     f"{kernel.path} stands under two layers whose masks differ, so it has no one set of zeros. "
                     "Wrap the layer once and use the wrapper in both places."
                 )
-    for variable in model.weights:
+    for variable in model.weights if bound else ():
         mask = mask_of(variable)
         if mask is not None:
             found[id(variable)] = mask & found.get(id(variable), np.True_)
     return found
+
+
+def written_under(variable: keras.Variable, computed: MaskArray | None = None) -> int:
+    """Return how many weights are not zero though a mask on the variable has them off: something wrote to them.
+
+    Args:
+        variable: a kernel.
+        computed: the mask of the layer that computes with it, or None.
+    """
+    mask = mask_of(variable)
+    if mask is None:
+        return 0
+    off = ~mask if computed is None else ~mask & computed
+    return int(np.count_nonzero(read(variable)[off]))
 
 
 class _Copier:
@@ -345,10 +363,24 @@ def _sources(model: keras.Layer) -> list[keras.Variable]:
 
 
 def _copy_weights(model: keras.Model, plain: keras.Model) -> None:
-    """Copy the weights in order, pruned ones as +0.0, and the constraints that were set on variables by hand."""
-    masks = effective_mask(model)
+    """Copy the weights that the model computes with, and the constraints that were set on variables by hand."""
+    masks = effective_mask(model, bound=False)
+    written = [(v.path, written_under(v, masks.get(id(v)))) for v in _sources(model)]
+    lost = [path for path, number in written if number]
+    if lost:
+        warnings.warn(
+            f"strip: the masks of {len(lost)} variables no longer hold, the first {lost[0]!r}: "
+            f"{sum(number for _, number in written):,} of the weights that they prune are not zero, since something "
+            "wrote to them. The result has the weights as they are, and answers as the model does. For zeros, prune "
+            "again, or train on: a training step puts them back.",
+            stacklevel=4,
+        )
     for source, target in zip(_sources(model), plain.weights, strict=True):
-        value, mask = read(source), masks.get(id(source))
+        value, mask, bound = read(source), masks.get(id(source)), mask_of(source)
+        if bound is not None:
+            value = np.where(
+                bound | (value != 0), value, np.zeros((), value.dtype)
+            )  # +0.0, whatever a user has written
         target.assign(value if mask is None else np.where(mask, value, np.zeros((), value.dtype)))
         constraint = source.constraint
         while isinstance(constraint, MaskConstraint):

@@ -180,3 +180,39 @@ def test_models_of_keras_2_are_known_as_such(pruned):
     for call in calls:
         with pytest.raises(TypeError, match=r"Keras 2 \(tf_keras\).*copy the weights"):
             call(model)
+
+
+def test_what_is_said_is_counted_in_the_weights(tmp_path):
+    model = make_model()
+    pruning = kp.Pruning(kp.schedules.OneShot(0.75, step=0))
+    fit(model, pruning)
+    assert pruning.sparsity == kp.report(model).sparsity == model.history.history["sparsity"][0] == 82 / 110
+    assert all(row.masked and not row.written and not row.loose for row in kp.report(model).rows)
+    weights = [np.ones_like(w) for w in model.get_weights()]
+    model.set_weights(weights)
+    result = kp.report(model)
+    assert pruning.sparsity == result.sparsity == 0.0
+    assert sum(row.written for row in result.rows) == 82
+    assert "No longer in force: the masks of" in str(result)
+    assert "82 of the weights" in " ".join(str(result).split())
+    with pytest.warns(UserWarning, match=r"strip: the masks of 2 variables no longer hold.*: 82 of the weights"):
+        plain = kp.strip(model)
+    np.testing.assert_array_equal(plain(X), model(X))
+    assert zeros(fit(model)) == 82, "the next step puts them back at zero"
+    assert kp.report(kp.strip(model)).rows[0].loose > 0
+    assert "Not held: 82 zeros" in str(kp.report(kp.strip(model)))
+
+
+def test_zeros_that_a_callback_fills_in_are_said(pruned):
+    late = kp.schedules.OneShot(0.25, step=3)
+    model = kp.strip(pruned)
+    with pytest.warns(UserWarning, match=r"Pruning: 54 of 82 zeros that the weights had before training are gone"):
+        fit(model, kp.Pruning(late))
+    assert zeros(model) == 28
+    held = kp.hold(kp.strip(pruned))
+    assert zeros(fit(held, kp.Pruning(late))) == 82
+
+
+def test_zeros_beyond_what_prune_was_asked_for_are_said(pruned):
+    with pytest.warns(UserWarning, match=r"prune: 54 zeros more than asked for .*keras_prune\.hold"):
+        kp.prune(kp.strip(pruned), 0.25)

@@ -62,6 +62,8 @@ def test_to_dict_is_json_and_complete():
         "nonzero": 9,
         "sparsity": 0.25,
         "masked": True,
+        "written": 0,
+        "loose": 0,
     }
     assert read_back["prunable"] == {"weights": 20, "nonzero": 15, "sparsity": 0.25}
     assert read_back["whole"]["weights"] == 26
