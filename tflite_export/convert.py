@@ -34,6 +34,7 @@ from tflite_export.quantize import (
     check_tolerance,
     resolve_number_type,
 )
+from tflite_export.readers import unreadable_by
 from tflite_export.reference import Reference
 from tflite_export.report import ExportReport, Size
 from tflite_export.runtime import Session
@@ -187,6 +188,7 @@ def export(
         changes=dense.changes,
         sparse_run=sparse_run,
         micro=micro,
+        unreadable_by=unreadable_by(content),
     )
 
 

@@ -195,11 +195,9 @@ def _fit(array: NDArray[Any], spec: InputSpec, samples: int) -> NDArray[Any]:
 
 
 def _lossy(array: NDArray[Any], spec: InputSpec) -> ExportError:
+    way_out = f"Cast it to {spec.dtype}." if array.dtype.kind in "fiub" else "Give numbers: a .tflite reads no text."
     return ExportError(
-        f"data for input '{spec.name}'",
-        f"must convert to {spec.dtype} without loss",
-        array.dtype.name,
-        f"Cast it to {spec.dtype}.",
+        f"data for input '{spec.name}'", f"must convert to {spec.dtype} without loss", array.dtype.name, way_out
     )
 
 

@@ -91,20 +91,30 @@ class Inspection:
     @property
     def summary(self) -> str:
         """What it comes to, as one line."""
+        kernels = [weight for weight in self.weights if weight.encoding in ("1x4 blocks", "1x16 blocks", "CSR")]
+        if not kernels or self.target == "mcu":
+            return f"'{self.target}': {self._inference()}"
+        zeros = sum(weight.sparsity * prod(weight.shape) for weight in kernels)
+        share = zeros / sum(prod(weight.shape) for weight in kernels)
+        several = f"{len(kernels)} weight{'s' * (len(kernels) != 1)}"
+        return f"'{self.target}': sparse kernels of Dense layers read {several}, {share:.0%} zero; {self._inference()}"
+
+    def _inference(self) -> str:
+        """Return what sparse inference, of 1x1 convolutions, comes to."""
         if self.runs_sparse:
             on = [cluster for cluster in self.clusters if cluster.on]
             zeros, weights = sum(c.zeros for c in on), sum(c.weights for c in on)
             nodes = sum(len(cluster.nodes) for cluster in on)
             return (
-                f"'{self.target}': sparse inference of {nodes} of {len(self.operators)} operators, "
+                f"sparse inference of {nodes} of {len(self.operators)} operators, "
                 f"{zeros / max(weights, 1):.0%} of their 1x1 weights zero"
                 + (", BUT THE ANSWER IS WRONG" if self.dangers else "")
             )
         if self.clusters:
             largest = max(self.clusters, key=lambda cluster: cluster.weights)
             why = f"XNNPACK has none there, though {largest.reason}" if largest.on else largest.reason
-            return f"'{self.target}': no sparse inference: {why}"
-        return f"'{self.target}': no sparse inference: {self._obstacles()}"
+            return f"no sparse inference: {why}"
+        return f"no sparse inference: {self._obstacles()}"
 
     def _obstacles(self) -> str:
         """Return the cures that are wanted, each with the number of operators that want it."""

@@ -12,6 +12,7 @@ from rich.table import Table
 from keras_prune.plaintext import printable
 from keras_prune.tables import plain_text
 from tflite_export.plan import PlanLine
+from tflite_export.readers import Unreadable
 from tflite_export.rewrites.rewrite import Change
 from tflite_export.tflm.mcu import MicroReport
 from tflite_export.verify import Verification
@@ -61,6 +62,7 @@ class ExportReport:
         quantize: Its number type; None is float32.
         changes: What exact rewrites changed in the model.
         sparse_run: What came of running it where sparse kernels are on; None where no sparse kernel would read it.
+        unreadable_by: Runtimes that cannot read the file, each with its reason.
         micro: What TensorFlow Lite Micro needs for it, of a file for microcontrollers.
     """
 
@@ -75,6 +77,7 @@ class ExportReport:
     changes: tuple[Change, ...] = ()
     sparse_run: str | None = None
     micro: MicroReport | None = None
+    unreadable_by: tuple[Unreadable, ...] = ()
 
     def __str__(self) -> str:
         """Return the report as a table."""
@@ -123,6 +126,7 @@ class ExportReport:
             *self._rewrites(),
             *([str(self.micro)] if self.micro else []),
             *self.notes,
+            *map(str, self.unreadable_by),
         ]
         return printable(render(table) + "\n".join(footer))
 
@@ -154,6 +158,7 @@ class ExportReport:
             "changes": [dict(vars(change)) for change in self.changes],
             "micro": self.micro.to_dict() if self.micro else None,
             "notes": list(self.notes),
+            "unreadable_by": {each.runtime: each.reason for each in self.unreadable_by},
         }
 
 

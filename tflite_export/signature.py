@@ -66,6 +66,14 @@ def signature_of(model: keras.Model, data: Any = None) -> Signature:
     if inputs:
         structure = inputs[0] if isinstance(model, keras.Sequential) else model.input
         leaves = keras.tree.flatten(structure)
+        for leaf in leaves:
+            if leaf.dtype == "string":
+                raise ExportError(
+                    f"input '{leaf.name}' of model '{model.name}'",
+                    "must hold numbers: TFLite has no kernels for text",
+                    leaf.dtype,
+                    "Export the part of the model behind the layers that read text, and give it their ids.",
+                )
         specs = [
             InputSpec(_name(leaf.name, i), tuple(leaf.shape[1:]), keras.backend.standardize_dtype(leaf.dtype))
             for i, leaf in enumerate(leaves)

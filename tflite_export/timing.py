@@ -349,8 +349,36 @@ def matching_names(sessions: Sequence[Runnable], what: str) -> list[list[str]]:
                 names,
                 "Compare files of one model.",
             )
+        for name, place in zip(names, first, strict=True):
+            wanted, found = _form(sessions[0], what, place), _form(session, what, name)
+            if what == "inputs" and not _agree(wanted, found):
+                raise ExportError(
+                    f"{session.subject}, input '{name}'",
+                    f"must take what the first file's '{place}' takes, {_said(wanted)}",
+                    _said(found),
+                    "Compare files of one model, of one number type of inputs.",
+                )
         matching.append(names)
     return matching
+
+
+def _form(session: Runnable, what: str, name: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Return sizes without the batch, -1 where free, and type."""
+    detail = getattr(session, what)[name]
+    return tuple(int(size) for size in detail["shape_signature"][1:]), np.dtype(detail["dtype"])
+
+
+def _agree(wanted: tuple[tuple[int, ...], np.dtype[Any]], found: tuple[tuple[int, ...], np.dtype[Any]]) -> bool:
+    """Return whether one array fits both inputs; whole numbers of another type are another quantization's."""
+    sizes = len(wanted[0]) == len(found[0]) and all(
+        a == b or -1 in (a, b) for a, b in zip(wanted[0], found[0], strict=True)
+    )
+    return sizes and wanted[1].kind == found[1].kind
+
+
+def _said(form: tuple[tuple[int, ...], np.dtype[Any]]) -> str:
+    sizes = ("batch", *("any" if size < 0 else str(size) for size in form[0]))
+    return f"{form[1].name} of ({', '.join(sizes)})"
 
 
 def feeds_for(session: Runnable, names: list[str], batch: int, data: Any) -> list[NDArray[Any]]:

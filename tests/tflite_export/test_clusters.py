@@ -101,17 +101,17 @@ REFUSED = {
     "1x1 padded": (lambda n, x: n.conv(n.pad(x, 1, 1, 1, 1), 8), "1x1 convolution with padding", "no padding"),
     "groups": (lambda n, x: n.conv(x, 8, groups=2), "grouped", "groups=1"),
     "dilated": (lambda n, x: n.depthwise(x, dilation=2), "dilated", "dilation_rate=1"),
-    "dw same": (lambda n, x: n.depthwise(x, stride=2), "padding 'same' at stride 2", "mirror=True"),
+    "dw same": (lambda n, x: n.depthwise(x, stride=2), "padding 'same' at stride 2", "whose mirror"),
     "dw valid": (lambda n, x: n.depthwise(x, padding="VALID"), "no padding: 1 on each", "ZeroPadding2D(1)"),
     "dw corner": (
         lambda n, x: n.depthwise(n.pad(x, 0, 1, 0, 1), stride=2, padding="VALID"),
         PAD.format("((0,1),(0,1))", 1),
-        "mirror=True",
+        "whose mirror",
     ),
     "dw 5x5 corner": (
         lambda n, x: n.depthwise(n.pad(x, 1, 2, 1, 2), kernel=5, stride=2, padding="VALID"),
         PAD.format("((1,2),(1,2))", 2),
-        "mirror=True",
+        "whose mirror",
     ),
     "dw odd pad": (
         lambda n, x: n.depthwise(n.pad(x, 2, 1, 1, 1), padding="VALID"),
@@ -176,8 +176,16 @@ def test_what_xnnpack_takes_is_eligible(case):
 @pytest.mark.parametrize(
     ("make", "rule", "cure"),
     [
-        (lambda n: n.conv(n.x, 8, kernel=3, stride=2, padding="SAME"), "padding 'same' at stride 2", "mirror=True"),
-        (lambda n: n.conv(n.pad(n.x, 0, 1, 0, 1), 8, kernel=3, stride=2), "((0,1),(0,1))", "mirror=True"),
+        (
+            lambda n: n.conv(n.x, 8, kernel=3, stride=2, padding="SAME"),
+            "padding 'same' at stride 2",
+            "whose mirror",
+        ),
+        (
+            lambda n: n.conv(n.pad(n.x, 0, 1, 0, 1), 8, kernel=3, stride=2),
+            "((0,1),(0,1))",
+            "whose mirror",
+        ),
         (lambda n: n.conv(n.x, 8, kernel=3, stride=2), "no padding", "ZeroPadding2D(1)"),
         (lambda n: n.conv(n.pad(n.x, 1, 1, 1, 1), 8, kernel=3), "the first convolution has stride 1", "strides=2"),
     ],

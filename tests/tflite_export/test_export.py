@@ -312,3 +312,56 @@ def test_another_backend_is_refused(tmp_path, dense_net, monkeypatch):
 def test_an_unbuilt_model_is_refused(tmp_path):
     with pytest.raises(ExportError, match=r"must be built before it is exported"):
         export(TwoInputs(), tmp_path / "model.tflite", data=np.ones((1, 64)))
+
+
+def test_runtimes_that_cannot_read_the_file_are_named(dense_net, zero_out, tmp_path):
+    def unreadable(model, **arguments):
+        x = np.ones((2, *model.inputs[0].shape[1:]), "float32")
+        report = export(model, tmp_path / "m.tflite", data=x, **arguments)
+        assert report.to_dict()["unreadable_by"] == {each.runtime: each.reason for each in report.unreadable_by}
+        assert all(str(each) in str(report) for each in report.unreadable_by)
+        return {each.runtime: each.reason for each in report.unreadable_by}
+
+    found = unreadable(dense_net)
+    assert list(found) == ["OpenVINO", "LiteRT.js", "TensorFlow Lite Micro"]
+    assert found["OpenVINO"].endswith("is stored in blocks, and it takes dense weights and single zeros")
+    assert "'serving_default_x:0' has a free size" in found["LiteRT.js"]
+    assert list(unreadable(dense_net, batch_size=1)) == ["OpenVINO", "TensorFlow Lite Micro"]
+    image = keras.Input((8, 8, 16), batch_size=1)
+    single = zero_out(keras.Model(image, layers.Conv2D(64, 3)(image)))
+    assert list(unreadable(single, optimize="size")) == ["Vela (Ethos-U)", "TensorFlow Lite Micro"]
+    assert unreadable(keras.Sequential([keras.Input((8,), batch_size=1), layers.Dense(4)])) == {}
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda: functional((8,), layers.Lambda(lambda x: keras.ops.argmax(x, -1))),
+            r"Received: none for BitwiseAnd of '.*'\. Write that part with other operations",
+        ),
+        (
+            lambda: functional((None, None, 3), layers.UpSampling2D(interpolation="bilinear")),
+            r"symbolic `tf.Tensor` as a Python `bool`.*Give numbers in place of the free sizes .*shapes=",
+        ),
+        (
+            lambda: keras.Sequential([keras.Input((8,)), layers.Dense(4, name="größe")]),
+            r"'größe' is not a valid scope name.*Name layers with ASCII",
+        ),
+    ],
+    ids=["operator", "free size", "name"],
+)
+def test_the_converters_reason_and_a_way_out_that_can_be_taken(make, message, tmp_path):
+    model = make()
+    x = np.ones((1, *(size or 8 for size in model.inputs[0].shape[1:])), "float32")
+    with pytest.raises(ExportError, match=message) as caught:
+        export(model, tmp_path / "m.tflite", data=x)
+    assert not {"batch_size=1", "Exception encountered", "\x1b"} & set(str(caught.value).split())
+    assert "loc(" not in str(caught.value)
+
+
+def test_text_is_no_input(tmp_path):
+    text = keras.Input((1,), dtype="string", name="words")
+    model = keras.Model(text, layers.Hashing(4)(text))
+    with pytest.raises(ExportError, match=r"'words' of model .*: must hold numbers.* Received: string\. Export the"):
+        export(model, tmp_path / "m.tflite", data=np.array([["a"]]))

@@ -9,10 +9,11 @@ from ai_edge_litert import schema_py_generated as schema
 from keras import layers
 
 from tests.tflite_export.graphs import Net
-from tflite_export import ExportError, FlatbufferError
+from tflite_export import ExportError, FlatbufferError, export
 from tflite_export.encoding import encode_blocks
 from tflite_export.file import flatbuffer
 from tflite_export.inspection import inspect
+from tflite_export.xnnpack.nchw import MIRRORED
 
 DEVICES = ("android", "ios", "arm64", "web", "x86", "mcu")
 
@@ -81,7 +82,7 @@ def test_a_file_that_is_wrong_on_a_phone_says_so():
     found = inspect(made.content(made.mean(made.block(made.depthwise(x, stride=2)))))
     assert found.summary.endswith("BUT THE ANSWER IS WRONG")
     assert "WRONG where sparse kernels exist: #4 CONV_2D" in str(found)
-    assert "Cure: mirror=True." in " ".join(str(found).split())
+    assert "Cure: an export of the Keras model, whose mirror" in " ".join(str(found).split())
 
 
 def test_other_encodings_are_named():
@@ -136,8 +137,8 @@ def model():
 def test_a_model_is_told_as_if_its_zeros_were_stored_sparse(model):
     found = inspect(model)
     assert found.subject == "model 'small'"
-    assert (found.operators[0].rule, found.operators[0].cure) == ("padding 'same' at stride 2", "mirror=True")
-    assert found.summary == "'android': no sparse inference: cured by mirror=True (1 operator)"
+    assert (found.operators[0].rule, found.operators[0].cure) == ("padding 'same' at stride 2", MIRRORED)
+    assert found.summary == f"'android': no sparse inference: cured by {MIRRORED} (1 operator)"
     weight = next(weight for weight in found.weights if weight.shape == (8, 1, 1, 8))
     assert (weight.encoding, weight.sparsity) == ("dense", pytest.approx(57 / 64))
 
@@ -184,3 +185,10 @@ def test_what_is_no_tflite_is_refused_by_name(tmp_path):
         inspect(tmp_path / "model.tflite")
     with pytest.raises(ExportError, match=r"must be a readable file"):
         inspect(str(tmp_path / "none.tflite"))
+
+
+@pytest.mark.parametrize(("target", "said"), [("x86", True), ("android", True), ("mcu", False)])
+def test_the_summary_counts_what_sparse_kernels_of_dense_layers_read(dense_net, tmp_path, target, said):
+    export(dense_net, tmp_path / "m.tflite", data=np.ones((2, 64), "float32"))
+    summary = inspect(tmp_path / "m.tflite", target=target).summary
+    assert ("sparse kernels of Dense layers read 2 weights, 90% zero; no sparse inference: " in summary) == said

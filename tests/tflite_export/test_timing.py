@@ -218,3 +218,23 @@ def test_a_difference_is_a_share_of_the_scale_and_never_nan():
     assert difference([zeros], [ones]) == 1.0
     assert difference([ones], [np.array([1.0, np.nan, 1.0])]) == float("inf")
     assert difference([ones], [np.ones((3, 1))]) == float("inf")
+
+
+@pytest.mark.parametrize(
+    ("other", "received"),
+    [
+        (lambda: keras.Input((6,)), r"float32 of \(batch, 6\)"),
+        (lambda: keras.Input((5, 1)), r"float32 of \(batch, 5, 1\)"),
+        (lambda: keras.Input((5,), dtype="int32"), r"int32 of \(batch, 5\)"),
+    ],
+)
+def test_files_of_other_inputs_are_refused_before_they_run(other, received, tmp_path):
+    paths = []
+    for number, x in enumerate((keras.Input((5,)), other())):
+        model = keras.Model(x, layers.Rescaling(2.0)(x))
+        paths.append(tmp_path / f"{number}.tflite")
+        export(model, paths[-1], data=np.ones((2, *x.shape[1:]), x.dtype))
+    with pytest.raises(
+        ExportError, match=r"must take what the first file's .* takes, float32 of \(batch, 5\).*" + received
+    ):
+        benchmark(*paths, rounds=1)

@@ -175,7 +175,7 @@ class WebSession:
                 self.subject,
                 f"LiteRT.js must {header['do']} it",
                 "; ".join([answer["error"], *self.said]),
-                "Export the model again with target='web', or with batch_size=1.",
+                "Export the model again, with target='web'.",
             )
         return answer, out
 

@@ -157,7 +157,7 @@ def check_structure(model: Any, subject: str = "the file") -> None:
                     f"tensor '{tensor_name(tensor)}' of {subject}",
                     "TensorFlow Lite Micro knows fixed shapes only",
                     [int(size) for size in signature],
-                    "Export with batch_size=1, and give the other sizes of the inputs.",
+                    "Export with target='mcu', or fix the sizes: batch_size=1, shapes={...}.",
                 )
 
 

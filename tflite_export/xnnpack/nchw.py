@@ -53,6 +53,8 @@ UNARY = frozenset(
     }
 )
 """Operators of one input that the delegate takes."""
+MIRRORED = "an export of the Keras model, whose mirror does away with it once more than 2/3 of the weights are zero"
+"""What to do about padding that an exact rewrite makes symmetric: :mod:`tflite_export.rewrites.mirror`."""
 CURES = MappingProxyType(
     {
         "AVERAGE_POOL_2D": "GlobalAveragePooling2D where it covers the whole map, else a depthwise convolution",
@@ -249,7 +251,7 @@ def _padded(
         # XNNPACK keeps 'same' as a flag at stride 2, and looks at explicit padding only.
         if max(stride) > 1:
             even = image[1] % 2 == 0 or image[2] % 2 == 0
-            return _no(f"padding 'same' at stride {max(stride)}", "mirror=True" if even else layer)
+            return _no(f"padding 'same' at stride {max(stride)}", MIRRORED if even else layer)
         before, after = (kernel[0] - 1) // 2, kernel[0] - 1 - (kernel[0] - 1) // 2
         pads = (fused[0] + before, fused[1] + after, fused[2] + before, fused[3] + after)
     if pads == (wanted,) * 4:
@@ -258,7 +260,7 @@ def _padded(
         return _no(f"no padding: {wanted} on each side only", layer)
     shown = f"(({pads[0]},{pads[1]}),({pads[2]},{pads[3]}))"
     mirrored = max(stride) > 1 and (pads[0], pads[2]) == (wanted - 1,) * 2 and (pads[1], pads[3]) == (wanted,) * 2
-    return _no(f"padding {shown}: {wanted} on each side only", "mirror=True" if mirrored else layer)
+    return _no(f"padding {shown}: {wanted} on each side only", MIRRORED if mirrored else layer)
 
 
 def _fully_connected(graph: Graph, position: int, fused: Pads) -> Verdict:
