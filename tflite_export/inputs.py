@@ -87,7 +87,7 @@ def read_leaves(data: Any, signature: Signature, samples: int, *, whole: bool = 
     reader = Reader(data, shapes, size=samples, limit=None)
     try:
         if whole and reader.whole:
-            return _leaves(next(iter(Reader(data, shapes, size=sys.maxsize)))[0], keys)
+            samples = reader.size = sys.maxsize
     except ValueError as error:
         raise _unreadable(error) from error
     taken: list[list[NDArray[Any]]] = []
