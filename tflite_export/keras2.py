@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
+from math import prod
 from typing import Any
 
 import h5py
@@ -20,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tflite_export.errors import ExportError
+from tflite_export.file.reading import LARGEST_ARCHIVE, LARGEST_RATIO, SMALL
 
 WRAPPER = "PruneLowMagnitude"
 _OWN = {"mask", "threshold", "pruning_step"}
@@ -74,6 +76,39 @@ def strip_tf_keras(model: Any) -> Any:
     for layer, made in copies:
         made.set_weights(_masked_weights(layer))
     return plain
+
+
+def check_h5(path: str | os.PathLike[str]) -> None:
+    """Refuse an .h5 file that leads to other files of this machine, or declares far more than it holds.
+
+    Raises:
+        ValueError: It has a link that is soft or external, data outside or made of other data, or data of which most
+            are not there.
+        OSError: It is no HDF5 file.
+    """
+    with h5py.File(path, "r") as file:
+        declared = 0
+
+        # What these return ends the visit; h5py does not take an exception there.
+        def wrong_link(name: str, link: Any) -> str | None:
+            return None if isinstance(link, h5py.HardLink) else f"'{name}' is a {type(link).__name__} to other data"
+
+        def wrong_data(name: str, part: Any) -> str | None:
+            nonlocal declared
+            if not isinstance(part, h5py.Dataset):
+                return None
+            if part.external or part.is_virtual:
+                return f"'{name}' is made of data that lie elsewhere"
+            # A chunk is unpacked whole, and may be larger than the data.
+            declared += max(prod(part.shape or ()), prod(part.chunks or ())) * part.dtype.itemsize
+            return None
+
+        wrong = file.visititems_links(wrong_link) or file.visititems(wrong_data)
+    if wrong:
+        raise ValueError(f"{wrong}, which is not read")
+    stored = os.path.getsize(path)
+    if declared > LARGEST_ARCHIVE or (declared > SMALL and declared > LARGEST_RATIO * stored):
+        raise ValueError(f"{declared} bytes declared in a file of {stored}")
 
 
 def modernize_h5(path: str | os.PathLike[str], to: str | os.PathLike[str]) -> bool:

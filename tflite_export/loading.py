@@ -15,7 +15,7 @@ import keras
 from tflite_export.classes import Compiled
 from tflite_export.errors import ExportError
 from tflite_export.file.reading import check_keras_archive
-from tflite_export.keras2 import modernize_h5, strip_tf_keras
+from tflite_export.keras2 import check_h5, modernize_h5, strip_tf_keras
 from tflite_export.signature import output_names
 from tflite_export.source import FunctionSource, KerasSource, Source
 from tflite_export.workspace import temporary_folder
@@ -139,6 +139,7 @@ def _load_h5(path: Path) -> keras.Model:
     with temporary_folder() as folder:
         modern = Path(folder) / "modern.h5"
         try:
+            check_h5(path)
             rewritten = modernize_h5(path, modern)
         except (OSError, KeyError, TypeError, ValueError) as error:
             if isinstance(error, ExportError):

@@ -72,7 +72,7 @@ def _says_full(error: BaseException | None) -> bool:
 def _no_room(error: Exception) -> ExportError:
     try:
         place = tempfile.gettempdir()
-        received = f"{shutil.disk_usage(place).free:,} bytes free"
+        received = f"too little room ({shutil.disk_usage(place).free:,} bytes are free)"
     except OSError:
         place, received = "of this system", str(getattr(error, "strerror", None) or error)
     return ExportError(

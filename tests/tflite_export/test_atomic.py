@@ -81,7 +81,7 @@ def scratch(tmp_path, monkeypatch):
     return folder
 
 
-FULL = "scratch': must be writable and have room for the model.* bytes free.* set the environment variable TMPDIR"
+FULL = "scratch': must be writable and have room for the model.* bytes are free.* set the environment variable TMPDIR"
 
 
 @pytest.mark.parametrize(

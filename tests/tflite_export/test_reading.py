@@ -7,6 +7,7 @@ import struct
 import tracemalloc
 import zipfile
 
+import h5py
 import numpy as np
 import pytest
 
@@ -120,6 +121,29 @@ def test_a_damaged_archive_is_one_clear_error(tmp_path, kind):
             refused += 1
             assert error.rule.startswith("must be a ")  # noqa: PT017
     assert refused > 50
+
+
+@pytest.mark.parametrize("way", ["external", "soft", "outside", "virtual", "bomb"])
+def test_an_h5_file_leads_to_no_other_file_and_declares_no_more_than_it_holds(tmp_path, way):
+    (tmp_path / "secret").write_text("user:secret" * 10)
+    with h5py.File(tmp_path / "other.h5", "w") as other:
+        other["x"] = np.ones(3)
+    with h5py.File(tmp_path / "m.h5", "w") as file:
+        if way == "external":
+            file["a/b"] = h5py.ExternalLink("other.h5", "/x")
+        if way == "soft":
+            file["a/b"] = h5py.SoftLink("/x")
+        if way == "outside":
+            file.create_dataset("a/b", (64,), "uint8", external=[(str(tmp_path / "secret"), 0, 64)])
+        if way == "virtual":
+            layout = h5py.VirtualLayout((3,), "f8")
+            layout[:] = h5py.VirtualSource(tmp_path / "other.h5", "x", (3,))
+            file.create_virtual_dataset("a/b", layout)
+        if way == "bomb":
+            file.create_dataset("a/b", (10**9,), "f4", chunks=(10**6,), compression="gzip")
+    with pytest.raises(ExportError, match=r"which is not read|bytes declared") as caught:
+        open_source(tmp_path / "m.h5")
+    assert "m.h5': must load in safe mode" in str(caught.value)
 
 
 # -- golden files ------------------------------------------------------------------------------------------------------
