@@ -174,6 +174,8 @@ class Mask:
 
         def assign(value: Any) -> Any:
             known = tuple(getattr(value, "shape", ())) == tuple(variable.shape)
+            # On JAX the compiled step holds all values while it runs, and hands them back one by one.
+            known = known and self.variable._value is not None
             if known and optimizer_at_work() is None and not in_stateless_scope():
                 value = select(self.variable, ops.cast(value, variable.dtype))
             return type(variable).assign(variable, value)
