@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import numbers
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
@@ -11,14 +12,15 @@ import keras
 
 from keras_prune import criteria
 from keras_prune.devices import Device, resolve_device
+from keras_prune.driving import SteppedCallback
 from keras_prune.growth import Growth
 from keras_prune.names import resolve_allocation, resolve_criterion, resolve_growth, resolve_pattern
 from keras_prune.pruner import Recipe
-from keras_prune.schedules import Schedule, Threshold
+from keras_prune.schedules import PolynomialDecay, Schedule, Threshold
 from keras_prune.scope import Scope, Skipped, check_scope
 from keras_prune.session import Session
 from keras_prune.step import Part, check_parts
-from keras_prune.stepping import SteppedCallback
+from keras_prune.strategy import check_fraction
 
 __all__ = ["DynamicPruning", "GradientPruning", "Pruning", "PruningCallback", "ThresholdPruning"]
 
@@ -52,14 +54,14 @@ class PruningCallback(SteppedCallback[Session]):
     def __init__(
         self,
         recipe: Recipe,
-        schedule: Schedule,
+        schedule: Schedule | float,
         scope: Scope | None,
         parts: Sequence[Part],
         target: str | Device | None = None,
     ) -> None:
         super().__init__()
         name = type(self).__name__
-        check_schedule(name, schedule)
+        schedule = as_schedule(name, schedule)
         check_scope(name, scope)
         check_data(name, recipe.criterion)
         self.recipe = recipe
@@ -110,6 +112,13 @@ class PruningCallback(SteppedCallback[Session]):
             f"{self.schedule.final:g} will not be reached. Set end_step to {total} or less, or train longer."
         )
 
+    def _fell_short(self, session: Session) -> str:
+        return (
+            f"training ended at step {session.now}, and the schedule ends at step {session.last_step}: the final "
+            f"target {self.schedule.final:g} was not reached, the sparsity is {session.sparsity:.3g}. Let the schedule "
+            "end earlier, or train longer."
+        )
+
     def _written(self, number: int) -> str:
         return (
             f"a callback wrote to {number} pruned weights at the end of training (does one restore the best weights of "
@@ -119,13 +128,23 @@ class PruningCallback(SteppedCallback[Session]):
         )
 
 
-def check_schedule(name: str, schedule: Any) -> None:
-    """Refuse what is no schedule."""
+def as_schedule(name: str, schedule: Any) -> Schedule:
+    """Return a schedule; for a number, one that comes to that sparsity in the training that it is given to.
+
+    Cubic, from a tenth to seven tenths of the training, so that the rest of it is there to recover.
+
+    Raises:
+        TypeError: it is neither. ValueError: the number is no fraction in [0, 1).
+    """
+    if isinstance(schedule, numbers.Real) and not isinstance(schedule, bool):
+        check_fraction(f"{name}: the sparsity", schedule)  # type: ignore[arg-type]
+        return PolynomialDecay(0.0, float(schedule), begin="10%", end="70%")
     if not isinstance(schedule, Schedule):
         raise TypeError(
-            f"{name}: schedule must be a keras_prune.schedules.Schedule. Received: {schedule!r} of type "
-            f"{type(schedule).__name__}. For a fixed sparsity write schedules.ConstantSparsity({schedule!r})."
+            f"{name}: schedule must be a keras_prune.schedules.Schedule, or a number, the sparsity at the end. "
+            f"Received: {schedule!r} of type {type(schedule).__name__}."
         )
+    return schedule
 
 
 def check_data(name: str, criterion: criteria.Criterion, *, training: bool = True) -> None:
@@ -155,7 +174,10 @@ class Pruning(PruningCallback):
     `fit`; masks stay on the model until `keras_prune.strip`.
 
     Args:
-        schedule: target by step, `keras_prune.schedules`.
+        schedule: target by step, `keras_prune.schedules`; or a number, the sparsity at the end. Then the schedule
+            comes from the `fit` that the callback is in: cubic, from a tenth to seven tenths of its steps, with masks
+            that change at every hundredth; the rest is there to recover. `fit` prints which steps these are, and
+            `resolved_schedule` has them.
         criterion: what a weight is worth: a name ("magnitude", "random", "gradient", "taylor", "movement", "fisher",
             "snip", "synflow") or an instance, `keras_prune.criteria`.
         pattern: where zeros may fall: "unstructured", "filter", "channel", an instance, `keras_prune.patterns`, or a
@@ -181,11 +203,15 @@ class Pruning(PruningCallback):
         >>> _ = model.fit(np.ones((80, 8)), np.ones((80, 1)), batch_size=10, verbose=0, callbacks=[pruning])
         >>> pruning.sparsity
         0.75
+        >>> pruning = kp.Pruning(0.875)
+        >>> _ = model.fit(np.ones((80, 8)), np.ones((80, 1)), batch_size=4, verbose=0, callbacks=[pruning])
+        >>> pruning.sparsity, pruning.resolved_schedule.first_step, pruning.resolved_schedule.last_step
+        (0.875, 10, 22)
     """
 
     def __init__(
         self,
-        schedule: Schedule,
+        schedule: Schedule | float,
         criterion: Any = "magnitude",
         pattern: Any = "unstructured",
         allocation: Any = "global",
@@ -277,7 +303,8 @@ class GradientPruning(PruningCallback):
     """Prunes to a schedule by the gradients that training sees anyway; no second pass.
 
     Args:
-        schedule: target by step; it begins at step 1 or later, when gradients have been seen.
+        schedule: target by step, or the sparsity at the end, as for `Pruning`; it begins at step 1 or later, when
+            gradients have been seen.
         criterion: a name or an instance that takes gradients: "taylor" (|w g|), "gradient" (|g|), "fisher",
             "movement", "snip".
         pattern: as for `Pruning`.
@@ -299,7 +326,7 @@ class GradientPruning(PruningCallback):
 
     def __init__(
         self,
-        schedule: Schedule,
+        schedule: Schedule | float,
         criterion: Any = "taylor",
         pattern: Any = "unstructured",
         allocation: Any = "global",
@@ -331,7 +358,7 @@ class DynamicPruning(PruningCallback):
     with a constant schedule only their places change. Updates go on until the schedule's `end_step`.
 
     Args:
-        schedule: target by step.
+        schedule: target by step, or the sparsity at the end, as for `Pruning`.
         growth: "surgery", "set", "rigl" or an instance, `keras_prune.growth`.
         criterion: as for `Pruning`.
         pattern: as for `Pruning`; its units have to be the same weights always (not N:M).
@@ -354,7 +381,7 @@ class DynamicPruning(PruningCallback):
 
     def __init__(
         self,
-        schedule: Schedule,
+        schedule: Schedule | float,
         growth: str | Growth = "rigl",
         criterion: Any = "magnitude",
         pattern: Any = "unstructured",
@@ -365,7 +392,7 @@ class DynamicPruning(PruningCallback):
         target: str | Device | None = None,
     ) -> None:
         chosen = resolve_pattern(pattern)
-        check_schedule("DynamicPruning", schedule)
+        schedule = as_schedule("DynamicPruning", schedule)
         if schedule.gives == "threshold":
             raise ValueError(
                 f"DynamicPruning: the schedule must give a sparsity. Received: {schedule}. The two thresholds of "

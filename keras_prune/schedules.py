@@ -3,6 +3,10 @@ r"""Step -> target: how much is to be pruned when, and at which steps the masks 
 Every schedule is a pure function of the optimizer's step; it knows no tensor. With begin step $t_0$, end step $t_1$ and
 progress $p = (t - t_0) / (t_1 - t_0)$ clipped to [0, 1], the formulas below give the sparsity $s(t)$, a fraction in
 [0, 1).
+
+Where a training begins and how long it is, a schedule need not know: `begin="10%"` and `end="70%"` are shares of the
+`fit` that it is given to, `begin_epoch=1` and `end_epoch=5` epochs of it, counted from 0 as `fit` counts them. A
+callback puts steps in their place, `schedule.resolve(span)`, once the length of the training is known.
 """
 
 from __future__ import annotations
@@ -11,10 +15,11 @@ import dataclasses
 import math
 from abc import abstractmethod
 from collections.abc import Iterable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from keras.saving import register_keras_serializable
 
+from keras_prune.spans import Span, Time, check_time
 from keras_prune.strategy import Strategy, check_fraction, integer, to_integers, to_numbers
 
 __all__ = [
@@ -27,6 +32,7 @@ __all__ = [
     "Piecewise",
     "PolynomialDecay",
     "Schedule",
+    "Span",
     "Threshold",
 ]
 
@@ -62,15 +68,36 @@ class Schedule(Strategy):
         raise NotImplementedError(f"{type(self).__name__} must define should_update(step)")
 
     @property
+    def is_relative(self) -> bool:
+        """Whether it counts in shares or epochs of a training, and has no steps before it is resolved."""
+        return False
+
+    def resolve(self, span: Span) -> Schedule:
+        """Return the schedule in steps of a training.
+
+        Example:
+            >>> PolynomialDecay(0.0, 0.9, begin="10%", end="70%").resolve(Span(start=0, total=2000)).get_config()[
+            ...     "end_step"
+            ... ]
+            1400
+        """
+        return self
+
+    @property
     def first_step(self) -> int:
         """The first step at which masks change."""
         return int(getattr(self, "begin_step", 0))
 
     @property
     def last_step(self) -> int:
-        """The step from which the final target holds."""
+        """The last step at which masks change; the first one, where there is no end."""
         end = getattr(self, "end_step", None)
         return self.first_step if end is None else int(end)
+
+    @property
+    def target_step(self) -> int:
+        """The step from which the final target holds."""
+        return self.last_step
 
     @property
     def final(self) -> float:
@@ -78,21 +105,56 @@ class Schedule(Strategy):
         return self(self.last_step)
 
     @property
+    def rewinds(self) -> bool:
+        """Whether the survivors go back to earlier weights after each pruning."""
+        return self.rewind_step is not None
+
+    @property
     def rewind_step(self) -> int | None:
         """The step whose weights the survivors go back to after each pruning, or None."""
         return None
 
 
-def _check_steps(schedule: Schedule, begin: int, end: int | None, frequency: int) -> None:
+def _check_steps(schedule: Schedule, begin: int | None, end: int | None, frequency: int | None) -> None:
     name = type(schedule).__name__
-    if begin < 0:
+    if begin is not None and begin < 0:
         raise ValueError(f"{name}: begin_step must be 0 or more. Received: begin_step={begin}")
-    if end is not None and end < begin:
+    if begin is not None and end is not None and end < begin:
         raise ValueError(
             f"{name}: end_step must not come before begin_step. Received: begin_step={begin}, end_step={end}"
         )
-    if frequency < 1:
+    if frequency is not None and frequency < 1:
         raise ValueError(f"{name}: frequency must be 1 step or more. Received: frequency={frequency}")
+
+
+def _given(schedule: Any, edge: str) -> Time | None:
+    """What a schedule says of its "begin" or "end": a step, a text, or nothing.
+
+    Raises:
+        ValueError: it says two things, or an epoch below 0.
+    """
+    name = type(schedule).__name__
+    step, text, epoch = (getattr(schedule, field) for field in (f"{edge}_step", edge, f"{edge}_epoch"))
+    said = {f"{edge}_step": step, edge: text, f"{edge}_epoch": epoch}
+    if sum(value is not None for value in said.values()) > 1:
+        shown = ", ".join(f"{field}={value!r}" for field, value in said.items() if value is not None)
+        raise ValueError(f"{name}: one of {', '.join(said)} says where it {edge}s. Received: {shown}")
+    if text is not None:
+        check_time(f"{name}: {edge}", text)
+        return str(text)
+    if epoch is None:
+        return None if step is None else int(step)
+    if epoch < 0:
+        raise ValueError(f"{name}: {edge}_epoch must be 0 or more. Received: {edge}_epoch={epoch}")
+    return f"{epoch:.10g} epochs"
+
+
+def _unresolved(schedule: Schedule) -> ValueError:
+    return ValueError(
+        f"{schedule} counts in shares or epochs of a training, so it has no steps yet. Give it to a callback in fit; "
+        "in a loop of your own write attach(model, total_steps=...); or call resolve(schedules.Span(start=0, "
+        "total=...))."
+    )
 
 
 def _on_grid(step: int, begin: int, end: int | None, frequency: int) -> bool:
@@ -102,20 +164,80 @@ def _on_grid(step: int, begin: int, end: int | None, frequency: int) -> bool:
     return step == end or (step - begin) % frequency == 0
 
 
-@dataclasses.dataclass(frozen=True)
-class _Ramp(Schedule):
+@dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
+class _Timed(Schedule):
+    """Begins, changes masks every so many steps, and ends; where, is said in steps, in shares or in epochs."""
+
+    begin_step: int | None = None
+    end_step: int | None = None
+    frequency: int | None = None
+    begin: str | None = None
+    end: str | None = None
+    begin_epoch: float | None = None
+    end_epoch: float | None = None
+
+    def __repr__(self) -> str:
+        fields = [field.name for field in dataclasses.fields(self) if getattr(self, field.name) is not None]
+        return f"{type(self).__name__}({', '.join(f'{name}={getattr(self, name)!r}' for name in fields)})"
+
+    def __post_init__(self) -> None:
+        to_integers(self, "begin_step", "end_step", "frequency")
+        to_numbers(self, "begin_epoch", "end_epoch")
+        if self.frequency is None and not self.is_relative:
+            object.__setattr__(self, "frequency", 100)
+        _check_steps(self, self.begin_step, self.end_step, self.frequency)
+
+    @property
+    def is_relative(self) -> bool:
+        return any(isinstance(_given(self, edge), str) for edge in ("begin", "end"))
+
+    def resolve(self, span: Span) -> Schedule:
+        if not self.is_relative:
+            return self
+        begin, end = _given(self, "begin"), _given(self, "end")
+        first = 0 if begin is None else span.step(begin)
+        last = None if end is None else max(first, span.step(end))
+        return dataclasses.replace(
+            self,
+            begin_step=first,
+            end_step=last,
+            frequency=self.frequency if self.frequency is not None else span.length("1%"),
+            **dict.fromkeys(("begin", "end", "begin_epoch", "end_epoch")),
+        )
+
+    def _in_steps(self) -> tuple[int, int | None, int]:
+        """Where it begins and ends, and how often masks change.
+
+        Raises:
+            ValueError: it is relative.
+        """
+        if self.begin_step is None or self.frequency is None or self.is_relative:
+            raise _unresolved(self)
+        return self.begin_step, self.end_step, self.frequency
+
+    @property
+    def first_step(self) -> int:
+        return self._in_steps()[0]
+
+    @property
+    def last_step(self) -> int:
+        first, last, _ = self._in_steps()
+        return first if last is None else last
+
+    def should_update(self, step: int) -> bool:
+        return _on_grid(step, *self._in_steps())
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class _Ramp(_Timed):
     """From an initial to a final sparsity between two steps; subclasses give the shape."""
 
     initial_sparsity: float
     final_sparsity: float
-    _: dataclasses.KW_ONLY
-    begin_step: int
-    end_step: int
-    frequency: int = 100
 
     def __post_init__(self) -> None:
         name = type(self).__name__
-        to_integers(self, "begin_step", "end_step", "frequency")
+        super().__post_init__()
         to_numbers(self, "initial_sparsity", "final_sparsity")
         check_fraction(f"{name}: initial_sparsity", self.initial_sparsity)
         check_fraction(f"{name}: final_sparsity", self.final_sparsity)
@@ -124,16 +246,24 @@ class _Ramp(Schedule):
                 f"{name}: final_sparsity must not be below initial_sparsity, since pruned weights stay pruned. "
                 f"Received: initial_sparsity={self.initial_sparsity}, final_sparsity={self.final_sparsity}"
             )
-        _check_steps(self, self.begin_step, self.end_step, self.frequency)
+        for edge, example in (("begin", "10%"), ("end", "70%")):
+            if _given(self, edge) is None:
+                raise TypeError(
+                    f"{name}: {edge}_step={'0' if edge == 'begin' else '1000'}, {edge}={example!r} or {edge}_epoch=... "
+                    f"says where it {edge}s. Received: none of them"
+                )
 
-    def should_update(self, step: int) -> bool:
-        return _on_grid(step, self.begin_step, self.end_step, self.frequency)
+    @property
+    def final(self) -> float:
+        return self.final_sparsity
 
     def __call__(self, step: int) -> float:
-        if step < self.begin_step:
+        begin, end, _ = self._in_steps()
+        assert end is not None  # checked when it was made
+        if step < begin:
             return 0.0
-        span = self.end_step - self.begin_step
-        progress = 1.0 if span == 0 else min(1.0, (step - self.begin_step) / span)
+        span = end - begin
+        progress = 1.0 if span == 0 else min(1.0, (step - begin) / span)
         # The ends are returned as given, so that no rounding moves the final count.
         if progress == 0.0:
             return self.initial_sparsity
@@ -145,17 +275,18 @@ class _Ramp(Schedule):
 
 
 @_register
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class PolynomialDecay(_Ramp):
     r"""Fast first, slow at the end: $s = s_f + (s_i - s_f)(1 - p)^{power}$.
 
     Args:
         initial_sparsity: $s_i$, a fraction in [0, 1).
         final_sparsity: $s_f$, a fraction in [0, 1).
-        begin_step: the step of the first pruning; before it the sparsity is 0.
-        end_step: the step from which $s_f$ holds.
+        begin_step: the step of the first pruning; before it the sparsity is 0. Or `begin="10%"`, `begin_epoch=1`.
+        end_step: the step from which $s_f$ holds. Or `end="70%"`, `end_epoch=5`.
+        frequency: steps between two changes of the masks; None for 100, or with shares and epochs for a hundredth of
+            the training.
         power: any positive number; 3 in the paper.
-        frequency: steps between two changes of the masks.
 
     Raises:
         ValueError: a sparsity outside [0, 1), end before begin, a power that is not positive.
@@ -165,6 +296,8 @@ class PolynomialDecay(_Ramp):
     Example:
         >>> PolynomialDecay(0.0, 0.8, begin_step=0, end_step=10, power=1.0)(5)
         0.4
+        >>> PolynomialDecay(0.0, 0.8, begin="10%", end="70%")
+        PolynomialDecay(begin='10%', end='70%', initial_sparsity=0.0, final_sparsity=0.8, power=3.0)
     """
 
     power: float = 3.0
@@ -181,7 +314,7 @@ class PolynomialDecay(_Ramp):
 
 
 @_register
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Linear(_Ramp):
     r"""At constant speed: $s = s_i + (s_f - s_i) p$.
 
@@ -195,7 +328,7 @@ class Linear(_Ramp):
 
 
 @_register
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Cosine(_Ramp):
     r"""Slow at both ends: $s = s_f + (s_i - s_f)(1 + \cos \pi p) / 2$.
 
@@ -212,7 +345,7 @@ class Cosine(_Ramp):
 
 
 @_register
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Exponential(_Ramp):
     r"""The same share of what is left at each step: $1 - s = (1 - s_i)\left(\frac{1 - s_f}{1 - s_i}\right)^p$.
 
@@ -229,15 +362,17 @@ class Exponential(_Ramp):
 
 
 @_register
-@dataclasses.dataclass(frozen=True)
-class ConstantSparsity(Schedule):
+@dataclasses.dataclass(frozen=True, repr=False)
+class ConstantSparsity(_Timed):
     """The same target from `begin_step` on: $s = s_f$.
 
     Args:
         sparsity: $s_f$, a fraction in [0, 1).
-        begin_step: the step of the pruning; before it the sparsity is 0.
-        end_step: the last step at which masks may change (with growth they go on changing); None for no end.
-        frequency: steps between two changes of the masks.
+        begin_step: the step of the pruning; before it the sparsity is 0. Or `begin="10%"`, `begin_epoch=1`; None for 0.
+        end_step: the last step at which masks may change (with growth they go on changing); None for no end. Or
+            `end="70%"`, `end_epoch=5`.
+        frequency: steps between two changes of the masks; None for 100, or with shares and epochs for a hundredth of
+            the training.
 
     Example:
         >>> ConstantSparsity(0.5, begin_step=10)(9), ConstantSparsity(0.5, begin_step=10)(10)
@@ -245,58 +380,87 @@ class ConstantSparsity(Schedule):
     """
 
     sparsity: float
-    _: dataclasses.KW_ONLY
-    begin_step: int = 0
-    end_step: int | None = None
-    frequency: int = 100
 
     def __post_init__(self) -> None:
-        to_integers(self, "begin_step", "end_step", "frequency")
+        if _given(self, "begin") is None:
+            object.__setattr__(self, "begin_step", 0)
+        super().__post_init__()
         to_numbers(self, "sparsity")
         check_fraction("ConstantSparsity: sparsity", self.sparsity)
-        _check_steps(self, self.begin_step, self.end_step, self.frequency)
+
+    @property
+    def target_step(self) -> int:
+        return self.first_step
+
+    @property
+    def final(self) -> float:
+        return self.sparsity
 
     def __call__(self, step: int) -> float:
-        return self.sparsity if step >= self.begin_step else 0.0
-
-    def should_update(self, step: int) -> bool:
-        return _on_grid(step, self.begin_step, self.end_step, self.frequency)
+        return self.sparsity if step >= self.first_step else 0.0
 
 
 @_register
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class OneShot(Schedule):
     """All at once at one step.
 
     Args:
         sparsity: a fraction in [0, 1).
-        step: when; 0 is before training.
+        step: when; 0, which is before training, or `"10%"` or `"2 epochs"` of the training.
 
     Example:
         >>> [step for step in range(100) if OneShot(0.5, step=7).should_update(step)]
         [7]
+        >>> OneShot(0.5, step="10%").resolve(Span(start=0, total=200))
+        OneShot(sparsity=0.5, step=20)
     """
 
     sparsity: float
     _: dataclasses.KW_ONLY
-    step: int = 0
+    step: Time = 0
+
+    def __repr__(self) -> str:
+        return f"OneShot(sparsity={self.sparsity}, step={self.step!r})"
 
     def __post_init__(self) -> None:
-        to_integers(self, "step")
+        _to_time(self, "step")
         to_numbers(self, "sparsity")
         check_fraction("OneShot: sparsity", self.sparsity)
-        if self.step < 0:
+        if isinstance(self.step, int) and self.step < 0:
             raise ValueError(f"OneShot: step must be 0 or more. Received: step={self.step}")
 
     @property
+    def is_relative(self) -> bool:
+        return isinstance(self.step, str)
+
+    def resolve(self, span: Span) -> Schedule:
+        return dataclasses.replace(self, step=span.step(self.step))
+
+    @property
     def first_step(self) -> int:
+        if isinstance(self.step, str):
+            raise _unresolved(self)
         return self.step
 
+    @property
+    def final(self) -> float:
+        return self.sparsity
+
     def __call__(self, step: int) -> float:
-        return self.sparsity if step >= self.step else 0.0
+        return self.sparsity if step >= self.first_step else 0.0
 
     def should_update(self, step: int) -> bool:
-        return step == self.step
+        return step == self.first_step
+
+
+def _to_time(schedule: Schedule, name: str) -> None:
+    """Make a plain integer of a field that is no text, and check one that is."""
+    value = getattr(schedule, name)
+    if isinstance(value, str):
+        check_time(f"{type(schedule).__name__}: {name}", value)
+    else:
+        to_integers(schedule, name)
 
 
 @_register
@@ -311,9 +475,9 @@ class Iterative(Schedule):
     Args:
         sparsity: $s_f$ after the last round, a fraction in [0, 1).
         rounds: n, 1 or more.
-        interval: steps of training between two prunings.
-        begin_step: the step of the first pruning.
-        rewind_to: a step not after `begin_step`, or None to go on from the trained weights.
+        interval: steps of training between two prunings; or `"10%"` or `"2 epochs"` of the training.
+        begin_step: the step of the first pruning; likewise.
+        rewind_to: a step not after `begin_step`, likewise; None to go on from the trained weights.
 
     Source: Frankle and Carbin 2019, "The lottery ticket hypothesis"; rewinding to an early step: Frankle et al. 2020,
     "Linear mode connectivity and the lottery ticket hypothesis", section 4.
@@ -327,42 +491,79 @@ class Iterative(Schedule):
     sparsity: float
     _: dataclasses.KW_ONLY
     rounds: int
-    interval: int
-    begin_step: int = 0
-    rewind_to: int | None = None
+    interval: Time
+    begin_step: Time = 0
+    rewind_to: Time | None = None
 
     def __post_init__(self) -> None:
-        to_integers(self, "rounds", "interval", "begin_step", "rewind_to")
+        to_integers(self, "rounds")
+        for name in ("interval", "begin_step", "rewind_to"):
+            _to_time(self, name)
         to_numbers(self, "sparsity")
         check_fraction("Iterative: sparsity", self.sparsity)
-        _check_steps(self, self.begin_step, None, 1)
-        if self.rounds < 1 or self.interval < 1:
+        interval, begin, rewind = self.interval, self.begin_step, self.rewind_to
+        _check_steps(self, begin if isinstance(begin, int) else None, None, 1)
+        if self.rounds < 1 or (isinstance(interval, int) and interval < 1):
             raise ValueError(
                 "Iterative: rounds and interval must be 1 or more. "
                 f"Received: rounds={self.rounds}, interval={self.interval}"
             )
-        if self.rewind_to is not None and not 0 <= self.rewind_to <= self.begin_step:
+        if isinstance(rewind, int) and (rewind < 0 or (isinstance(begin, int) and rewind > begin)):
             raise ValueError(
                 "Iterative: rewind_to must be a step from 0 to begin_step, whose weights are known when the first "
                 f"round ends. Received: rewind_to={self.rewind_to}, begin_step={self.begin_step}"
             )
 
     @property
+    def is_relative(self) -> bool:
+        return any(isinstance(time, str) for time in (self.interval, self.begin_step, self.rewind_to))
+
+    def resolve(self, span: Span) -> Schedule:
+        return dataclasses.replace(
+            self,
+            interval=span.length(self.interval),
+            begin_step=span.step(self.begin_step),
+            rewind_to=None if self.rewind_to is None else span.step(self.rewind_to),
+        )
+
+    def _in_steps(self) -> tuple[int, int]:
+        if isinstance(self.begin_step, str) or isinstance(self.interval, str) or isinstance(self.rewind_to, str):
+            raise _unresolved(self)
+        return self.begin_step, self.interval
+
+    @property
+    def first_step(self) -> int:
+        return self._in_steps()[0]
+
+    @property
     def last_step(self) -> int:
-        return self.begin_step + (self.rounds - 1) * self.interval
+        begin, interval = self._in_steps()
+        return begin + (self.rounds - 1) * interval
+
+    @property
+    def final(self) -> float:
+        return self.sparsity
+
+    @property
+    def rewinds(self) -> bool:
+        return self.rewind_to is not None
 
     @property
     def rewind_step(self) -> int | None:
+        if isinstance(self.rewind_to, str):
+            raise _unresolved(self)
         return self.rewind_to
 
     def __call__(self, step: int) -> float:
-        if step < self.begin_step:
+        begin, interval = self._in_steps()
+        if step < begin:
             return 0.0
-        done = min(self.rounds, (step - self.begin_step) // self.interval + 1)
+        done = min(self.rounds, (step - begin) // interval + 1)
         return self.sparsity if done == self.rounds else 1.0 - (1.0 - self.sparsity) ** (done / self.rounds)
 
     def should_update(self, step: int) -> bool:
-        return _on_grid(step, self.begin_step, self.last_step, self.interval)
+        begin, interval = self._in_steps()
+        return _on_grid(step, begin, self.last_step, interval)
 
 
 @_register
@@ -371,7 +572,7 @@ class Piecewise(Schedule):
     """Given points: from `steps[i]` on the target is `sparsities[i]`, or the straight line between the points.
 
     Args:
-        steps: increasing steps.
+        steps: increasing steps; or all of them texts, `"10%"` or `"2 epochs"` of the training.
         sparsities: a fraction in [0, 1) for each, not decreasing.
         interpolate: follow the line between points instead of jumping at them.
         frequency: with `interpolate`, steps between two changes of the masks.
@@ -381,7 +582,7 @@ class Piecewise(Schedule):
         (0.2, 0.4)
     """
 
-    steps: tuple[int, ...]
+    steps: tuple[Time, ...]
     sparsities: tuple[float, ...]
     _: dataclasses.KW_ONLY
     interpolate: bool = False
@@ -391,7 +592,17 @@ class Piecewise(Schedule):
         for name in ("steps", "sparsities"):
             if not isinstance(getattr(self, name), Iterable):
                 raise TypeError(f"Piecewise: {name} must be a sequence. Received: {name}={getattr(self, name)!r}")
-        object.__setattr__(self, "steps", tuple(integer("Piecewise: each of steps", step) for step in self.steps))
+        if isinstance(self.steps, str):
+            raise TypeError(f"Piecewise: steps must be a sequence. Received: steps={self.steps!r}")
+        steps: tuple[Time, ...] = tuple(self.steps)
+        for step in steps:
+            if isinstance(step, str):
+                check_time("Piecewise: each of steps", step)
+        if not any(isinstance(step, str) for step in steps):
+            steps = tuple(integer("Piecewise: each of steps", step) for step in steps)
+        elif not all(isinstance(step, str) for step in steps):
+            raise TypeError(f"Piecewise: steps must be all steps or all texts. Received: steps={steps}")
+        object.__setattr__(self, "steps", steps)
         object.__setattr__(self, "sparsities", tuple(self.sparsities))
         to_integers(self, "frequency")
         if not self.steps or len(self.steps) != len(self.sparsities):
@@ -402,42 +613,66 @@ class Piecewise(Schedule):
         for value in self.sparsities:
             check_fraction("Piecewise: each of sparsities", value)
         object.__setattr__(self, "sparsities", tuple(map(float, self.sparsities)))
-        if list(self.steps) != sorted(set(self.steps)) or self.steps[0] < 0:
-            raise ValueError(f"Piecewise: steps must increase from 0 or more. Received: steps={self.steps}")
+        if not self.is_relative:
+            points = self._points()
+            if list(points) != sorted(set(points)) or points[0] < 0:
+                raise ValueError(f"Piecewise: steps must increase from 0 or more. Received: steps={self.steps}")
         if list(self.sparsities) != sorted(self.sparsities):
             raise ValueError(
                 "Piecewise: sparsities must not decrease, since pruned weights stay pruned. "
                 f"Received: sparsities={self.sparsities}"
             )
-        _check_steps(self, self.steps[0], self.steps[-1], self.frequency)
+        _check_steps(self, None, None, self.frequency)
+
+    @property
+    def is_relative(self) -> bool:
+        return any(isinstance(step, str) for step in self.steps)
+
+    def resolve(self, span: Span) -> Schedule:
+        if not self.is_relative:
+            return self
+        # Of points that fall on one step, as those do that lie before the length was known, the last counts.
+        points = {span.step(step): sparsity for step, sparsity in zip(self.steps, self.sparsities, strict=True)}
+        return dataclasses.replace(self, steps=tuple(points), sparsities=tuple(points.values()))
+
+    def _points(self) -> tuple[int, ...]:
+        if self.is_relative:
+            raise _unresolved(self)
+        return tuple(int(step) for step in self.steps)
 
     @property
     def first_step(self) -> int:
-        return self.steps[0]
+        return self._points()[0]
 
     @property
     def last_step(self) -> int:
-        return self.steps[-1]
+        return self._points()[-1]
+
+    @property
+    def final(self) -> float:
+        return self.sparsities[-1]
 
     def __call__(self, step: int) -> float:
-        reached = sum(1 for point in self.steps if point <= step)
+        points = self._points()
+        reached = sum(1 for point in points if point <= step)
         if reached == 0:
             return 0.0
         value = self.sparsities[reached - 1]
-        if not self.interpolate or reached == len(self.steps):
+        if not self.interpolate or reached == len(points):
             return value
-        start, stop = self.steps[reached - 1], self.steps[reached]
+        start, stop = points[reached - 1], points[reached]
         return value + (self.sparsities[reached] - value) * (step - start) / (stop - start)
 
     def should_update(self, step: int) -> bool:
-        if step in self.steps:
+        points = self._points()
+        if step in points:
             return True
-        return self.interpolate and _on_grid(step, self.steps[0], self.steps[-1], self.frequency)
+        return self.interpolate and _on_grid(step, points[0], points[-1], self.frequency)
 
 
 @_register
-@dataclasses.dataclass(frozen=True)
-class Threshold(Schedule):
+@dataclasses.dataclass(frozen=True, repr=False)
+class Threshold(_Timed):
     r"""A bound for scores instead of a sparsity: weights with score $\le \theta$ are pruned.
 
     $\theta$ is fixed, or ramps linearly from `value` to `final_value` between the two steps; with `relative_to="std"`
@@ -447,9 +682,11 @@ class Threshold(Schedule):
     Args:
         value: $\theta$, 0 or more.
         final_value: where the ramp ends; None for a fixed bound.
-        begin_step: the step of the first pruning.
-        end_step: the last step at which masks change; None for no end (then there is no ramp).
-        frequency: steps between two changes of the masks.
+        begin_step: the step of the first pruning. Or `begin="10%"`, `begin_epoch=1`; None for 0.
+        end_step: the last step at which masks change; None for no end (then there is no ramp). Or `end="70%"`,
+            `end_epoch=5`.
+        frequency: steps between two changes of the masks; None for 100, or with shares and epochs for a hundredth of
+            the training.
         relative_to: None, or "std".
 
     Source: Han et al. 2015, "Learning both weights and connections", section 4 (the factor of the standard deviation).
@@ -464,13 +701,12 @@ class Threshold(Schedule):
     value: float
     _: dataclasses.KW_ONLY
     final_value: float | None = None
-    begin_step: int = 0
-    end_step: int | None = None
-    frequency: int = 100
     relative_to: str | None = None
 
     def __post_init__(self) -> None:
-        to_integers(self, "begin_step", "end_step", "frequency")
+        if _given(self, "begin") is None:
+            object.__setattr__(self, "begin_step", 0)
+        super().__post_init__()
         if self.value is None:
             raise TypeError("Threshold: value must be a number. Received: value=None")
         to_numbers(self, "value", "final_value")
@@ -478,21 +714,22 @@ class Threshold(Schedule):
             bound = getattr(self, name)
             if bound is not None and not (bound >= 0 and math.isfinite(bound)):
                 raise ValueError(f"Threshold: {name} must be 0 or more, and finite. Received: {name}={bound}")
-        if self.final_value is not None and self.end_step is None:
+        if self.final_value is not None and _given(self, "end") is None:
             raise ValueError(
                 "Threshold: a ramp to final_value needs end_step, the step at which it arrives. "
                 f"Received: final_value={self.final_value}, end_step=None"
             )
         if self.relative_to not in (None, "std"):
             raise ValueError(f"Threshold: relative_to must be None or 'std'. Received: {self.relative_to!r}")
-        _check_steps(self, self.begin_step, self.end_step, self.frequency)
+
+    @property
+    def final(self) -> float:
+        return self.value if self.final_value is None else self.final_value
 
     def __call__(self, step: int) -> float:
-        if self.final_value is None or self.end_step is None:
+        begin, end, _ = self._in_steps()
+        if self.final_value is None or end is None:
             return self.value
-        span = self.end_step - self.begin_step
-        progress = 1.0 if span == 0 else min(1.0, max(0.0, (step - self.begin_step) / span))
+        span = end - begin
+        progress = 1.0 if span == 0 else min(1.0, max(0.0, (step - begin) / span))
         return self.value + (self.final_value - self.value) * progress
-
-    def should_update(self, step: int) -> bool:
-        return _on_grid(step, self.begin_step, self.end_step, self.frequency)

@@ -7,6 +7,7 @@ step, finish.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import warnings
 import zlib
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ import numpy.typing as npt
 from keras import ops
 
 from keras_prune import statistics
+from keras_prune.clock import optimizers_for, synchronise
 from keras_prune.criteria import FROM_TRAINING
 from keras_prune.devices import Device, choose_tensors
 from keras_prune.hold import loose_zeros
@@ -27,9 +29,10 @@ from keras_prune.schedules import Schedule
 from keras_prune.scope import Scope, Skipped, Target
 from keras_prune.sensitivity import Curve, measure_curves, with_curves
 from keras_prune.slots import restart
-from keras_prune.state import TrainingState, innermost, strategy_scope
-from keras_prune.step import HiddenWeights, MaskedGradients, Part, merge
-from keras_prune.stepping import SteppedSession, synchronise
+from keras_prune.spans import Span
+from keras_prune.state import TrainingState, strategy_scope
+from keras_prune.step import HiddenWeights, MaskedGradients, Part, Snapshot, merge
+from keras_prune.stepping import SteppedSession
 from keras_prune.sums import TrainingSums
 from keras_prune.variables import read
 
@@ -45,7 +48,7 @@ class Session(SteppedSession):
     Args:
         model: built and compiled.
         recipe: how masks are found.
-        schedule: when, and how much.
+        schedule: when, and how much; one that counts in shares or epochs gets its steps once training begins.
         scope: which tensors; None for all kernels.
         device: what the model is for, which chooses the tensors and their patterns; or None.
         parts: what else acts in the step.
@@ -70,24 +73,24 @@ class Session(SteppedSession):
         owner: Any = None,
         run: Any = None,
     ) -> None:
-        self.schedule = schedule
-        self.parts = tuple(parts)
+        self.schedule = self._asked = schedule
         self.owner = owner if owner is not None else self
+        instead = "to prune without training, use keras_prune.prune(model)."
+        optimizers = optimizers_for(model, _name(self.owner), instead)
         survey, self.recipe = choose_tensors(model, scope, recipe, device, _name(self.owner))
         self.targets: tuple[Target, ...] = survey.targets
         self._size = sum(int(np.prod(target.variable.shape)) for target in self.targets)
         self.skipped: tuple[Skipped, ...] = survey.skipped
-        optimizer = innermost(_optimizer_of(model))
         with strategy_scope(model):
-            if not optimizer.built:
+            if model.optimizer is not None and not model.optimizer.built:
                 model.optimizer.build(model.trainable_variables)
-            super().__init__(model, optimizer, TrainingState.of(model))
+            variables = [target.variable for target in self.targets]
+            super().__init__(model, optimizers, TrainingState.of(model), variables, parts, run)
             self._refuse_gradients_of_wrappers()
             for target in self.targets:
                 self._state.claim(self, target.variable, target.path, run)
             self._attach()
-        # A function compiled before the masks were attached would train without them.
-        model.train_function = None
+        self._enlist()
 
     # -- attaching ----------------------------------------------------------------------------------------------------
 
@@ -106,13 +109,14 @@ class Session(SteppedSession):
         elif self.recipe.growth is not None:
             self._attach_restarts()
         self._attach_parts()
+        self._attach_snapshot()
 
     def _attach_sums(self) -> TrainingSums | None:
         kinds = self._kinds_from_training()
         if not kinds:
             return None
         sums = TrainingSums(self._state, self.targets, kinds)
-        self._install(sums.part)
+        self._install(lambda _: sums.part())
         return sums
 
     def _kinds_from_training(self) -> frozenset[str]:
@@ -124,12 +128,13 @@ class Session(SteppedSession):
         for target, key, mask in zip(self.targets, self._keys, self._masks, strict=True):
             hidden = self._state.variable(f"hidden:{key}", target.variable.shape, str(target.variable.dtype), 0.0)
             self._hidden[id(target.variable)] = (mask.variable, hidden)
-        self._install(HiddenWeights(self._hidden, self._optimizer))
+        self._install(functools.partial(HiddenWeights, self._hidden))
 
     def _attach_restarts(self) -> None:
         """Weights that come back begin anew, so the optimizer is to know nothing of them while they are off."""
         self._restarting = [mask for mask in self._masks if not mask.target.straight_through]
-        self._install(MaskedGradients({id(mask.target.variable): mask.variable for mask in self._restarting}))
+        masked = MaskedGradients({id(mask.target.variable): mask.variable for mask in self._restarting})
+        self._install(lambda _: masked)
 
     def _refuse_gradients_of_wrappers(self) -> None:
         growth = self.recipe.growth
@@ -147,7 +152,19 @@ class Session(SteppedSession):
         for i, part in enumerate(self.parts):
             weights = kernels + (biases if part.on_biases else [])
             level = self._level_of(part, f"level{i}:{self._keys[0]}")
-            self._install(part.bind(self.model, weights, level, self._optimizer))
+            self._install(functools.partial(part.bind, self.model, weights, level))
+
+    def _attach_snapshot(self) -> None:
+        """Keep, inside the step, the weights that the schedule rewinds to."""
+        self._kept: list[tuple[keras.Variable, keras.Variable]] = []
+        if not self.schedule.rewinds:
+            return
+        for i, variable in enumerate(self.model.trainable_variables):
+            kept = self._state.variable(f"rewind:{i}", variable.shape, str(variable.dtype), 0.0)
+            self._kept.append((variable, kept))
+        self._rewind_at = self._state.variable(f"rewind_at:{self._keys[0]}", (), "int32", -1)
+        table = {id(variable): kept for variable, kept in self._kept}
+        self._install(lambda optimizer: Snapshot(self._rewind_at, table, optimizer))
 
     # -- running ------------------------------------------------------------------------------------------------------
 
@@ -173,8 +190,17 @@ class Session(SteppedSession):
 
     @property
     def last_step(self) -> int:
-        """The step at which the schedule ends."""
-        return self.schedule.last_step
+        """The step from which the final target holds."""
+        return self.schedule.target_step
+
+    def _key(self) -> str:
+        return self._keys[0]
+
+    def _given(self) -> Schedule:
+        return self._asked
+
+    def _resolve(self, span: Span) -> None:
+        self.schedule = self._asked.resolve(span)
 
     def _take_up(self) -> None:
         self._resume()
@@ -185,14 +211,14 @@ class Session(SteppedSession):
             mask.guard()
 
     def _act_first(self) -> None:
+        self._refuse_lost_weights()
         self._remember()
-        if self.schedule.should_update(self._step) and not self._is_done():
+        self._warn_of_late_begin()
+        if self._changes(self._step) and not self._is_done():
             self._update()
 
     def _act(self, passed: Sequence[int]) -> None:
-        if self.schedule.rewind_step in passed:
-            self._remember(now=True)
-        if any(self.schedule.should_update(step) for step in passed):
+        if any(self._changes(step) for step in passed):
             self._update()
 
     def finish(self) -> int:
@@ -203,6 +229,7 @@ class Session(SteppedSession):
                 mask.hold()
             # The optimizer may have written averages over the weights at the end.
             mask.apply()
+        self._state.arrays.pop(f"span:{self._key()}", None)
         self._warn_of_lost_zeros()
         self.abandon()
         return 0
@@ -227,6 +254,11 @@ class Session(SteppedSession):
             for mask in self._masks:
                 mask.apply()
         return written
+
+    def recount(self) -> None:
+        """Take note of masks that something else has set."""
+        for mask in self._masks:
+            mask.count(mask.read())
 
     def abandon(self) -> None:
         """Take the session's parts out of the step, whatever state it is in."""
@@ -254,13 +286,18 @@ class Session(SteppedSession):
         return np.array([self._step, zlib.crc32(repr(words).encode())], np.int64)
 
     def _is_due(self, step: int) -> bool:
-        return step == self.schedule.rewind_step or self.schedule.should_update(step)
+        return self._changes(step)
+
+    def _changes(self, step: int) -> bool:
+        """Whether masks change at a step: where the schedule says so, and always where its final target begins."""
+        return self.schedule.should_update(step) or step == self.last_step
 
     # -- taking up an earlier run -------------------------------------------------------------------------------------
 
     def _resume(self) -> None:
         """Masks come from the file, from the variable, or from the zeros of a training that had begun to prune."""
-        begun = self._step > self.schedule.first_step
+        unknown = self._asked.is_relative and self.span is None
+        begun = self._step > (0 if unknown else self.schedule.first_step)
         restored = [f"mask:{key}" in self._state.restored for key in self._keys]
         self._resumed = any(restored)
         for mask, known in zip(self._masks, restored, strict=True):
@@ -272,8 +309,10 @@ class Session(SteppedSession):
                     self._resumed = True
             mask.put(np.array(values))
         self._units_off = None
-        self._refuse_lost_weights()
         self._warn_of_lost_state(begun)
+
+    def _warn_of_late_begin(self) -> None:
+        begun = self._step > self.schedule.first_step
         if begun and not self._resumed and self._step >= self.schedule.last_step and self.schedule.final > 0:
             warnings.warn(
                 f"{_name(self.owner)}: its schedule ends at step {self.schedule.last_step}, and the optimizer has done "
@@ -284,7 +323,7 @@ class Session(SteppedSession):
 
     def _refuse_lost_weights(self) -> None:
         rewind = self.schedule.rewind_step
-        if rewind is not None and self._step > rewind and "rewind:0" not in self._state.arrays:
+        if rewind is not None and self._step > rewind and "rewind:0" not in self._state.restored:
             raise ValueError(
                 f"{_name(self.owner)}: the weights of step {rewind}, to which the schedule rewinds, are not known: the "
                 f"optimizer has done {self._step} steps. Load the file of an earlier run by keras_prune.load_model, "
@@ -304,12 +343,15 @@ class Session(SteppedSession):
                 stacklevel=2,
             )
 
-    def _remember(self, now: bool = False) -> None:
-        """Keep the weights of the step that the schedule rewinds to."""
-        if self.schedule.rewind_step is None or not (now or self._step == self.schedule.rewind_step):
+    def _remember(self) -> None:
+        """Say at which step weights are to be kept in the step; those that nothing moves until then are kept now."""
+        rewind = self.schedule.rewind_step
+        if rewind is None:
             return
-        for i, variable in enumerate(self.model.trainable_variables):
-            self._state.arrays[f"rewind:{i}"] = np.array(read(variable))
+        self._rewind_at.assign(rewind)
+        if self._step <= rewind:
+            for variable, kept in self._kept:
+                kept.assign(variable.value)
 
     # -- updating -----------------------------------------------------------------------------------------------------
 
@@ -351,8 +393,8 @@ class Session(SteppedSession):
         new = {id(mask): values for mask, values in zip(self._masks, masks, strict=True)}
         for mask in self._restarting:
             back = new[id(mask)] & ~mask.read()
-            if back.any():
-                restart(self._optimizer, mask.target.variable, back)
+            for optimizer in self._optimizers if back.any() else ():
+                restart(optimizer, mask.target.variable, back)
 
     def _has_reached(self, target: float) -> bool:
         """Whether so many units are off already. Where masks are finer than the pattern, more weights are."""
@@ -408,10 +450,10 @@ class Session(SteppedSession):
         mask.apply_to_averages()
 
     def _rewind(self) -> None:
-        if self.schedule.rewind_step is None:
+        if not self._kept:
             return
-        for i, variable in enumerate(self.model.trainable_variables):
-            variable.assign(self._state.arrays[f"rewind:{i}"])
+        for variable, kept in self._kept:
+            variable.assign(kept.value)
         for mask in self._masks:
             mask.apply()
 
@@ -419,17 +461,6 @@ class Session(SteppedSession):
 def read_merged(mask: Mask, hidden: keras.Variable) -> Any:
     """Return a weight with the hidden values of what is pruned."""
     return np.asarray(ops.convert_to_numpy(merge(mask.variable, mask.target.variable.value, hidden.value)))
-
-
-def _optimizer_of(model: keras.Model) -> Any:
-    optimizer = getattr(model, "optimizer", None)
-    if optimizer is None:
-        raise ValueError(
-            f"{type(model).__name__} {model.name!r} is not compiled, so there is no optimizer whose "
-            "steps could be counted. Call model.compile(optimizer, loss) first; to prune without training, use "
-            "keras_prune.prune(model)."
-        )
-    return optimizer
 
 
 def _has_data(criterion: Any) -> bool:

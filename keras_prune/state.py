@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import keras
 import numpy as np
@@ -22,28 +22,10 @@ from keras import ops
 # Keras saves whatever a model holds that is a KerasSaveable; the class has no public name.
 from keras.src.saving.keras_saveable import KerasSaveable
 
-from keras_prune.variables import dense, read
+from keras_prune.optimizers import innermost
+from keras_prune.variables import read
 
-__all__ = ["StepPart", "TrainingState", "innermost", "strategy_scope"]
-
-
-class StepPart(Protocol):
-    """Something that acts inside the optimizer's step; it runs traced, so it sees tensors and no values."""
-
-    def before(self, gradients: list[Any], variables: list[keras.Variable]) -> list[Any]:
-        """Return the gradients that the optimizer is to use; it may note what they are."""
-        ...
-
-    def after(self, variables: list[keras.Variable]) -> None:
-        """Act on the weights that the optimizer has just updated."""
-        ...
-
-
-def innermost(optimizer: Any) -> Any:
-    """Return the optimizer under any LossScaleOptimizer: the one that sees true, finite gradients."""
-    while hasattr(optimizer, "inner_optimizer"):
-        optimizer = optimizer.inner_optimizer
-    return optimizer
+__all__ = ["TrainingState", "strategy_scope"]
 
 
 def strategy_scope(model: keras.Model) -> Any:
@@ -53,20 +35,22 @@ def strategy_scope(model: keras.Model) -> Any:
 
 
 class TrainingState(KerasSaveable):
-    """Variables, arrays and step parts that pruning adds to one model.
+    """Variables and arrays that pruning adds to one model.
 
     The model holds it as `model._pruning_state`, where Keras finds it when it saves.
 
     Attributes:
         variables: state of the compiled step, by key.
         arrays: state of the host (snapshots, curves), and values read from a file that no variable has claimed yet.
-        parts: what acts inside the step, in order.
+        sessions: the trainings that follow the model now; `keras_prune.stepping`.
+        guard: what ends those of them that were interrupted, while there are any.
     """
 
     def __init__(self) -> None:
         self.variables: dict[str, keras.Variable] = {}
         self.arrays: dict[str, npt.NDArray[Any]] = {}
-        self.parts: list[StepPart] = []
+        self.sessions: list[Any] = []
+        self.guard: Any = None
         self.restored: set[str] = set()
         self._owners: dict[int, tuple[Any, Any]] = {}
         self._optimizer: Any = None
@@ -100,7 +84,6 @@ class TrainingState(KerasSaveable):
         # A new compile: the old optimizer's variables hand their values over as they are asked for.
         self.arrays.update({key: np.array(read(variable)) for key, variable in self.variables.items()})
         self.variables = {}
-        self.parts = []
         self._owners = {}
         self._optimizer = optimizer
         if optimizer is not None:
@@ -133,41 +116,6 @@ class TrainingState(KerasSaveable):
             self.restored.add(key)
         return variable
 
-    # -- the step -----------------------------------------------------------------------------------------------------
-
-    def install(self, part: StepPart) -> None:
-        """Let a part act in every following step of the optimizer, whoever runs it."""
-        self.parts.append(part)
-        optimizer = self._optimizer
-        if "apply" in vars(optimizer):
-            return
-        plain = optimizer.apply
-
-        def apply(grads: Any, trainable_variables: Any = None) -> Any:
-            known = trainable_variables if trainable_variables is not None else optimizer._trainable_variables
-            variables = list(known)
-            gradients = list(grads)
-            scale = optimizer.loss_scale_factor
-            if scale is not None:
-                gradients = [g if g is None else dense(g) / scale for g in gradients]
-            for part in self.parts:
-                gradients = part.before(gradients, variables)
-            if scale is not None:
-                gradients = [g if g is None else g * scale for g in gradients]
-            result = plain(gradients, None if trainable_variables is None else variables)
-            for part in self.parts:
-                part.after(variables)
-            return result
-
-        optimizer.apply = apply
-
-    def remove(self, part: StepPart) -> None:
-        """Take a part out of the step; with the last one the optimizer is as it was."""
-        if part in self.parts:
-            self.parts.remove(part)
-        if not self.parts and self._optimizer is not None and "apply" in vars(self._optimizer):
-            del self._optimizer.apply
-
     # -- who prunes what ----------------------------------------------------------------------------------------------
 
     def claim(self, session: Any, variable: keras.Variable, path: str, run: Any) -> None:
@@ -184,6 +132,11 @@ class TrainingState(KerasSaveable):
         if other is not None:
             other.abandon()
         self._owners[id(variable)] = (session, run)
+
+    @property
+    def owners(self) -> list[Any]:
+        """Who prunes the model's variables now; each has `recount()`, for masks that something else has set."""
+        return list({id(session): session for session, _ in self._owners.values()}.values())
 
     def unclaim(self, session: Any) -> None:
         """Forget a session whose training is over."""

@@ -6,6 +6,7 @@ All of it is traced with the optimizer's step, on every backend; nothing here ru
 from __future__ import annotations
 
 import dataclasses
+import functools
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -16,12 +17,22 @@ from keras.saving import register_keras_serializable
 
 from keras_prune.averages import averages_of
 from keras_prune.masks import select
+from keras_prune.optimizers import StepPart, leaves, owns, rates_of
 from keras_prune.schedules import Schedule
-from keras_prune.state import StepPart
 from keras_prune.strategy import Strategy, to_numbers
 from keras_prune.variables import dense
 
-__all__ = ["L1", "ActivePart", "ClipGradients", "HiddenWeights", "MaskedGradients", "Part", "check_parts", "merge"]
+__all__ = [
+    "L1",
+    "ActivePart",
+    "ClipGradients",
+    "HiddenWeights",
+    "MaskedGradients",
+    "Part",
+    "Snapshot",
+    "check_parts",
+    "merge",
+]
 
 _register = register_keras_serializable(package="keras_prune")
 
@@ -84,6 +95,51 @@ class MaskedGradients:
         """Nothing: the masks hold the weights."""
 
 
+class Snapshot:
+    """Keeps the weights that an optimizer has made in so many steps, whatever else happens between two looks.
+
+    Args:
+        at: a scalar, the number of steps.
+        kept: for each weight (by id) the variable that its value is put in.
+        optimizer: whose steps count; of a MultiOptimizer, those of the one that a weight belongs to.
+    """
+
+    def __init__(self, at: keras.Variable, kept: Mapping[int, keras.Variable], optimizer: Any) -> None:
+        self.at = at
+        self.kept = kept
+        self.optimizer = optimizer
+
+    def before(self, gradients: list[Any], variables: list[keras.Variable]) -> list[Any]:
+        """Nothing: weights are kept once they have moved."""
+        return gradients
+
+    def after(self, variables: list[keras.Variable]) -> None:
+        """Keep the weights, if this is the step."""
+        for leaf in leaves(self.optimizer):
+            own = [variable for variable in variables if id(variable) in self.kept and owns(leaf, variable)]
+            steps = leaf._iterations // (leaf.gradient_accumulation_steps or 1)
+            reached = ops.equal(ops.cast(steps, "int32"), ops.convert_to_tensor(self.at))
+            if own and _may_branch():
+                ops.cond(reached, functools.partial(self._keep, own), lambda: None)
+            elif own:
+                self._keep(own, reached)
+
+    def _keep(self, variables: list[keras.Variable], reached: Any = True) -> None:
+        for variable in variables:
+            kept, value = self.kept[id(variable)], ops.convert_to_tensor(variable)
+            kept.assign(value if reached is True else ops.where(reached, value, ops.convert_to_tensor(kept)))
+
+
+def _may_branch() -> bool:
+    """Whether variables may be set in a branch of the step: not by JAX, and not by one replica of several."""
+    if keras.backend.backend() != "tensorflow":
+        return keras.backend.backend() != "jax"
+    import tensorflow as tf
+
+    context = tf.distribute.get_replica_context()
+    return context is not None and context.num_replicas_in_sync == 1
+
+
 def merge(mask: Any, weight: Any, hidden: Any) -> Any:
     """Return the weight where the mask is on and the hidden value elsewhere."""
     return ops.where(ops.convert_to_tensor(mask), ops.convert_to_tensor(weight), ops.convert_to_tensor(hidden))
@@ -138,7 +194,8 @@ class Part(Strategy):
             model: compiled.
             weights: ids of the variables in scope.
             level: where the ramp stands, a scalar variable, or 1.0.
-            optimizer: gives the learning rate.
+            optimizer: gives the learning rate, by `keras_prune.optimizers.rates_of`. A model with several optimizers
+                has one part for each, which sees the variables that this one moves.
         """
         return ActivePart(self, weights, level, optimizer)
 
@@ -267,12 +324,7 @@ class ActivePart:
 
     def after(self, variables: list[keras.Variable]) -> None:
         """Change the weights."""
-        rate = self.optimizer.learning_rate
-        every = self.optimizer.gradient_accumulation_steps
-        if every:
-            # The optimizer moves once in so many calls, and the part with it.
-            rate = rate * ops.cast(ops.equal(self.optimizer._iterations % every, 0), "float32")
-        for variable in variables:
+        for variable, rate in zip(variables, rates_of(self.optimizer, variables), strict=True):
             if id(variable) in self.weights:
                 value = self.part.after(variable, rate, self.level)
                 if value is not None:

@@ -36,17 +36,24 @@ class GradientSums:
             "gradient" (g), "abs_gradient" (|g|), "squared_gradient" (g²), "movement" (-w g, with the weight before
             the step).
         count: a scalar that counts the steps.
+
+    Attributes:
+        seen: ids of the weights of which there was a gradient, once a step was traced.
     """
 
     def __init__(self, sums: Mapping[int, Mapping[str, keras.Variable]], count: keras.Variable) -> None:
         self.sums = sums
         self.count = count
+        self.seen: set[int] = set()
 
     def before(self, gradients: list[Any], variables: list[keras.Variable]) -> list[Any]:
         """Add this step's gradients."""
+        if not any(id(variable) in self.sums for variable in variables):
+            return gradients
         for gradient, variable in zip(gradients, variables, strict=True):
             if gradient is None:
                 continue
+            self.seen.add(id(variable))
             for kind, total in self.sums.get(id(variable), {}).items():
                 g = ops.cast(_over_replicas(dense(gradient)), total.dtype)
                 total.assign(total + _statistic(kind, g, variable))
@@ -66,7 +73,7 @@ def _statistic(kind: str, g: Any, variable: keras.Variable) -> Any:
 
 
 class TrainingSums:
-    """The sums of all targets: made, read and reset on the host; `part` adds to them in the step.
+    """The sums of all targets: made, read and reset on the host; parts of the step add to them.
 
     Args:
         state: holds the variables.
@@ -76,6 +83,8 @@ class TrainingSums:
 
     def __init__(self, state: TrainingState, targets: Sequence[Target], kinds: frozenset[str]) -> None:
         self.keys: list[str] = []
+        self._state = state
+        self._targets = tuple(targets)
         self._sums: list[dict[str, keras.Variable]] = []
         for target in targets:
             sums = {}
@@ -84,21 +93,34 @@ class TrainingSums:
                 sums[kind] = state.variable(key, target.variable.shape, "float32", 0.0)
                 self.keys.append(key)
             self._sums.append(sums)
-        self._count = state.variable(f"steps:{targets[0].index}", (), "float32", 0.0)
-        table = {id(target.variable): sums for target, sums in zip(targets, self._sums, strict=True)}
-        self.part = GradientSums(table, self._count)
+        self._parts: list[GradientSums] = []
+
+    def part(self) -> GradientSums:
+        """Return what adds up gradients in the steps of one more optimizer; the steps of each are counted apart."""
+        first = self._targets[0].index
+        number = len(self._parts)
+        count = self._state.variable(f"steps{number or ''}:{first}", (), "float32", 0.0)
+        table = {id(target.variable): sums for target, sums in zip(self._targets, self._sums, strict=True)}
+        self._parts.append(GradientSums(table, count))
+        return self._parts[-1]
 
     @property
     def steps(self) -> int:
-        """Steps since the last reset."""
-        return int(ops.convert_to_numpy(self._count.value))
+        """Steps since the last reset, of the optimizer that has done most."""
+        return max(int(ops.convert_to_numpy(part.count.value)) for part in self._parts)
+
+    def _steps_of(self, target: Target) -> np.float32:
+        own = [part for part in self._parts if id(target.variable) in part.seen] or self._parts
+        return np.float32(max(1, sum(int(ops.convert_to_numpy(part.count.value)) for part in own)))
 
     def read(self) -> list[dict[str, Any]]:
         """Return for each target the means since the last reset; the movement is a sum over all steps."""
-        steps = np.float32(self.steps)
         return [
-            {kind: read(total) if kind == "movement" else read(total) / steps for kind, total in sums.items()}
-            for sums in self._sums
+            {
+                kind: read(total) if kind == "movement" else read(total) / self._steps_of(target)
+                for kind, total in sums.items()
+            }
+            for target, sums in zip(self._targets, self._sums, strict=True)
         ]
 
     def reset(self) -> None:
@@ -107,4 +129,5 @@ class TrainingSums:
             for kind, total in sums.items():
                 if kind != "movement":
                     total.assign(ops.zeros_like(total.value))
-        self._count.assign(0.0)
+        for part in self._parts:
+            part.count.assign(0.0)

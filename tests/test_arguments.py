@@ -40,7 +40,7 @@ def model():
         (lambda: kp.ThresholdPruning(np.array([0.1, 0.2])), TypeError, "value must be a number"),
         (lambda: kp.ThresholdPruning(schedules.OneShot(0.5)), TypeError, r"a number or a schedules\.Threshold"),
         (lambda: kp.ThresholdPruning(0.1, on="activation"), ValueError, r"samples: data=x\."),
-        (lambda: kp.DynamicPruning(0.5), TypeError, r"write schedules\.ConstantSparsity\(0\.5\)"),
+        (lambda: kp.DynamicPruning("0.5"), TypeError, r"a number, the sparsity at the end\. Received: '0\.5'"),
         (lambda: kp.Pruning(schedules.OneShot(0.5), scope="dense"), TypeError, r"Scope\(include='dense'\)"),
         (lambda: kp.Pruning(schedules.OneShot(0.5), parts=kp.L1(0.1, ramp=0.5)), TypeError, "the ramp of a part must"),
         (lambda: kp.L1("a"), TypeError, "strength must be a number"),

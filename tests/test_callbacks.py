@@ -502,8 +502,6 @@ def test_errors_name_what_to_change():
         kp.Pruning(RAMP).attach(unbuilt)
     with pytest.raises(ValueError, match=r"is not compiled.*model\.compile"):
         kp.Pruning(RAMP).attach(keras.Sequential([keras.Input((2,)), layers.Dense(3)]))
-    with pytest.raises(TypeError, match=r"Received: 0\.5 of type float.*ConstantSparsity\(0\.5\)"):
-        kp.Pruning(0.5)
     with pytest.raises(ValueError, match=r"Activation takes \['input_norm'\] from data.*data=None"):
         kp.Pruning(RAMP, kp.criteria.Activation())
     with pytest.raises(ValueError, match=r"on='weights'"):

@@ -10,11 +10,11 @@ import keras
 from rich import box
 from rich.table import Table
 
+from keras_prune.metric import Metric, Score
 from keras_prune.strategy import check_fraction
 from keras_prune.structured.choice import check_reachable, least_kept
 from keras_prune.structured.counting import Count, Counter
 from keras_prune.structured.distill import Distillation
-from keras_prune.structured.fit.metric import Metric, Score
 from keras_prune.structured.groups import analyse
 from keras_prune.structured.plan import WIDTH, plan, remove
 from keras_prune.tables import plain_lines

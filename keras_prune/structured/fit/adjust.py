@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import keras
 import numpy as np
 
+from keras_prune.clock import Clock, optimizers_for
+from keras_prune.metric import Metric, check_mode, evaluate_within, value_of
+from keras_prune.optimizers import has_own_step
 from keras_prune.state import TrainingState
 from keras_prune.strategy import check_fraction
 from keras_prune.structured.choice import least_kept, order_units
 from keras_prune.structured.counting import Counter
 from keras_prune.structured.fit.adjustments import Adjustment, Adjustments, decide
 from keras_prune.structured.fit.gates import Gates
-from keras_prune.structured.fit.metric import Metric, check_mode, evaluate_within, value_of
 from keras_prune.structured.groups import Analysis, Keep, Units, analyse
 from keras_prune.structured.importances.names import resolve_importance
 from keras_prune.structured.surgery.net2net import check_copies, copy_units, summed_axes
@@ -56,7 +59,8 @@ class StructureAdjustment(keras.callbacks.Callback):
         params: nothing is closed any more once this share of parameters or less is left, a fraction in (0, 1).
         flops: the same for floating-point operations.
         start_from_epoch: the first epoch, counted from 0, at whose end is looked.
-        every: look after so many steps, too, on `validation_data`; the metric's name then begins with "val_".
+        every: look after so many steps of the optimizer, too, on `validation_data`; the metric's name then begins with
+            "val_".
         validation_data: `(x, y)` or a data set.
         noise: for "net2net", as for `net2net.widen`; copies of equal shares would learn the same.
         seed: fixes the noise.
@@ -150,6 +154,14 @@ class StructureAdjustment(keras.callbacks.Callback):
         self._closed: list[int] = []
         self._steps = 0
         self._epoch = 0
+        self._clock: Clock | None = None
+        self._fresh = True
+        self._begun = 0
+        self._batches = 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy has: everything but the model that this one is on."""
+        return {**vars(self), "gates": None, "_clock": None, "_model": None}
 
     # -- Keras's hooks ------------------------------------------------------------------------------------------------
 
@@ -170,6 +182,13 @@ class StructureAdjustment(keras.callbacks.Callback):
         if self.gates is not None and self.gates.model is model:
             self.gates.abandon()
         self.gates = Gates(model, analysis, owner=self, run=getattr(model, "history", None))
+        optimizers = optimizers_for(model, "StructureAdjustment", "to remove units at once, use kp.structured.prune.")
+        exact = len(optimizers) == 1 and not has_own_step(model)
+        if self._clock is not None:
+            self._clock.release()  # of a training that was interrupted
+        self._clock = Clock(model, self.gates.variables, optimizers, exact=exact)
+        self._clock.watch()
+        self._fresh = True
         closed = np.flatnonzero(~self.gates.keep).tolist()
         self._closed = [u for u in self._closed if u in closed] + [u for u in closed if u not in self._closed]
 
@@ -180,14 +199,27 @@ class StructureAdjustment(keras.callbacks.Callback):
         self._gates().refresh()
         self._gates().guard()
         self._restore()
+        if self._fresh:
+            assert self._clock is not None
+            self._clock.begin()
+            self._begun, self._batches, self._fresh = self._steps, 0, False
         self._make_up()
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Look at the metric, if it is time."""
-        before, self._steps = self._steps, self._steps + batch - self._last_batch
+        self._batches += batch - self._last_batch
         self._last_batch = batch
+        before, self._steps = self._steps, self._begun + self._steps_done()
         if self.every and before // self.every < self._steps // self.every and self._epoch >= self.start_from_epoch:
             self._look(evaluate_within(self.model, self.validation_data))
+
+    def _steps_done(self) -> int:
+        """Steps of the optimizer that moves the units, since training began; read from it only where batches differ."""
+        assert self._clock is not None
+        if self._clock.exact and self._clock.calls == 1:
+            return self._batches
+        self._clock.look()
+        return self._clock.step - self._clock.first if self._clock.known else 0
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Look at the metric."""
@@ -198,8 +230,20 @@ class StructureAdjustment(keras.callbacks.Callback):
         """Leave exact zeros behind."""
         TrainingState.of(self.model).arrays.pop(STATE, None)
         self._put_off = False  # another `fit` is another training; one that was stopped goes on from a checkpoint
-        self._gates().settle()
+        gates = self._gates()
+        wanted = {name: share for name, share in self.targets.items() if share is not None}
+        if wanted and not _reached(gates.analysis, gates.keep, wanted):
+            asked = ", ".join(f"{'flops' if name == 'macs' else name}={share}" for name, share in wanted.items())
+            warnings.warn(
+                f"StructureAdjustment: training ended before {asked} was reached: {np.count_nonzero(gates.keep)} of "
+                f"{gates.analysis.size} units are open. Train longer, allow a larger tolerance, or take larger steps; "
+                "history has the reason for each look.",
+                stacklevel=2,
+            )
+        gates.settle()
         self._gates().rest()
+        if self._clock is not None:
+            self._clock.release()
 
     def shrink(self) -> keras.Model:
         """Return the model without the closed units; see `gates.Gates.shrink`.

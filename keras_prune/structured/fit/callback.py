@@ -7,10 +7,10 @@ from typing import Any
 
 import keras
 
+from keras_prune.driving import SteppedCallback
 from keras_prune.schedules import PolynomialDecay, Schedule
 from keras_prune.scope import Skipped
 from keras_prune.step import Part, check_parts
-from keras_prune.stepping import SteppedCallback
 from keras_prune.strategy import check_fraction
 from keras_prune.structured.choice import OPTIONS
 from keras_prune.structured.fit.gates import Gates
@@ -40,9 +40,11 @@ class StructuredPruning(SteppedCallback[StructuredSession]):
             that is **removed**: `kp.schedules.Cosine(0.0, 0.5, ...)` leaves half of them at the end.
         flops: likewise of floating-point operations. With several numbers, all hold.
         memory: likewise of peak activation memory (`kp.structured.Count.peak`).
-        begin_step: the first step at which units are closed, with a number.
-        end_step: the step at which the target is reached; the share removed grows as in `PolynomialDecay`.
-        frequency: steps between two choices.
+        begin_step: the first step at which units are closed, with a number; None for 0, or without `end_step` for a
+            tenth of the training's steps.
+        end_step: the step at which the target is reached; the share removed grows as in `PolynomialDecay`. None for
+            seven tenths of the training's steps.
+        frequency: steps between two choices; None for 100, or without `end_step` for a hundredth of the training.
         importance: as for `kp.structured.plan`; of gradients and activations, it is taken on `data` at each choice.
             Of closed units nothing counts, neither for others.
         data: `(x, y)` or batches of it, for an importance that takes data and has none of its own.
@@ -78,9 +80,9 @@ class StructuredPruning(SteppedCallback[StructuredSession]):
         params: float | Schedule | None = None,
         flops: float | Schedule | None = None,
         memory: float | Schedule | None = None,
-        begin_step: int = 0,
+        begin_step: int | None = None,
         end_step: int | None = None,
-        frequency: int = 100,
+        frequency: int | None = None,
         importance: str | Importance = "l2",
         data: Any = None,
         scope: str = "local",
@@ -168,6 +170,13 @@ class StructuredPruning(SteppedCallback[StructuredSession]):
             "train longer."
         )
 
+    def _fell_short(self, session: StructuredSession) -> str:
+        left = ", ".join(f"{share:.3g} of {name}" for name, share in session.left.items() if name in self._shares)
+        return (
+            f"training ended at step {session.now}, and the last units go at step {session.last_step}: the target "
+            f"{self._shares} was not reached, {left} are left. Let the schedule end earlier, or train longer."
+        )
+
     def _written(self, number: int) -> str:
         return (
             f"something wrote to {number} weights of closed units (did a callback restore the best weights of an epoch "
@@ -177,7 +186,7 @@ class StructuredPruning(SteppedCallback[StructuredSession]):
 
 
 def _target(
-    given: Mapping[str, float | Schedule | None], begin_step: int, end_step: int | None, frequency: int
+    given: Mapping[str, float | Schedule | None], begin_step: int | None, end_step: int | None, frequency: int | None
 ) -> tuple[dict[str, float], Schedule]:
     """Shares that may be left at the end, and the schedule of what is removed on the way there."""
     asked = {name: value for name, value in given.items() if value is not None}
@@ -195,7 +204,7 @@ def _target(
                 "StructuredPruning: a schedule says all of one target. "
                 f"Received: {shown}, end_step={end_step}. Take numbers for two targets, and end_step for numbers."
             )
-        if schedule.gives != "sparsity" or schedule.rewind_step is not None or not 0.0 < schedule.final < 1.0:
+        if schedule.gives != "sparsity" or schedule.rewinds or not 0.0 < schedule.final < 1.0:
             raise ValueError(
                 f"StructuredPruning: {name} takes a schedule of the share removed, without rewinding, that ends "
                 f"in (0, 1). Received: {schedule}"
@@ -209,10 +218,15 @@ def _target(
                 f"StructuredPruning: {name} is the share that may be left, so it is above 0. Received: {value}"
             )
         shares[name] = float(value)  # type: ignore[arg-type]
-    if end_step is None:
-        raise ValueError(
-            f"StructuredPruning: end_step, the step at which {shown} is reached, is missing. Received: end_step=None. "
-            "Leave some training after it, so that what stays can recover."
-        )
     final = 1.0 - min(shares.values())
-    return shares, PolynomialDecay(0.0, final, begin_step=begin_step, end_step=end_step, frequency=frequency)
+    if end_step is not None:
+        begin_step = begin_step or 0
+    return shares, PolynomialDecay(
+        0.0,
+        final,
+        begin_step=begin_step,
+        begin="10%" if begin_step is None else None,
+        end_step=end_step,
+        end="70%" if end_step is None else None,
+        frequency=frequency,
+    )

@@ -15,12 +15,13 @@ import numpy as np
 import numpy.typing as npt
 
 from keras_prune.averages import all_optimizers
+from keras_prune.clock import synchronise
 from keras_prune.hold import is_held
 from keras_prune.masks import Mask, MaskConstraint, Writer, put_zeros
+from keras_prune.optimizers import hook, hooked, innermost, optimizers_of, unhook
 from keras_prune.scope import Layout, Target
-from keras_prune.state import TrainingState, innermost, strategy_scope
+from keras_prune.state import TrainingState, strategy_scope
 from keras_prune.step import MaskedGradients
-from keras_prune.stepping import synchronise
 from keras_prune.structured.fit.shrink import is_gate, rebuild_bare, refuse_masks
 from keras_prune.structured.groups import Analysis, Keep
 from keras_prune.variables import read
@@ -89,14 +90,16 @@ class Gates:
         with strategy_scope(model):
             if self._optimizer is not None and not self._optimizer.built:
                 model.optimizer.build(model.trainable_variables)
+            self._optimizers = optimizers_of(model)
             self.state = TrainingState.of(model)
             self._masks = [self._bind(target, run) for target in _targets(analysis)]
             self._write = Writer(self._masks)
-            for part in [part for part in self.state.parts if isinstance(part, _ClosedGradients)]:
-                self.state.remove(part)  # of gates of an earlier training
             self._part = _ClosedGradients({id(m.target.variable): m.variable for m in self._masks})
-            if self._optimizer is not None:
-                self.state.install(self._part)
+            for optimizer in self._optimizers:
+                for part in hooked(optimizer, _ClosedGradients):
+                    if part.masks.keys() & self._part.masks.keys():
+                        unhook(optimizer, part)  # of gates of an earlier training
+                hook(optimizer, self._part)
         model.train_function = None  # one that was compiled before would train without the masks
         self.refresh()
 
@@ -118,6 +121,11 @@ class Gates:
             # Zeros of single weights, under the gates. Held zeros of gates in a file are the gates themselves.
             target.variable.constraint = MaskConstraint(variable, held)
         return mask
+
+    @property
+    def variables(self) -> list[keras.Variable]:
+        """What training moves of the variables that units lie on."""
+        return [mask.target.variable for mask in self._masks if mask.target.variable.trainable]
 
     @property
     def restored(self) -> bool:
@@ -197,6 +205,10 @@ class Gates:
                 keep[_closed(self.analysis, mask)] = False
         self._keep = keep
 
+    def recount(self) -> None:
+        """Take note of masks that something else has set."""
+        self.refresh()
+
     # -- what was closed ----------------------------------------------------------------------------------------------
 
     def _remember(self, mask: Mask, closed: MaskArray) -> None:
@@ -223,8 +235,8 @@ class Gates:
     def _moments(self, variable: keras.Variable) -> list[keras.Variable]:
         """What the optimizer keeps for each weight of a variable: momentum, averages, sums of gradients."""
         found: list[keras.Variable] = []
-        for optimizer in all_optimizers(self._optimizer):
-            weights = [id(weight) for weight in optimizer._trainable_variables]
+        for optimizer in (inner for outer in self._optimizers for inner in all_optimizers(outer)):
+            weights = [id(weight) for weight in optimizer._trainable_variables] if optimizer.built else []
             if id(variable) not in weights:
                 continue
             place = weights.index(id(variable))
@@ -291,7 +303,8 @@ class Gates:
     def abandon(self) -> None:
         """Leave the optimizer's step; called when others take the variables over."""
         self.guard(False)
-        self.state.remove(self._part)
+        for optimizer in self._optimizers:
+            unhook(optimizer, self._part)
         self.state.unclaim(self)
         self.model.train_function = None
 

@@ -19,7 +19,7 @@ from keras import layers as kl
 from keras import ops
 from keras.saving import register_keras_serializable
 
-from keras_prune.state import StepPart
+from keras_prune.optimizers import StepPart, rates_of
 from keras_prune.step import L1, ActivePart, Part
 from keras_prune.structured.groups import Analysis, analyse
 from keras_prune.variables import dense
@@ -185,21 +185,15 @@ class _Lasso:
         if not self.part.proximal:
             return
         # All norms are taken before the first weight shrinks.
-        factors = ops.maximum(0.0, 1.0 - _rate(self.optimizer) * self._over_norms())
-        for variable in variables:
+        over_norms = self._over_norms()
+        for variable, rate in zip(variables, rates_of(self.optimizer, variables), strict=True):
             if variable in self.slices:
+                factors = ops.maximum(0.0, 1.0 - rate * over_norms)
                 weight = ops.convert_to_tensor(variable)
                 factor = math.prod(self.slices.along(variable, factors))
                 shrunk = weight * ops.cast(factor, weight.dtype)
                 # Selected where 0, so that the zeros are positive.
                 variable.assign(ops.where(factor > 0.0, shrunk, ops.zeros_like(weight)))
-
-
-def _rate(optimizer: Any) -> Any:
-    """The learning rate of this call; 0 in calls that only add up gradients."""
-    rate = ops.cast(optimizer.learning_rate, "float32")
-    every = optimizer.gradient_accumulation_steps
-    return rate * ops.cast(ops.equal(optimizer._iterations % every, 0), "float32") if every else rate
 
 
 @_register

@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 
+from keras_prune.clock import optimizers_for, synchronise
 from keras_prune.schedules import Schedule
 from keras_prune.scope import Scope
-from keras_prune.state import innermost, strategy_scope
+from keras_prune.spans import Span
+from keras_prune.state import strategy_scope
 from keras_prune.step import Part
-from keras_prune.stepping import SteppedSession, synchronise
+from keras_prune.stepping import SteppedSession
 from keras_prune.structured.choice import (
     OPTIONS,
     check_reachable,
@@ -100,9 +103,11 @@ class StructuredSession(SteppedSession):
         run: Any = None,
     ) -> None:
         self._name = type(owner if owner is not None else self).__name__
-        optimizer = innermost(_optimizer_of(model, self._name))
+        _check_built(model, self._name)
+        instead = "to remove units without training, use kp.structured.plan(model, ...)."
+        optimizers = optimizers_for(model, self._name, instead)
         self.goal = goal
-        self.parts = tuple(parts)
+        self._asked = goal.schedule
         self.analysis: Analysis = analyse(model, frozen=goal.frozen, input_shape=input_shape)
         self._counter = Counter(self.analysis)
         self._whole = self._counter.total(self._counter.sizes)
@@ -111,11 +116,12 @@ class StructuredSession(SteppedSession):
             self._least = least_kept(self.analysis, goal.max_share, goal.min_width, self._multiples)
             check_reachable(self.analysis, self._counter, dict(goal.shares), self._least)
         self.gates = Gates(model, self.analysis, remember=False, owner=owner, run=run)
-        super().__init__(model, optimizer, self.gates.state)
+        super().__init__(model, optimizers, self.gates.state, self.gates.variables, parts, run)
         self._counted: Keep | None = None
         self._left: dict[str, float] = {}
         with strategy_scope(model):
             self._attach_parts()
+        self._enlist()
 
     def _attach_parts(self) -> None:
         self._growing: GrowingRegularisation | None = None
@@ -128,12 +134,13 @@ class StructuredSession(SteppedSession):
             if isinstance(part, GrowingRegularisation):
                 self._growing = part
                 self._strengths = self._state.variable("unit_strengths", (self.analysis.size + 1,), "float32", 0.0)
-                self._install(GrowingPenalty(UnitSlices(self.analysis), self._strengths))
+                penalty = GrowingPenalty(UnitSlices(self.analysis), self._strengths)
+                self._install(lambda _, penalty=penalty: penalty)  # type: ignore[misc]
             elif isinstance(part, UnitPart):
-                self._install(part.on_units(self.analysis, level, self._optimizer))
+                self._install(functools.partial(part.on_units, self.analysis, level))
             else:
                 weights = kernels + (biases if part.on_biases else [])
-                self._install(part.bind(self.model, weights, level, self._optimizer))
+                self._install(functools.partial(part.bind, self.model, weights, level))
 
     # -- what can be asked --------------------------------------------------------------------------------------------
 
@@ -153,13 +160,23 @@ class StructuredSession(SteppedSession):
     @property
     def last_step(self) -> int:
         """The step at which the last unit is closed."""
-        return self.goal.schedule.last_step + (self._growing.steps if self._growing is not None else 0)
+        return self.goal.schedule.target_step + (self._growing.steps if self._growing is not None else 0)
 
     # -- running ------------------------------------------------------------------------------------------------------
 
+    def _key(self) -> str:
+        return "units"
+
+    def _given(self) -> Schedule:
+        return self._asked
+
+    def _resolve(self, span: Span) -> None:
+        self.goal = dataclasses.replace(self.goal, schedule=self._asked.resolve(span))
+
     def _take_up(self) -> None:
         self.gates.refresh()
-        if not self.gates.restored and self._step > self.goal.schedule.first_step:
+        unknown = self._asked.is_relative and self.span is None
+        if not self.gates.restored and self._step > (0 if unknown else self.goal.schedule.first_step):
             # A file without the state of pruning: what is closed shows by its zeros.
             self.gates.set(~zero_units(self.analysis))
         self.gates.guard()
@@ -174,6 +191,7 @@ class StructuredSession(SteppedSession):
             How many weights of closed units something else had written to.
         """
         written = self.gates.settle()
+        self._state.arrays.pop(f"span:{self._key()}", None)
         self._uninstall()
         self.gates.rest()
         self.model.train_function = None
@@ -191,12 +209,16 @@ class StructuredSession(SteppedSession):
     def _act(self, passed: Sequence[int]) -> None:
         if self._growing is not None:
             self._grow(self._growing, passed)
-        if any(self.goal.schedule.should_update(step) for step in passed):
+        if any(self._chooses(step) for step in passed):
             self._choose()
 
     def _is_due(self, step: int) -> bool:
         grows = self._growing is not None and step % self._growing.every == 0
-        return grows or self.goal.schedule.should_update(step)
+        return grows or self._chooses(step)
+
+    def _chooses(self, step: int) -> bool:
+        """Whether units are chosen at a step: where the schedule says so, and always where its final target begins."""
+        return self.goal.schedule.should_update(step) or step == self.goal.schedule.target_step
 
     # -- choosing units -----------------------------------------------------------------------------------------------
 
@@ -277,17 +299,9 @@ def _renamed(name: str) -> Iterator[None]:
         raise ValueError(str(error).replace("plan:", f"{name}:", 1)) from error
 
 
-def _optimizer_of(model: keras.Model, name: str) -> Any:
+def _check_built(model: keras.Model, name: str) -> None:
     if not model.built:
         raise ValueError(
             f"{name}: {type(model).__name__} {model.name!r} is not built, so its units cannot be seen. "
             "Give it a keras.Input, or call it on a batch first."
         )
-    optimizer = getattr(model, "optimizer", None)
-    if optimizer is None:
-        raise ValueError(
-            f"{name}: {type(model).__name__} {model.name!r} is not compiled, so there is no optimizer whose steps "
-            "could be counted. Call model.compile(optimizer, loss) first; to remove units without training, use "
-            "kp.structured.plan(model, ...)."
-        )
-    return optimizer
