@@ -1,6 +1,7 @@
 """Neural-network pruning for Keras 3: from `model.fit` to a verified file on a phone."""
 
 from keras_prune import allocation, criteria, growth, patterns, schedules, structured
+from keras_prune.best import RestoreBest
 from keras_prune.callbacks import DynamicPruning, GradientPruning, Pruning, PruningCallback, ThresholdPruning
 from keras_prune.hold import hold
 from keras_prune.layers import (
@@ -42,6 +43,7 @@ __all__ = [
     "Pruning",
     "PruningCallback",
     "Report",
+    "RestoreBest",
     "Scope",
     "StructuredPruning",
     "ThresholdPruning",
