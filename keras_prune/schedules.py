@@ -408,6 +408,8 @@ class OneShot(Schedule):
     Args:
         sparsity: a fraction in [0, 1).
         step: when; 0, which is before training, or `"10%"` or `"2 epochs"` of the training.
+        begin: the same as a text alone, as other schedules have it: `begin="10%"`.
+        begin_epoch: the same as an epoch, counted from 0.
 
     Example:
         >>> [step for step in range(100) if OneShot(0.5, step=7).should_update(step)]
@@ -419,11 +421,14 @@ class OneShot(Schedule):
     sparsity: float
     _: dataclasses.KW_ONLY
     step: Time = 0
+    begin: dataclasses.InitVar[str | None] = None
+    begin_epoch: dataclasses.InitVar[float | None] = None
 
     def __repr__(self) -> str:
         return f"OneShot(sparsity={self.sparsity}, step={self.step!r})"
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, begin: str | None, begin_epoch: float | None) -> None:
+        _set_begin(self, "step", begin, begin_epoch)
         _to_time(self, "step")
         to_numbers(self, "sparsity")
         check_fraction("OneShot: sparsity", self.sparsity)
@@ -454,6 +459,21 @@ class OneShot(Schedule):
         return step == self.first_step
 
 
+def _set_begin(schedule: Schedule, field: str, begin: str | None, begin_epoch: float | None) -> None:
+    """Put `begin` or `begin_epoch`, if one is given, into the field that holds when a schedule begins."""
+    said = {field: getattr(schedule, field) or None, "begin": begin, "begin_epoch": begin_epoch}
+    name, given = type(schedule).__name__, {key: value for key, value in said.items() if value is not None}
+    if len(given) > 1:
+        raise ValueError(f"{name}: one of {', '.join(said)} says where it begins. Received: {given}")
+    if begin is not None:
+        check_time(f"{name}: begin", begin)
+        object.__setattr__(schedule, field, begin)
+    if begin_epoch is not None:
+        if not begin_epoch >= 0:
+            raise ValueError(f"{name}: begin_epoch must be 0 or more. Received: begin_epoch={begin_epoch}")
+        object.__setattr__(schedule, field, f"{begin_epoch:.10g} epochs")
+
+
 def _to_time(schedule: Schedule, name: str) -> None:
     """Make a plain integer of a field that is no text, and check one that is."""
     value = getattr(schedule, name)
@@ -478,6 +498,8 @@ class Iterative(Schedule):
         interval: steps of training between two prunings; or `"10%"` or `"2 epochs"` of the training.
         begin_step: the step of the first pruning; likewise.
         rewind_to: a step not after `begin_step`, likewise; None to go on from the trained weights.
+        begin: `begin_step` as a text alone, as other schedules have it: `begin="10%"`.
+        begin_epoch: the same as an epoch, counted from 0.
 
     Source: Frankle and Carbin 2019, "The lottery ticket hypothesis"; rewinding to an early step: Frankle et al. 2020,
     "Linear mode connectivity and the lottery ticket hypothesis", section 4.
@@ -494,21 +516,24 @@ class Iterative(Schedule):
     interval: Time
     begin_step: Time = 0
     rewind_to: Time | None = None
+    begin: dataclasses.InitVar[str | None] = None
+    begin_epoch: dataclasses.InitVar[float | None] = None
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, begin: str | None, begin_epoch: float | None) -> None:
+        _set_begin(self, "begin_step", begin, begin_epoch)
         to_integers(self, "rounds")
         for name in ("interval", "begin_step", "rewind_to"):
             _to_time(self, name)
         to_numbers(self, "sparsity")
         check_fraction("Iterative: sparsity", self.sparsity)
-        interval, begin, rewind = self.interval, self.begin_step, self.rewind_to
-        _check_steps(self, begin if isinstance(begin, int) else None, None, 1)
+        interval, first, rewind = self.interval, self.begin_step, self.rewind_to
+        _check_steps(self, first if isinstance(first, int) else None, None, 1)
         if self.rounds < 1 or (isinstance(interval, int) and interval < 1):
             raise ValueError(
                 "Iterative: rounds and interval must be 1 or more. "
                 f"Received: rounds={self.rounds}, interval={self.interval}"
             )
-        if isinstance(rewind, int) and (rewind < 0 or (isinstance(begin, int) and rewind > begin)):
+        if isinstance(rewind, int) and (rewind < 0 or (isinstance(first, int) and rewind > first)):
             raise ValueError(
                 "Iterative: rewind_to must be a step from 0 to begin_step, whose weights are known when the first "
                 f"round ends. Received: rewind_to={self.rewind_to}, begin_step={self.begin_step}"

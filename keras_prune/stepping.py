@@ -227,9 +227,9 @@ class SteppedSession(ABC):
 
     def look_back(self) -> str:
         """Look at the end of an epoch, by when all that is trained should have moved; say, once, what has not."""
+        self.look()
         if self._clock.exact:
             return ""
-        self.look()
         missed = self._clock.unmoved() if self._clock.open and not self._complained else []
         if not missed:
             return ""

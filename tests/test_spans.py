@@ -68,6 +68,8 @@ RELATIVE = {
     ),
     s.ConstantSparsity(0.4, end="50%"): s.ConstantSparsity(0.4, begin_step=0, end_step=100, frequency=2),
     s.OneShot(0.4, step="2 epochs"): s.OneShot(0.4, step=100),
+    s.OneShot(0.4, begin="10%"): s.OneShot(0.4, step=20),
+    s.Iterative(0.4, rounds=2, interval=7, begin_epoch=1): s.Iterative(0.4, rounds=2, interval=7, begin_step=50),
     s.Iterative(0.4, rounds=2, interval="10%", begin_step="1 epoch", rewind_to="5%"): s.Iterative(
         0.4, rounds=2, interval=20, begin_step=50, rewind_to=10
     ),
