@@ -192,7 +192,7 @@ class SteppedCallback(keras.callbacks.Callback, Generic[Running]):
         if total is not None and session.last_step > total:
             self._foreseen = True
             end = f"{total} ({left} epoch{'s' if left > 1 else ''} of {steps} steps)"
-            warnings.warn(f"{type(self).__name__}: {self._too_late(session, total, end)}", stacklevel=2)
+            warnings.warn(f"{type(self).__name__}: {self._too_late(session, total, end)}", stacklevel=3)
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Follow the optimizer; show how far it is beside the loss."""

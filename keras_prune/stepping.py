@@ -177,6 +177,8 @@ class SteppedSession(ABC):
         known = self._went_on or (self._span is not None and self._clock.exact)
         if self._epochs > 1 or known or not self.is_relative or self._extent.epochs is None:
             return
+        if self._span is None and self._extent.epochs - self._extent.epoch < 2:
+            return  # Nothing is trained after this: what was pruned now could not recover.
         self.look()
         if not self._clock.known:
             return
