@@ -62,7 +62,7 @@ def test_it_is_refused_at_once(make, error, message):
 def test_numbers_of_numpy_are_numbers():
     ramp = schedules.Linear(np.float32(0.25), np.float16(0.5), begin_step=np.int64(1), end_step=np.int32(5))
     assert ramp == schedules.Linear(0.25, 0.5, begin_step=1, end_step=5)
-    assert [type(value) for value in ramp.get_config().values()] == [float, float, int, int, int]
+    assert {type(value) for value in ramp.get_config().values()} == {float, int, type(None)}
     assert patterns.Block(np.int64(4), 1).get_config()["rows"] == 4
 
 
