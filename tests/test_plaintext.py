@@ -1,11 +1,16 @@
 import unicodedata
 
+import keras
 import pytest
 
+import keras_prune as kp
+import tflite_export as tx
 from keras_prune.atomic import PathError
 from keras_prune.plaintext import printable
 from keras_prune.tables import plain_text
+from tests.tflite_export.graphs import Net
 from tflite_export import ExportError
+from tflite_export.file import flatbuffer
 
 NAME = "\x1b[2J\x1b[31mdense\r\n\x9b0m\u202egnol\x07\u2028\udc80"
 SHOWN = r"\x1b[2J\x1b[31mdense\r\n\x9b0m\u202egnol\x07\u2028\udc80"
@@ -50,3 +55,23 @@ def test_tables_show_no_name_raw_and_keep_their_columns():
     rows = [line for line in shown.splitlines() if line.startswith("│")]
     assert len(rows) == 2
     assert len(rows[0]) == len(rows[1])
+
+
+def test_reports_of_models_and_files_show_no_name_raw(tmp_path):
+    """A layer, and a tensor of a file with an operator of its own, named by who made them."""
+    bad = "a\x1b[2Jb\u202ec"
+    model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(8, name=bad), keras.layers.Dense(2)])
+    made = Net(1, 8)
+    output = made.dense(made.x, 4)
+    made.graph.tensors[output].name = bad.encode()
+    content = made.content(made.unary(output, "CUSTOM"))
+    file = flatbuffer.read(content)
+    file.operatorCodes[-1].customCode = bad.encode()
+    shown = {
+        "report": str(kp.report(model)),
+        "plan": str(kp.structured.plan(model, params=0.5)),
+        "inspect": str(tx.inspect(flatbuffer.write(file))),
+    }
+    for what, text in shown.items():
+        assert text.replace("\n", "").isprintable(), what
+        assert r"\x1b[2J" in text.replace("\n", ""), what

@@ -139,7 +139,7 @@ def _warning(output: OutputError) -> str:
             f"values are off by up to {output.max_absolute:.2g}, {output.mean_absolute:.2g} on average; the largest is "
             f"{output.share:.1%} of what they reach, and above {NOTABLE:.0%} is warned about"
         )
-    return (
+    return printable(
         f"output '{output.name}' is far from the model's: {what}. Look whether your application bears that; else give "
         "more data, quantize less, or pass a smaller tolerance, which refuses such a file."
     )

@@ -14,6 +14,7 @@ from rich.table import Table
 from keras_prune.hold import is_held
 from keras_prune.keras2 import refuse_keras2
 from keras_prune.masks import MaskConstraint
+from keras_prune.plaintext import printable
 from keras_prune.samples import first_inputs
 from keras_prune.scope import Skipped
 from keras_prune.strategy import check_fraction
@@ -122,7 +123,7 @@ class Plan:
             lines.append(str(self.latency))
         lines += self.notes
         lines += [f"left alone: {skipped.path} ({skipped.reason})" for skipped in self.skipped]
-        return "\n".join(lines).strip("\n")
+        return printable("\n".join(lines).strip("\n"))
 
 
 def _share(part: int, whole: int) -> str:
