@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -11,10 +12,12 @@ import numpy as np
 import numpy.typing as npt
 from keras.saving import register_keras_serializable
 
+from keras_prune.keys import check_keys, fits, keyed
+from keras_prune.selection import all_but_smallest
 from keras_prune.shares import Scored, Share, caps_of, fit_shares, lowest_together, reachable_caps
-from keras_prune.strategy import Strategy, check_fraction, fits
+from keras_prune.strategy import Strategy, check_fraction
 
-__all__ = ["ERK", "LAMP", "Allocation", "Explicit", "Global", "Scored", "Sensitivity", "Share", "Uniform"]
+__all__ = ["ERK", "LAMP", "Allocation", "Explicit", "Global", "Paying", "Scored", "Sensitivity", "Share", "Uniform"]
 
 _register = register_keras_serializable(package="keras_prune")
 
@@ -221,14 +224,91 @@ class Sensitivity(Allocation):
 
 @_register
 @dataclasses.dataclass(frozen=True)
+class Paying(Allocation):
+    r"""Zeros where they save time: each tensor's lowest $b_l$, with which its kernel pays, then the lowest of all.
+
+    As many kernels are brought to where they pay as the target has zeros for, those with the most multiplications
+    first; $b_l = 0$ for the others. What is left of the target goes to the lowest scores of the whole model, as under
+    `Global`. While the schedule rises, so do the $b_l$: at s(t) they are $b_l \cdot s(t) / s_f$.
+
+    Args:
+        pays_from: path -> share of a tensor's units above which its kernel pays; 0 for a path that is missing.
+        work: path -> multiplications that a weight takes part in; 1 for a path that is missing.
+        together: groups of paths whose kernels switch on together only.
+        floor: the share of its units that every tensor keeps.
+
+    Example:
+        >>> low, high = np.arange(10.0), np.arange(10.0) + 100.0
+        >>> tensors = [Scored("early", (1, 10), high, 1), Scored("late", (1, 10), low, 1)]
+        >>> [round(float(share), 3) for share in Paying({"early": 0.45}, work={"early": 4})(tensors, 0.6)]
+        [0.5, 0.7]
+    """
+
+    pays_from: Mapping[str, float]
+    work: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    together: tuple[tuple[str, ...], ...] = ()
+    floor: float = 0.01
+
+    def __post_init__(self) -> None:
+        check_fraction("Paying: floor", self.floor)
+        for path, share in self.pays_from.items():
+            if not share >= 0.0:
+                raise ValueError(f"Paying: the share of {path!r} must be 0 or more. Received: {share!r}")
+
+    def __call__(self, tensors: Sequence[Scored], target: float, final: float | None = None) -> list[float]:
+        caps = reachable_caps(tensors, self.floor, target)
+        last = target if final is None else max(final, target)
+        taken = []
+        for tensor, units in zip(tensors, self.needed(tensors, last), strict=True):
+            units = math.floor(units * (target / last) + 1e-9) if units else 0
+            rest = all_but_smallest(tensor.scores, units, on=tensor.on) if units else tensor.on
+            taken.append(dataclasses.replace(tensor, on=rest))
+        return lowest_together(taken, caps, target)
+
+    def needed(self, tensors: Sequence[Scored], target: float) -> list[int]:
+        """Return the units off from which each tensor's kernel pays; 0 where a target has too few zeros for it.
+
+        Args:
+            tensors: their scores do not matter.
+            target: the share of all weights to be zero.
+        """
+        wanted = [self._wanted(tensor) for tensor in tensors]
+        caps = caps_of(tensors, self.floor)
+        groups = [[i for i, t in enumerate(tensors) if t.path in group] for group in self.together]
+        grouped = {i for group in groups for i in group}
+        groups += [[i] for i in range(len(tensors)) if i not in grouped]
+
+        def multiplications(group: list[int]) -> float:
+            return sum(tensors[i].size * self.work.get(tensors[i].path, 1.0) for i in group)
+
+        left = target * sum(t.size for t in tensors)
+        units = [0] * len(tensors)
+        for group in sorted(groups, key=multiplications, reverse=True):
+            zeros = sum(wanted[i] * tensors[i].weights_per_unit for i in group)
+            if zeros <= left and all(wanted[i] <= caps[i] for i in group):
+                left -= zeros
+                for i in group:
+                    units[i] = wanted[i]
+        return units
+
+    def _wanted(self, tensor: Scored) -> int:
+        share = self.pays_from.get(tensor.path, 0.0)
+        if not share or math.isinf(share):
+            return 0
+        # One more than the share: it is to be passed.
+        return math.floor(share * tensor.units + 1e-9) + 1
+
+
+@_register
+@dataclasses.dataclass(frozen=True)
 class Explicit(Allocation):
-    r"""Targets by name: a tensor whose path equals a key, or matches it as a regular expression, ends there.
+    r"""Targets by name: a tensor that a key names ends there.
 
     While the schedule rises, a named tensor rises in step, $s_l(t) = s_l \cdot s(t) / s_f$; tensors that no key names
     take the schedule's own target. The first key that fits counts.
 
     Args:
-        targets: path or regular expression -> sparsity, a fraction in [0, 1).
+        targets: layer, name, path, glob or regular expression -> sparsity, a fraction in [0, 1).
 
     Example:
         >>> tensors = [Scored("a/kernel", (1, 4), np.arange(4.0), 1), Scored("b/kernel", (1, 4), np.arange(4.0), 1)]
@@ -241,14 +321,13 @@ class Explicit(Allocation):
     targets: Mapping[str, float]
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "targets", keyed(self.targets))
         for path, target in self.targets.items():
             check_fraction(f"Explicit: the target of {path!r}", target)
 
     def __call__(self, tensors: Sequence[Scored], target: float, final: float | None = None) -> list[float]:
         paths = [t.path for t in tensors]
-        unused = [key for key in self.targets if not any(fits(key, path) for path in paths)]
-        if unused:
-            raise ValueError(f"Explicit: no prunable tensor is named by {unused}. Prunable tensors: {paths}")
+        check_keys("Explicit", self.targets, paths, "prunable tensor")
         progress = 1.0 if not final else target / final
         shares = []
         for tensor, cap in zip(tensors, caps_of(tensors, 0.0), strict=True):

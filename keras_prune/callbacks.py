@@ -14,7 +14,7 @@ from keras_prune import criteria
 from keras_prune.devices import Device, resolve_device
 from keras_prune.driving import SteppedCallback
 from keras_prune.growth import Growth
-from keras_prune.names import resolve_allocation, resolve_criterion, resolve_growth, resolve_pattern
+from keras_prune.names import resolve_criterion, resolve_recipe
 from keras_prune.pruner import Recipe
 from keras_prune.schedules import PolynomialDecay, Schedule, Threshold
 from keras_prune.scope import Scope, Skipped, check_scope
@@ -181,14 +181,18 @@ class Pruning(PruningCallback):
         criterion: what a weight is worth: a name ("magnitude", "random", "gradient", "taylor", "movement", "fisher",
             "snip", "synflow") or an instance, `keras_prune.criteria`.
         pattern: where zeros may fall: "unstructured", "filter", "channel", an instance, `keras_prune.patterns`, or a
-            mapping of paths (or regular expressions) to patterns.
+            mapping of paths (or regular expressions) to patterns. None takes "unstructured", or what the target
+            chooses.
         allocation: how much each tensor gives: "global", "uniform", "erk", "lamp", a mapping of paths (or regular
-            expressions) to targets, or an instance, `keras_prune.allocation`.
+            expressions) to targets, or an instance, `keras_prune.allocation`. None takes "global"; with a target,
+            each tensor gets the share from which zeros make it faster, or more (`allocation.Paying`).
         scope: which tensors, `keras_prune.Scope`; None for all kernels.
         parts: gradient clipping and objectives that act in the step, `keras_prune.ClipGradients`, `keras_prune.L1`; one
             or several.
         target: the device that the model is for: "android", "ios", "arm64", "web", "x86" (`keras_prune.devices`). It
-            chooses the tensors in which its runtime skips zeros, and the pattern of each; None for all kernels.
+            chooses the tensors in which its runtime skips zeros, the pattern of each and how much it gives, and leaves
+            alone what gives the answers, and embeddings, unless scope= or a mapping names them; what is stated holds.
+            Where zeros will speed up nothing, a warning says why. None for all kernels.
 
     Raises:
         ValueError: the model is not built or not compiled, nothing is prunable, another callback prunes the same
@@ -213,14 +217,14 @@ class Pruning(PruningCallback):
         self,
         schedule: Schedule | float,
         criterion: Any = "magnitude",
-        pattern: Any = "unstructured",
-        allocation: Any = "global",
+        pattern: Any = None,
+        allocation: Any = None,
         *,
         scope: Scope | None = None,
         parts: Sequence[Part] = (),
         target: str | Device | None = None,
     ) -> None:
-        recipe = Recipe(resolve_criterion(criterion), resolve_pattern(pattern), resolve_allocation(allocation))
+        recipe = resolve_recipe(criterion, pattern, allocation, default="global")
         super().__init__(recipe, schedule, scope, parts, target)
 
     def __repr__(self) -> str:
@@ -265,7 +269,7 @@ class ThresholdPruning(PruningCallback):
         on: str = "weight",
         *,
         data: Any = None,
-        pattern: Any = "unstructured",
+        pattern: Any = None,
         frequency: int = 100,
         scope: Scope | None = None,
         parts: Sequence[Part] = (),
@@ -292,7 +296,7 @@ class ThresholdPruning(PruningCallback):
             criterion = criteria.Gradient(data=data)
         elif on == "activation":
             criterion = criteria.InputActivation(data=data)
-        recipe = Recipe(criterion, resolve_pattern(pattern), resolve_allocation("uniform"))
+        recipe = resolve_recipe(criterion, pattern, None, default="uniform")
         super().__init__(recipe, threshold, scope, parts, target)
 
     def __repr__(self) -> str:
@@ -328,8 +332,8 @@ class GradientPruning(PruningCallback):
         self,
         schedule: Schedule | float,
         criterion: Any = "taylor",
-        pattern: Any = "unstructured",
-        allocation: Any = "global",
+        pattern: Any = None,
+        allocation: Any = None,
         *,
         scope: Scope | None = None,
         parts: Sequence[Part] = (),
@@ -342,7 +346,7 @@ class GradientPruning(PruningCallback):
                 f"{sorted(chosen.needs)}. "
                 "Use Pruning for it."
             )
-        recipe = Recipe(chosen, resolve_pattern(pattern), resolve_allocation(allocation))
+        recipe = resolve_recipe(chosen, pattern, allocation, default="global")
         super().__init__(recipe, schedule, scope, parts, target)
 
     def __repr__(self) -> str:
@@ -362,7 +366,8 @@ class DynamicPruning(PruningCallback):
         growth: "surgery", "set", "rigl" or an instance, `keras_prune.growth`.
         criterion: as for `Pruning`.
         pattern: as for `Pruning`; its units have to be the same weights always (not N:M).
-        allocation: as for `Pruning`; "erk" and "uniform" keep each tensor's share constant, as SET and RigL have it.
+        allocation: as for `Pruning`, None for "erk"; "erk" and "uniform" keep each tensor's share constant, as SET and
+            RigL have it.
         scope: as for `Pruning`.
         parts: as for `Pruning`.
         target: as for `Pruning`.
@@ -384,26 +389,25 @@ class DynamicPruning(PruningCallback):
         schedule: Schedule | float,
         growth: str | Growth = "rigl",
         criterion: Any = "magnitude",
-        pattern: Any = "unstructured",
-        allocation: Any = "erk",
+        pattern: Any = None,
+        allocation: Any = None,
         *,
         scope: Scope | None = None,
         parts: Sequence[Part] = (),
         target: str | Device | None = None,
     ) -> None:
-        chosen = resolve_pattern(pattern)
+        recipe = resolve_recipe(criterion, pattern, allocation, growth, default="erk")
         schedule = as_schedule("DynamicPruning", schedule)
         if schedule.gives == "threshold":
             raise ValueError(
                 f"DynamicPruning: the schedule must give a sparsity. Received: {schedule}. The two thresholds of "
                 "surgery follow the sparsity; growth.Surgery(margin=...) sets their distance."
             )
-        if not chosen.fixed_units:
+        if not recipe.pattern.fixed_units:
             raise ValueError(
-                f"DynamicPruning: nothing can grow back in {chosen}, whose units are not fixed. "
+                f"DynamicPruning: nothing can grow back in {recipe.pattern}, whose units are not fixed. "
                 "Take Block or Unstructured."
             )
-        recipe = Recipe(resolve_criterion(criterion), chosen, resolve_allocation(allocation), resolve_growth(growth))
         super().__init__(recipe, schedule, scope, parts, target)
 
     def __repr__(self) -> str:

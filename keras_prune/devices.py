@@ -1,7 +1,8 @@
-"""Which tensors to prune, and in which pattern, so that a device's runtime is faster for it.
+"""Which tensors to prune, in which pattern and how much each, so that a device's runtime is faster for it.
 
-A zero makes a file smaller anywhere; it makes a network faster only where the runtime has a kernel that skips it. The
-TFLite kernels that do, and what they ask for, are the same ones that `tflite_export` writes files for.
+A zero makes a file smaller anywhere; it makes a network faster only where the runtime has a kernel that skips it, and
+from a share of zeros on. The TFLite kernels that do, and what they ask for, are the same ones that `tflite_export`
+writes files for.
 """
 
 from __future__ import annotations
@@ -9,22 +10,53 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
-import warnings
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 import keras
 from keras import layers as kl
 from keras.saving import register_keras_serializable
 
+from keras_prune.allocation import Allocation, Explicit, Paying
+from keras_prune.gains import ARM_BLOCKS, SWITCHES_ON, WEB_BLOCKS, X86_BLOCKS, ZERO_BLOCKS_ANYWHERE, Measured, pays_from
+from keras_prune.keys import fits
 from keras_prune.patterns import Block, ByPath, Pattern, Unstructured
-from keras_prune.pruner import Recipe, check_shape, layout_for
-from keras_prune.scope import Scope, Skipped, Survey, Target, check_scope
+from keras_prune.scope import Skipped, Survey, Target
+from keras_prune.sparse_inference import is_pointwise, is_stem
 from keras_prune.strategy import Strategy
+from keras_prune.wiring import Wiring, wire
 
-__all__ = ["DEVICES", "Device", "choose_tensors"]
+__all__ = ["DEVICES", "Choice", "Device", "resolve_device"]
 
 BLOCK = 4
 """Inputs in a block of the float FULLY_CONNECTED kernel (LiteRT, `tflite/kernels/internal/reference/sparse_ops`)."""
+
+NO_TIME = 0.01
+"""Share of the multiplications below which it does not matter for the time whether a tensor's kernel pays, as in
+squeeze-and-excitation."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Choice:
+    """What a device makes of a model.
+
+    Attributes:
+        survey: the tensors whose zeros it skips, and the reason for each of the others.
+        pattern: of each tensor.
+        allocation: how much each gives.
+        device: its name.
+        pays_from: path -> share of a tensor's units above which the kernel that skips them pays.
+        clustered: paths of the 1x1 convolutions that only XNNPACK's sparse inference makes faster.
+        wiring: of the model; None where its graph cannot be seen.
+    """
+
+    survey: Survey
+    pattern: ByPath
+    allocation: Allocation
+    device: str
+    pays_from: Mapping[str, float]
+    clustered: frozenset[str]
+    wiring: Wiring | None
 
 
 @register_keras_serializable(package="keras_prune")
@@ -37,17 +69,20 @@ class Device(Strategy):
             `[out, in]`), so matrices are pruned in `Block(4, 1)` of `[in, out]`.
         pointwise: XNNPACK skips single zeros of 1x1 convolutions (sparse inference in NCHW), in networks that begin
             with a 3x3 convolution of 3 channels at stride 2.
+        gains: what the kernel for blocks was measured to gain, from which follows the share of zero blocks that it
+            needs; empty where nothing was measured: then the shares that keep up on any device.
 
     Source: XNNPACK `src/subgraph.c`; LiteRT `tflite/delegates/xnnpack/README.md`, "Sparse inference".
 
     Example:
+        >>> from keras_prune.scope import Scope
         >>> inputs = keras.Input((32, 32, 3))
         >>> x = kl.Conv2D(8, 3, strides=2, padding="same", name="stem")(inputs)
-        >>> x = kl.Conv2D(16, 1, name="mix")(x)
-        >>> model = keras.Model(inputs, kl.Dense(10, name="head")(kl.GlobalAveragePooling2D()(x)))
-        >>> survey, pattern = DEVICES["web"].assign(model, Scope().survey(model))
-        >>> [(t.path, pattern.at(t.path)) for t in survey.targets]
-        [('mix/kernel', Unstructured()), ('head/kernel', Block(rows=4, cols=1, pooling='mean'))]
+        >>> x = kl.GlobalAveragePooling2D()(kl.Conv2D(16, 1, name="mix")(x))
+        >>> model = keras.Model(inputs, kl.Dense(10, name="head")(kl.Dense(32, name="hidden")(x)))
+        >>> choice = DEVICES["web"].choose(model, Scope().survey(model))
+        >>> [(t.path, choice.pattern.at(t.path)) for t in choice.survey.targets]
+        [('mix/kernel', Unstructured()), ('hidden/kernel', Block(rows=4, cols=1, pooling='mean'))]
     """
 
     kind: ClassVar[str] = "target"
@@ -55,9 +90,28 @@ class Device(Strategy):
     name: str
     blocks: bool
     pointwise: bool
+    gains: tuple[Measured, ...] = ()
 
-    def assign(self, model: keras.Model, survey: Survey) -> tuple[Survey, ByPath]:
-        """Sort the targets of a survey again: those whose zeros the device skips, with a pattern each, and the rest.
+    def choose(
+        self,
+        model: keras.Model,
+        survey: Survey,
+        *,
+        include: Iterable[str] = (),
+        pattern: Pattern | ByPath | None = None,
+        allocation: Allocation | None = None,
+    ) -> Choice:
+        """Choose the tensors whose zeros the device skips, the pattern of each, and how much each gives.
+
+        What gives the model's answers, and what looks up rows, is left alone unless it is named. What the user states
+        holds in place of the device's choice.
+
+        Args:
+            model: built.
+            survey: the tensors in scope.
+            include: keys of the tensors that the user names.
+            pattern: of all tensors, or of those that it has a key for.
+            allocation: in place of the device's.
 
         Raises:
             ValueError: the device skips no zeros at all, or those of no tensor of this model (with the reasons).
@@ -65,31 +119,63 @@ class Device(Strategy):
         if not (self.blocks or self.pointwise):
             raise ValueError(
                 f"target={self.name!r}: its runtime has no kernel that skips zeros, so masks speed up nothing there. "
-                "Received: a model to be pruned for it. Only smaller shapes help: prune whole outputs with "
-                "pattern='filter', or leave target out to make the file compress better."
+                "Received: a model to be pruned for it. Only smaller shapes help: remove whole outputs by "
+                "keras_prune.structured.prune(model, flops=0.5), or leave target out to make the file compress better."
             )
-        begins = any(_is_stem(layer) for layer in model._flatten_layers())
+        wiring = wire(model)
+        named = [*include, *_keys(pattern), *_keys(allocation)]
+        chosen, reasons = self._sorted(model, survey, wiring, named)
+        for key in _keys(pattern) | _keys(allocation):
+            # A pattern or a share that is stated for nothing but tensors left out asks for them.
+            if not any(fits(key, path) for path in chosen):
+                asked = [path for path in reasons if fits(key, path)]
+                chosen.update(dict.fromkeys(asked, Unstructured()))
+                reasons = {path: reason for path, reason in reasons.items() if path not in asked}
+        if not chosen:
+            listed = "; ".join(f"{path}: {reason}" for path, reason in reasons.items())
+            raise ValueError(f"target={self.name!r} would be faster for zeros in no tensor of {model.name!r}. {listed}")
+        targets = tuple(tensor for tensor in survey.targets if tensor.path in chosen)
+        clustered = frozenset(t.path for t in targets if chosen[t.path] == Unstructured() and _is_pointwise(t))
+        own = self._allocation(model, targets, chosen, clustered, wiring)
+        return Choice(
+            Survey(targets, (*survey.skipped, *(Skipped(path, reason) for path, reason in reasons.items()))),
+            _stated(chosen, pattern),
+            own if allocation is None else allocation,
+            self.name,
+            own.pays_from,
+            clustered,
+            wiring,
+        )
+
+    def _sorted(
+        self, model: keras.Model, survey: Survey, wiring: Wiring | None, named: list[str]
+    ) -> tuple[dict[str, Pattern], dict[str, str]]:
+        """The patterns of the tensors whose zeros the device skips, and the reasons for the others, by path."""
+        begins = any(is_stem(layer) for layer in model._flatten_layers())
+        heads = _heads(survey, wiring)
         chosen: dict[str, Pattern] = {}
-        skipped = list(survey.skipped)
+        reasons: dict[str, str] = {}
         for tensor in survey.targets:
+            asked = any(fits(key, tensor.path) for key in named)
             pattern = self._pattern(tensor, begins)
+            if isinstance(tensor.layer, kl.Embedding) and asked:
+                pattern = Unstructured()
+            elif isinstance(pattern, Pattern) and id(tensor.layer) in heads and not asked:
+                pattern = _HEAD
             if isinstance(pattern, Pattern):
                 chosen[tensor.path] = pattern
             else:
-                skipped.append(Skipped(tensor.path, pattern))
-        if not chosen:
-            reasons = "; ".join(f"{s.path}: {s.reason}" for s in skipped if s not in survey.skipped)
-            raise ValueError(
-                f"target={self.name!r} would be faster for zeros in no tensor of {model.name!r}. {reasons}"
-            )
-        targets = tuple(tensor for tensor in survey.targets if tensor.path in chosen)
-        return Survey(targets, tuple(skipped)), ByPath(chosen)
+                reasons[tensor.path] = pattern
+        return chosen, reasons
 
     def _pattern(self, tensor: Target, begins: bool) -> Pattern | str:
         """The pattern for a tensor, or the reason why zeros in it gain nothing."""
         layer: Any = tensor.layer
         if isinstance(layer, kl.Embedding):
-            return f"target={self.name!r} looks up rows of an embedding: zeros make the file smaller, nothing faster"
+            return (
+                f"target={self.name!r} looks up rows of an embedding: zeros make the file smaller, nothing faster. "
+                "To prune it all the same, name it in scope=Scope(include=...)"
+            )
         if not tensor.layout.space and tensor.layout.inputs:
             return self._blocks(tensor)
         if not _is_pointwise(tensor):
@@ -117,88 +203,59 @@ class Device(Strategy):
             return f"{inputs} inputs do not divide into the blocks of {BLOCK} that the kernel skips"
         return Block(BLOCK, 1)
 
+    def _allocation(
+        self,
+        model: keras.Model,
+        targets: tuple[Target, ...],
+        patterns: dict[str, Pattern],
+        clustered: frozenset[str],
+        wiring: Wiring | None,
+    ) -> Paying:
+        rows = _rows(wiring)
+        weight_bytes = 4 * sum(math.prod(variable.shape) for variable in model.weights)
+        work = {tensor.path: float(rows.get(id(tensor.layer)) or 1) for tensor in targets}
+        products = {tensor.path: work[tensor.path] * math.prod(tensor.variable.shape) for tensor in targets}
+        shares: dict[str, float] = {}
+        for tensor in targets:
+            if products[tensor.path] < NO_TIME * sum(products.values()):
+                continue
+            if tensor.path in clustered:
+                shares[tensor.path] = SWITCHES_ON
+            elif patterns[tensor.path] == Block(BLOCK, 1):
+                shares[tensor.path] = self._blocks_pay_from(rows.get(id(tensor.layer)), weight_bytes)
+        cluster = tuple(path for path in shares if path in clustered)
+        return Paying(shares, work, (cluster,) if cluster else ())
+
+    def _blocks_pay_from(self, rows: int | None, weight_bytes: int) -> float:
+        if not self.gains:
+            return ZERO_BLOCKS_ANYWHERE[0 if rows == 1 else 1]
+        # Just below the whole percent at which the kernel pays: the share is to be passed.
+        return max(0.0, pays_from(self.gains, rows, weight_bytes) - 0.005)
+
 
 DEVICES = {
     device.name: device
     for device in (
-        Device("android", blocks=True, pointwise=True),
-        Device("ios", blocks=True, pointwise=True),
-        Device("arm64", blocks=True, pointwise=True),
-        Device("web", blocks=True, pointwise=True),
+        Device("android", blocks=True, pointwise=True, gains=ARM_BLOCKS),
+        Device("ios", blocks=True, pointwise=True, gains=ARM_BLOCKS),
+        Device("arm64", blocks=True, pointwise=True, gains=ARM_BLOCKS),
+        Device("web", blocks=True, pointwise=True, gains=WEB_BLOCKS),
         # XNNPACK's sparse inference is off wherever AVX is on.
-        Device("x86", blocks=True, pointwise=False),
+        Device("x86", blocks=True, pointwise=False, gains=X86_BLOCKS),
         Device("mcu", blocks=False, pointwise=False),
     )
 }
 """The names that `target=` takes."""
 
 
-def choose_tensors(
-    model: keras.Model, scope: Scope | None, recipe: Recipe, target: str | Device | None, subject: str
-) -> tuple[Survey, Recipe]:
-    """Return the tensors to prune and the recipe for them: the scope's and the given one, or those of a device.
-
-    Args:
-        model: built.
-        scope: which tensors; None for all kernels.
-        recipe: with the pattern for all of them.
-        target: a device, by its name or as an instance; it chooses the pattern of each tensor.
-        subject: who asks, for messages.
-
-    Raises:
-        ValueError: the device is unknown, or both a device and a pattern are given.
-    """
-    check_scope(subject, scope)
-    survey = (scope if scope is not None else Scope()).survey(model)
-    if target is None:
-        # Before anything is bound to the model.
-        for each in survey.targets:
-            own = recipe.pattern.at(each.path)
-            check_shape(own, each.path, layout_for(each.layout, own).canonical_shape(each.variable.shape))
-        return _without_single_units(survey, recipe, subject), recipe
-    device = resolve_device(target)
-    if recipe.pattern != Unstructured():
-        raise ValueError(
-            f"{subject}: target={device.name!r} chooses the pattern of each tensor. Received also: "
-            f"pattern={recipe.pattern}. Leave one of the two out."
-        )
-    survey, pattern = device.assign(model, survey)
-    recipe = dataclasses.replace(recipe, pattern=pattern)
-    return _without_single_units(survey, recipe, subject), recipe
-
-
-def _without_single_units(survey: Survey, recipe: Recipe, subject: str) -> Survey:
-    """Leave out tensors in which the pattern sees one unit only, which always stays: no tensor is emptied.
-
-    Raises:
-        ValueError: all are such tensors.
-    """
-    whole: dict[str, str] = {}
-    for tensor in survey.targets:
-        pattern = recipe.pattern.at(tensor.path)
-        shape = layout_for(tensor.layout, pattern).canonical_shape(tensor.variable.shape)
-        if pattern.limit(shape) >= 1.0 and pattern.units(shape) <= 1:
-            whole[tensor.path] = (
-                f"a kernel of shape {tuple(tensor.variable.shape)} is a single unit of {pattern}, which always stays"
-            )
-    if not whole:
-        return survey
-    listed = "; ".join(f"{path}: {reason}" for path, reason in whole.items())
-    if len(whole) == len(survey.targets):
-        raise ValueError(f"{subject}: nothing can be pruned. {listed}. Take a pattern of smaller units.")
-    warnings.warn(
-        f"{subject}: {len(whole)} of {len(survey.targets)} tensors stay as they are. {listed}. Give them a pattern of "
-        "smaller units, pattern={path: pattern}, or leave them out, scope=Scope(exclude=[path]).",
-        stacklevel=4,
-    )
-    skipped = (*survey.skipped, *(Skipped(path, reason) for path, reason in whole.items()))
-    return Survey(tuple(tensor for tensor in survey.targets if tensor.path not in whole), skipped)
-
-
 def resolve_device(value: str | Device) -> Device:
     """Return the device that a name or an instance stands for."""
     if isinstance(value, Device):
         return value
+    if not isinstance(value, str):
+        raise TypeError(
+            f"target must be one of the names {sorted(DEVICES)}, or a keras_prune.devices.Device. Received: {value!r}"
+        )
     if value not in DEVICES:
         near = difflib.get_close_matches(str(value), DEVICES, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
@@ -206,11 +263,45 @@ def resolve_device(value: str | Device) -> Device:
     return DEVICES[value]
 
 
-def _is_stem(layer: Any) -> bool:
-    """Whether a layer is a 3x3 convolution of 3 channels at stride 2, where sparse inference may begin."""
-    if not isinstance(layer, kl.Conv2D) or not layer.built:
-        return False
-    return tuple(layer.kernel.shape[:3]) == (3, 3, 3) and tuple(layer.strides) == (2, 2)
+_HEAD = (
+    "a head, which gives the model's answers: with a target it is left alone, since it takes little of the time and "
+    "accuracy suffers most there. To prune it all the same, name it in scope=Scope(include=...) or allocation={...}"
+)
+
+
+def _keys(stated: Any) -> set[str]:
+    """The keys of a mapping of patterns or targets; none for what holds for all tensors."""
+    if isinstance(stated, ByPath):
+        return set(stated.patterns)
+    return set(stated.targets) if isinstance(stated, Explicit) else set()
+
+
+def _stated(chosen: dict[str, Pattern], stated: Pattern | ByPath | None) -> ByPath:
+    """The patterns of a device, or those that the user states in their place."""
+    if isinstance(stated, Pattern):
+        return ByPath(dict.fromkeys(chosen, stated))
+    if stated is None:
+        return ByPath(chosen)
+    by_user = {path: [p for key, p in stated.patterns.items() if fits(key, path)] for path in chosen}
+    return ByPath({path: (by_user[path] or [own])[0] for path, own in chosen.items()})
+
+
+def _heads(survey: Survey, wiring: Wiring | None) -> set[int]:
+    """The ids of the layers that give the model's answers; where its graph cannot be seen, the last one is taken."""
+    if wiring is not None:
+        return wiring.heads()
+    return {id(tensor.layer) for tensor in survey.targets[-1:]}
+
+
+def _rows(wiring: Wiring | None) -> dict[int, int | None]:
+    """How many rows each layer multiplies its kernel with, for one sample; None where a size is not known."""
+    rows: dict[int, int | None] = {}
+    for call in wiring.calls if wiring is not None else ():
+        made = wiring.made(call)[1:-1] if wiring is not None else ()
+        known = None if None in made else math.prod(size for size in made if size is not None)
+        before = rows.get(id(call.operation), 0)
+        rows[id(call.operation)] = None if known is None or before is None else before + known
+    return rows
 
 
 def _is_pointwise(tensor: Target) -> bool:
@@ -220,7 +311,7 @@ def _is_pointwise(tensor: Target) -> bool:
         return False
     if isinstance(layer, kl.SeparableConv2D):
         return tensor.variable is layer.pointwise_kernel
-    return isinstance(layer, kl.Conv2D) and layer.groups == 1 and set(layer.strides) == {1}
+    return is_pointwise(layer)
 
 
 def _is_on_one_point(layer: Any) -> bool:

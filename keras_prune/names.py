@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from keras_prune import allocation, criteria, growth, patterns
+from keras_prune.pruner import Recipe
 from keras_prune.strategy import resolve
 
-__all__ = ["resolve_allocation", "resolve_criterion", "resolve_growth", "resolve_pattern"]
+__all__ = ["resolve_allocation", "resolve_criterion", "resolve_growth", "resolve_pattern", "resolve_recipe"]
 
 CRITERIA: dict[str, type[criteria.Criterion]] = {
     "magnitude": criteria.Magnitude,
@@ -62,3 +63,23 @@ def resolve_allocation(value: Any) -> allocation.Allocation:
 def resolve_growth(value: Any) -> growth.Growth:
     """Return the growth that a name or an instance stands for."""
     return resolve(value, growth.Growth, GROWTHS)  # type: ignore[type-abstract]
+
+
+def resolve_recipe(criterion: Any, pattern: Any, allocation: Any, growth: Any = None, *, default: str) -> Recipe:
+    """Return the recipe of names and instances; it notes which of pattern and allocation are stated.
+
+    Args:
+        criterion: what counts.
+        pattern: where zeros may fall; None for single weights, or what a device chooses.
+        allocation: who gives how much; None for `default`, or what a device chooses.
+        growth: what comes back; None for nothing.
+        default: the name of an allocation.
+    """
+    stated = {name for name, value in (("pattern", pattern), ("allocation", allocation)) if value is not None}
+    return Recipe(
+        resolve_criterion(criterion),
+        resolve_pattern("unstructured" if pattern is None else pattern),
+        resolve_allocation(default if allocation is None else allocation),
+        None if growth is None else resolve_growth(growth),
+        frozenset(stated),
+    )

@@ -10,10 +10,11 @@ import keras
 
 from keras_prune import statistics
 from keras_prune.callbacks import check_data
-from keras_prune.devices import Device, choose_tensors
+from keras_prune.choosing import choose_tensors
+from keras_prune.devices import Device
 from keras_prune.hold import loose_zeros
 from keras_prune.masks import Mask, bind, mask_of, release
-from keras_prune.names import resolve_allocation, resolve_criterion, resolve_pattern
+from keras_prune.names import resolve_recipe
 from keras_prune.pruner import Recipe, Tensor, masks_at_sparsity
 from keras_prune.scope import Scope, Target
 from keras_prune.sensitivity import measure_curves, with_curves
@@ -29,8 +30,8 @@ def prune(
     model: keras.Model,
     sparsity: float = 0.5,
     criterion: Any = "magnitude",
-    pattern: Any = "unstructured",
-    allocation: Any = "global",
+    pattern: Any = None,
+    allocation: Any = None,
     *,
     scope: Scope | None = None,
     target: str | Device | None = None,
@@ -63,9 +64,9 @@ def prune(
         60
     """
     check_fraction("prune: sparsity", sparsity)
-    recipe = Recipe(resolve_criterion(criterion), resolve_pattern(pattern), resolve_allocation(allocation))
+    recipe = resolve_recipe(criterion, pattern, allocation, default="global")
     check_data("prune", recipe.criterion, training=False)
-    survey, recipe = choose_tensors(model, scope, recipe, target, "prune")
+    survey, recipe = choose_tensors(model, scope, recipe, target, "prune", sparsity)
     targets = survey.targets
     had_none = [mask_of(target.variable) is None for target in targets]
     with strategy_scope(model):

@@ -18,8 +18,9 @@ import numpy as np
 import numpy.typing as npt
 from keras.saving import register_keras_serializable
 
+from keras_prune.keys import fits, keyed
 from keras_prune.selection import all_but_smallest
-from keras_prune.strategy import Strategy, check_fraction, fits, to_integers
+from keras_prune.strategy import Strategy, check_fraction, to_integers
 
 __all__ = ["Block", "ByPath", "Channel", "Filter", "NofM", "Pattern", "Unstructured"]
 
@@ -352,7 +353,7 @@ class ByPath(Strategy):
     """A pattern for each tensor, by its path; the first key that fits counts.
 
     Args:
-        patterns: path or regular expression -> pattern.
+        patterns: layer, name, path, glob or regular expression -> pattern.
 
     Example:
         >>> ByPath({".*conv.*": Unstructured(), ".*": Block(4, 1)}).at("model/conv_1/kernel")
@@ -362,6 +363,9 @@ class ByPath(Strategy):
     kind: ClassVar[str] = "pattern"
 
     patterns: Mapping[str, Pattern]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "patterns", keyed(self.patterns))
 
     @property
     def fixed_units(self) -> bool:

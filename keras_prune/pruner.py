@@ -54,12 +54,17 @@ class Tensor:
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """How masks are found: what counts, where zeros may fall, who gives how much, and what comes back."""
+    """How masks are found: what counts, where zeros may fall, who gives how much, and what comes back.
+
+    Attributes:
+        stated: which of "pattern" and "allocation" the user chose; a device chooses the others.
+    """
 
     criterion: Criterion
     pattern: Pattern | ByPath
     allocation: Allocation
     growth: Growth | None = None
+    stated: frozenset[str] = frozenset()
 
     @property
     def needs(self) -> frozenset[str]:

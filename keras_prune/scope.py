@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar
 
@@ -15,9 +16,10 @@ from keras import layers as kl
 from keras.saving import register_keras_serializable
 
 from keras_prune.keras2 import refuse_keras2
-from keras_prune.strategy import Strategy, fits
+from keras_prune.keys import as_keys, check_keys, fits, key_of
+from keras_prune.strategy import Strategy
 
-__all__ = ["Layout", "Scope", "Skipped", "Survey", "Target", "check_scope"]
+__all__ = ["Layout", "Scope", "Skipped", "Survey", "Target", "check_scope", "paths_of"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -214,7 +216,8 @@ class Scope(Strategy):
     `names` are taken.
 
     Args:
-        include: paths, or regular expressions that match whole paths; None for all. What matches nothing is an error.
+        include: a layer, a layer's name, a path, a glob, or a regular expression that matches whole paths, or several
+            of these; None for all. What names nothing is an error.
         exclude: likewise, left out even when included.
         names: a regular expression for the names of kernels in custom layers.
         min_size: tensors with fewer weights are left out.
@@ -239,13 +242,9 @@ class Scope(Strategy):
     def __post_init__(self) -> None:
         for field in ("include", "exclude"):
             value = getattr(self, field)
-            if isinstance(value, str):
-                object.__setattr__(self, field, (value,))
-            elif value is not None:
-                object.__setattr__(self, field, tuple(value))
-            for key in getattr(self, field) or ():
-                fits(key, "")  # refuses a mistake in it
-        fits(self.names, "")
+            if value is not None:
+                object.__setattr__(self, field, as_keys(value))
+        key_of(self.names)
 
     def survey(self, model: keras.Layer, *, may_be_empty: bool = False) -> Survey:
         """Sort the variables of a built model into targets and skipped ones.
@@ -271,7 +270,7 @@ class Scope(Strategy):
             )
         targets: list[Target] = []
         skipped: list[Skipped] = []
-        paths = _unique_paths(model)
+        paths = paths_of(model)
         order = {id(variable): i for i, variable in enumerate(model.weights)}
         masks = _wrapper_masks(model)
         bound = {id(mask) for mask, _ in masks.values()}
@@ -348,11 +347,7 @@ class Scope(Strategy):
     def _check(self, model: keras.Layer, targets: list[Target], skipped: list[Skipped], may_be_empty: bool) -> None:
         paths = [t.path for t in targets] + [s.path for s in skipped]
         for field in ("include", "exclude"):
-            unused = [key for key in getattr(self, field) or () if not any(_matches((key,), path) for path in paths)]
-            if unused:
-                raise ValueError(
-                    f"Scope: {field} names no variable of {model.name!r}: {unused}. Its variables: {paths}"
-                )
+            check_keys(f"Scope: {field}", getattr(self, field) or (), paths, f"variable of {model.name!r}")
         if not targets and not may_be_empty:
             reasons = "; ".join(f"{s.path}: {s.reason}" for s in skipped) or "it has no variables"
             raise ValueError(f"{type(model).__name__} {model.name!r} has no prunable tensor. Left out: {reasons}.")
@@ -362,14 +357,37 @@ def _matches(keys: tuple[str, ...], path: str) -> bool:
     return any(fits(key, path) for key in keys)
 
 
-def _unique_paths(model: keras.Layer) -> dict[int, str]:
-    """Paths by variable; a path that two variables share gets a number, in the model's own order."""
+def paths_of(model: keras.Layer) -> dict[int, str]:
+    """Return the path of each variable of a model, by the variable's id.
+
+    It is made of the names of the layers around the variable, from the outermost below the model to the one that holds
+    it, and its own name: the same for a model that was just made and for one that was loaded, which differ in Keras's
+    `variable.path`. A path that two variables share gets a number, in the model's own order.
+
+    Example:
+        >>> inner = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, name="a")], name="inner")
+        >>> list(paths_of(keras.Sequential([keras.Input((4,)), inner])).values())
+        ['inner/a/kernel', 'inner/a/bias']
+    """
+    owned: dict[int, str] = {}
+    # The shortest way to a layer counts, so breadth comes first.
+    waiting: deque[tuple[Any, str]] = deque([(model, "")])
+    seen: set[int] = set()
+    while waiting:
+        layer, prefix = waiting.popleft()
+        if id(layer) in seen:
+            continue
+        seen.add(id(layer))
+        for variable in (*layer._trainable_variables, *layer._non_trainable_variables):
+            owned.setdefault(id(variable), prefix + variable.name)
+        waiting.extend((one, f"{prefix}{one.name}/") for one in layer._layers)
     paths: dict[int, str] = {}
     used: dict[str, int] = {}
     for variable in model.weights:
-        number = used.get(variable.path, 0)
-        used[variable.path] = number + 1
-        paths[id(variable)] = variable.path if number == 0 else f"{variable.path}#{number}"
+        path = owned.get(id(variable), variable.path)
+        number = used.get(path, 0)
+        used[path] = number + 1
+        paths[id(variable)] = path if number == 0 else f"{path}#{number}"
     return paths
 
 

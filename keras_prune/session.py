@@ -19,9 +19,10 @@ import numpy.typing as npt
 from keras import ops
 
 from keras_prune import statistics
+from keras_prune.choosing import choose_tensors
 from keras_prune.clock import optimizers_for, synchronise
 from keras_prune.criteria import FROM_TRAINING
-from keras_prune.devices import Device, choose_tensors
+from keras_prune.devices import Device
 from keras_prune.hold import loose_zeros
 from keras_prune.masks import Mask, Writer, bind, select
 from keras_prune.pruner import Recipe, Tensor, masks_at_sparsity, masks_at_threshold, off_in_units
@@ -77,7 +78,9 @@ class Session(SteppedSession):
         self.owner = owner if owner is not None else self
         instead = "to prune without training, use keras_prune.prune(model)."
         optimizers = optimizers_for(model, _name(self.owner), instead)
-        survey, self.recipe = choose_tensors(model, scope, recipe, device, _name(self.owner))
+        survey, self.recipe = choose_tensors(
+            model, scope, recipe, device, _name(self.owner), None if schedule.gives == "threshold" else schedule.final
+        )
         self.targets: tuple[Target, ...] = survey.targets
         self._size = sum(int(np.prod(target.variable.shape)) for target in self.targets)
         self.skipped: tuple[Skipped, ...] = survey.skipped

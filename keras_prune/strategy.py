@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import numbers
-import re
 from collections.abc import Mapping
 from typing import Any, ClassVar, TypeVar
 
@@ -117,19 +116,6 @@ def _by_class(name: str, base: type[Strategy]) -> str:
             ]
             return f" It is written as an instance: {found.__name__}({', '.join(arguments)})."
     return ""
-
-
-def fits(key: str, path: str) -> bool:
-    """Say whether a key names a tensor: it is its path, or a regular expression that matches the whole of it."""
-    if key == path:
-        return True
-    try:
-        return re.fullmatch(key, path) is not None
-    except re.error as error:
-        raise ValueError(
-            f"{key!r} must be a path, or a regular expression that matches whole paths. Received one with a mistake: "
-            f"{error}. A dot or a bracket that stands for itself is written with a backslash."
-        ) from error
 
 
 def to_integers(strategy: Strategy, *names: str) -> None:

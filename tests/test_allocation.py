@@ -11,6 +11,7 @@ from keras_prune.allocation import (
     Allocation,
     Explicit,
     Global,
+    Paying,
     Scored,
     Sensitivity,
     Uniform,
@@ -166,7 +167,7 @@ def test_explicit_rises_in_step_and_the_others_follow_the_schedule():
 
 
 def test_explicit_lists_the_paths_when_a_key_is_mistyped():
-    with pytest.raises(ValueError, match=r"no prunable tensor is named by \['aa'\]. Prunable tensors: \['a', 'b'\]"):
+    with pytest.raises(ValueError, match=r"no prunable tensor is named by \['aa'\]. Did you mean 'a'\? .*: a, b"):
         Explicit({"aa": 0.5})([A, B], 0.5)
 
 
@@ -175,12 +176,31 @@ def test_explicit_refuses_to_empty_a_tensor():
         Explicit({"a": 0.9})([A, B], 0.5)
 
 
+def test_paying_brings_kernels_to_where_they_pay_those_with_the_most_work_first():
+    low, high = np.arange(10.0), np.arange(10.0) + 100.0
+    one, two = tensor("one", low), tensor("two", high)
+    # One bar for all would take 9 of the first, which keeps one unit, and 3 of the second.
+    assert counts(Global(floor=0.0)([one, two], 0.6), [one, two]) == [9, 3]
+    half = Paying({"two": 0.5}, floor=0.0)
+    assert counts(half([one, two], 0.6), [one, two]) == [6, 6]
+    # Both can have more than half only with 12 zeros; of 10, the one with more work has its own.
+    both = {"one": 0.5, "two": 0.5}
+    assert counts(Paying(both)([one, two], 0.6), [one, two]) == [6, 6]
+    assert counts(Paying(both, {"two": 2.0})([one, two], 0.5), [one, two]) == [4, 6]
+    assert counts(Paying(both, {"one": 2.0})([one, two], 0.5), [one, two]) == [9, 1]
+    # Together or not at all.
+    assert Paying(both, together=(("one", "two"),)).needed([one, two], 0.5) == [0, 0]
+    # Halfway of a ramp, half of what is needed.
+    assert counts(half([one, two], 0.3, final=0.6), [one, two]) == [3, 3]
+
+
 def test_explicit_takes_fractions_only():
     with pytest.raises(ValueError, match=r"the target of 'a' must be a fraction in \[0, 1\). Received: 75"):
         Explicit({"a": 75})
 
 
-EVERY = [Uniform(floor=0.0), Global(floor=0.0), LAMP(), ERK(), Sensitivity(points=(0.5,), floor=0.0)]
+PAYING = Paying({"t0": 0.5, "t1": 0.9, "t2": 0.3}, {"t1": 5.0}, (("t0", "t2"),), floor=0.0)
+EVERY = [Uniform(floor=0.0), Global(floor=0.0), LAMP(), ERK(), Sensitivity(points=(0.5,), floor=0.0), PAYING]
 
 
 @pytest.mark.parametrize("allocation", EVERY, ids=lambda a: type(a).__name__)
@@ -216,6 +236,7 @@ def test_floors_are_fractions(kind, floor):
         Global(0.2),
         LAMP(0.2),
         ERK(0.2),
+        Paying({"a": 0.5}, {"a": 3.0}, (("a", "b"),), 0.2),
         Sensitivity(points=(0.1, 0.2), floor=0.2),
         Explicit({"a": 0.5}),
     ],

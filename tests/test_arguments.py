@@ -46,7 +46,7 @@ def model():
         (lambda: kp.L1("a"), TypeError, "strength must be a number"),
         (lambda: patterns.Block(1.5, 4), ValueError, "rows must be a whole number"),
         (lambda: patterns.NofM("2", 4), TypeError, "n must be a whole number"),
-        (lambda: kp.Scope(include="("), ValueError, r"'\(' must be a path, or a regular expression"),
+        (lambda: kp.Scope(include="("), ValueError, r"'\(' must be a name, a path, a glob, or a regular expression"),
         (lambda: kp.Scope(names="("), ValueError, "a regular expression"),
         (lambda: kp.Pruning(schedules.OneShot(0.5), pattern="block"), ValueError, r"Block\(rows=\.\.\., cols=\.\.\.\)"),
         (lambda: kp.Pruning(schedules.OneShot(0.5), "grasp"), ValueError, r"GraSP\(data=\.\.\.\)"),

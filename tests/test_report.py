@@ -33,14 +33,14 @@ def small_model():
 def test_counts_by_hand():
     found = report(small_model())
     assert [(row.path, row.kind, row.shape, row.weights, row.nonzero, row.masked) for row in found.rows] == [
-        ("small/a/kernel", "PrunableDense", (3, 4), 12, 9, True),
-        ("small/b/kernel", "Dense", (4, 2), 8, 6, False),
+        ("a/kernel", "PrunableDense", (3, 4), 12, 9, True),
+        ("b/kernel", "Dense", (4, 2), 8, 6, False),
     ]
     assert [row.sparsity for row in found.rows] == [0.25, 0.25]
     assert found.prunable == Totals(20, 15)
     assert found.whole == Totals(26, 15)
     assert found.sparsity == 0.25
-    assert [skipped.path for skipped in found.skipped] == ["small/a/bias", "small/b/bias"]
+    assert [skipped.path for skipped in found.skipped] == ["a/bias", "b/bias"]
 
 
 def test_a_constraint_counts_as_a_mask():

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from keras import layers as kl
 
+import keras_prune as kp
 from keras_prune.layers import PrunableDense
 from keras_prune.patterns import Channel
 from keras_prune.scope import Layout, Scope
@@ -272,7 +273,7 @@ def test_what_the_user_asks_for(scope, kept):
 
 
 def test_a_pattern_that_matches_nothing_is_an_error():
-    with pytest.raises(ValueError, match=r"include names no variable of .*: \['c/kernel'\]. Its variables: .*a/kernel"):
+    with pytest.raises(ValueError, match=r"no variable of .* is named by \['c/kernel'\].*There are: .*a/kernel"):
         Scope(include="c/kernel").survey(two_layers())
 
 
@@ -284,5 +285,79 @@ def test_no_prunable_tensor_is_an_error_with_the_reasons():
 
 
 def test_an_unbuilt_model_is_an_error():
-    with pytest.raises(ValueError, match=r"no weights yet.*model\.build\(input_shape\)"):
+    with pytest.raises(ValueError, match=r"no weights yet.*Build it first"):
         Scope().survey(keras.Sequential([kl.Dense(1)]))
+
+
+# -- names ------------------------------------------------------------------------------------------------------------
+
+
+def nested_net():
+    inner = keras.Sequential([keras.Input((4,)), keras.layers.Dense(4, name="deep")], name="inner")
+    layers = [keras.Input((4,)), keras.layers.Dense(4, name="first"), inner, keras.layers.Dense(4, name="last_1")]
+    return keras.Sequential(layers)
+
+
+@pytest.mark.parametrize(
+    ("key", "found"),
+    [
+        ("first", ["first/kernel"]),
+        ("inner", ["inner/deep/kernel"]),
+        ("deep", ["inner/deep/kernel"]),
+        ("inner/deep", ["inner/deep/kernel"]),
+        ("deep/kernel", ["inner/deep/kernel"]),
+        ("l*_?", ["last_1/kernel"]),
+        ("*deep*", ["inner/deep/kernel"]),
+        (r"(first|last_\d)/kernel", ["first/kernel", "last_1/kernel"]),
+        (["first", "de*"], ["first/kernel", "inner/deep/kernel"]),
+        # As a regular expression it matches whole paths, and never a model around a layer that it is to leave out.
+        (r"(?!.*deep).*", ["first/kernel", "last_1/kernel"]),
+    ],
+)
+def test_tensors_are_named_alike_in_a_fresh_and_in_a_loaded_model(tmp_path, key, found):
+    fresh = nested_net()
+    fresh.save(tmp_path / "m.keras")
+    for model in (fresh, keras.saving.load_model(tmp_path / "m.keras"), keras.models.clone_model(fresh)):
+        assert [target.path for target in Scope(include=key).survey(model).targets] == found
+        left = [target.path for target in Scope(exclude=key).survey(model).targets]
+        assert sorted(found + left) == ["first/kernel", "inner/deep/kernel", "last_1/kernel"]
+        if isinstance(key, str):
+            kp.prune(model, 0.25, allocation={key: 0.5}, pattern={key: "unstructured", ".*": "filter"})
+            zeros = {row.path: row.sparsity for row in kp.report(model).rows}
+            assert {path for path, share in zeros.items() if share == 0.5} == set(found)
+
+
+def test_a_layer_names_its_tensors():
+    model = nested_net()
+    first, inner = model.layers[:2]
+    assert [t.path for t in Scope(include=[first, inner]).survey(model).targets] == [
+        "first/kernel",
+        "inner/deep/kernel",
+    ]
+    assert [t.path for t in Scope(exclude=first).survey(model).targets] == ["inner/deep/kernel", "last_1/kernel"]
+    assert Scope.from_config(Scope(include=first).get_config()) == Scope(include="first")
+    kp.prune(model, 0.25, allocation={first: 0.5})
+    assert np.count_nonzero(first.kernel.numpy() == 0) == 8
+
+
+@pytest.mark.parametrize(
+    ("call", "subject"),
+    [
+        (lambda model: Scope(include="frist").survey(model), "Scope: include"),
+        (lambda model: Scope(exclude=["inner", "frist"]).survey(model), "Scope: exclude"),
+        (lambda model: kp.prune(model, 0.5, allocation={"frist": 0.5}), "Explicit"),
+        (lambda model: kp.prune(model, 0.5, pattern={"frist": "filter", ".*": "unstructured"}), "prune: pattern"),
+    ],
+)
+def test_a_name_of_nothing_is_refused_with_those_that_are_near(call, subject):
+    with pytest.raises(
+        ValueError, match=rf"{subject}: no .* is named by \['frist'\]. Did you mean 'first'.*inner/deep"
+    ):
+        call(nested_net())
+
+
+def test_what_is_no_name_is_refused():
+    with pytest.raises(TypeError, match=r"named by a layer, a layer's name, .*Received: 3 of type int"):
+        Scope(include=3)
+    with pytest.raises(TypeError, match=r"named by a layer.*Received: 0 of type int"):
+        kp.allocation.Explicit({0: 0.5})

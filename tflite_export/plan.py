@@ -9,12 +9,13 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from keras_prune.gains import PAYS
 from tflite_export import eligibility as rules
 from tflite_export.eligibility import Verdict, Weight
 from tflite_export.encoding import Encoding as Encoding
 from tflite_export.encoding import SparseArray, encode_blocks, encode_csr, encoded_bytes
 from tflite_export.errors import ExportError
-from tflite_export.targets import ANY, PAYS, Kernel, Target
+from tflite_export.targets import ANY, Kernel, Target
 
 LARGEST_SHARE = 0.95
 """A weight is stored sparse for its size where that takes at most this share of its dense bytes."""

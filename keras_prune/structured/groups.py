@@ -17,8 +17,8 @@ import keras_prune.structured.rules.merge
 import keras_prune.structured.rules.norm
 import keras_prune.structured.rules.sequence
 import keras_prune.structured.rules.shape  # noqa: F401
+from keras_prune.keys import as_keys, check_keys, fits
 from keras_prune.scope import Skipped
-from keras_prune.strategy import fits
 from keras_prune.structured.elements import OPAQUE, Labels
 from keras_prune.structured.graph import Graph, Node
 from keras_prune.structured.phases import trace_phases
@@ -177,15 +177,14 @@ def analyse(model: keras.Model, *, exact: bool = True, frozen: Iterable[str] = (
         [(3, ['kernel', 'bias', 'kernel'])]
     """
     graph, training_only = trace_phases(model, input_shape)
-    walk = _Walk(Tracker(exact), frozenset((frozen,) if isinstance(frozen, str) else frozen))
+    walk = _Walk(Tracker(exact), frozenset(as_keys(frozen)))
     inputs = [Dims([None] * len(graph.shapes[i])) for i in graph.inputs]
     for dims in walk.run(graph, inputs):
         for entry in dims:
             if entry is not None:
                 walk.tracker.elements.freeze(entry.labels, "it is an output of the model")
     unknown = sorted(walk.frozen - walk.matched)
-    if unknown:
-        raise ValueError(f"frozen must name layers of {model.name!r}. Received: {unknown}, which match none.")
+    check_keys(f"frozen must name layers of {model.name!r}", unknown, [node.path for node in graph.walk()], "layer")
     if training_only:
         walk.skipped.append(Skipped(model.name, f"{training_only}; a smaller model will not have it"))
     return dataclasses.replace(_collect(graph, walk), training_only=training_only)

@@ -197,7 +197,7 @@ def test_frozen_layers_keep_their_shapes():
     found = analyse(make(), frozen=["b"])
     assert [found.slots[group.slots[0]].path for group in found.groups] == ["c"]
     assert len(analyse(make(), frozen=["[ab]"]).groups) == 1
-    with pytest.raises(ValueError, match=r"frozen must name layers of 'net'. Received: \['x'\]"):
+    with pytest.raises(ValueError, match=r"frozen must name layers of 'net': no layer is named by \['x'\]"):
         analyse(make(), frozen=["x", "a"])
 
 

@@ -9,12 +9,12 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from keras import layers as kl
 
+from keras_prune.windows import Window, same_padding
 from tflite_export.file import flatbuffer
 from tflite_export.rewrites.graph import flat_copy, nodes_of
 from tflite_export.rewrites.mirror import MirrorPass
 from tflite_export.rewrites.rewrite import rewrite_model
 from tflite_export.rewrites.turning import turned
-from tflite_export.rewrites.windows import Window, same_padding
 from tflite_export.signature import signature_of
 from tflite_export.stock import convert
 

@@ -5,11 +5,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from keras_prune.gains import PAYS, Measured
 from tflite_export import Encoding, ExportError
 from tflite_export import eligibility as rules
 from tflite_export.eligibility import Consumer, Weight
 from tflite_export.plan import make_plan, plan_weight
-from tflite_export.targets import PAYS, TARGETS, Clusters, Kernel, Measured, Target, resolve_target
+from tflite_export.targets import TARGETS, Clusters, Kernel, Target, resolve_target
 
 KB = 1024
 NAMES = ("any", "android", "ios", "arm64", "web", "x86", "mcu")

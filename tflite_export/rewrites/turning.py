@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from keras import layers as kl
 
+from keras_prune.windows import Window, same_padding
 from tflite_export.rewrites.graph import is_map
 from tflite_export.rewrites.positions import is_placewise
-from tflite_export.rewrites.windows import Window, same_padding
 
 Flips = tuple[bool, bool]
 """Whether height, and whether width, is reversed."""
