@@ -20,7 +20,7 @@ def printable(text: str, *, lines: bool = True) -> str:
 
     Args:
         text: Any text.
-        lines: It may have several lines; else a line break is escaped too.
+        lines: It may have several lines; else line breaks and tabs are escaped too.
 
     Example:
         >>> printable("\x1b[2Jdense\u202e", lines=False), printable("größe → 3\n")
@@ -30,7 +30,7 @@ def printable(text: str, *, lines: bool = True) -> str:
         return text
     return "".join(
         each.encode("unicode_escape").decode()
-        if unicodedata.category(each) in _ESCAPED and each not in _JOINERS and not (lines and each == "\n")
+        if unicodedata.category(each) in _ESCAPED and each not in _JOINERS and not (lines and each in "\n\t")
         else each
         for each in text
     )

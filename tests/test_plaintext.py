@@ -26,7 +26,8 @@ def test_every_character_that_acts_is_escaped_and_no_other():
         "\u200c",
         "\u200d",
     } == {each for each in kept if unicodedata.category(each) in ("Cc", "Cf", "Zl", "Zp")}
-    assert printable("a\nb\tc") == "a\nb\\tc"
+    assert printable("a\nb\tc") == "a\nb\tc"
+    assert printable("a\nb\tc", lines=False) == r"a\nb\tc"
 
 
 @pytest.mark.parametrize("kind", [ExportError, PathError])
