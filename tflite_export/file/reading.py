@@ -91,6 +91,7 @@ def read_arrays(path: str | os.PathLike[str]) -> NDArray[Any] | dict[str, NDArra
 
     Example:
         >>> import tempfile
+        >>> import numpy as np
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     np.savez(f"{folder}/x.npz", a=np.arange(3), b=np.ones(1))
         ...     read_arrays(f"{folder}/x.npz")
