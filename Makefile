@@ -41,6 +41,7 @@ bench: $(VENV)/.installed-tfmot
 	$(BIN)/python -m benchmarks.resnet56
 	$(BIN)/python -m tflite_export.runtimes.litertjs
 	$(BIN)/python -m benchmarks.web_models
+	$(BIN)/python -m benchmarks.target_defaults
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -103,7 +103,9 @@ def _without_single_units(survey: Survey, recipe: Recipe, subject: str) -> Surve
         stacklevel=4,
     )
     skipped = (*survey.skipped, *(Skipped(path, reason) for path, reason in whole.items()))
-    return Survey(tuple(tensor for tensor in survey.targets if tensor.path not in whole), skipped)
+    return dataclasses.replace(
+        survey, targets=tuple(tensor for tensor in survey.targets if tensor.path not in whole), skipped=skipped
+    )
 
 
 def _for_nothing(model: keras.Model, choice: Choice, final: float | None) -> list[str]:

@@ -137,8 +137,9 @@ class Device(Strategy):
         targets = tuple(tensor for tensor in survey.targets if tensor.path in chosen)
         clustered = frozenset(t.path for t in targets if chosen[t.path] == Unstructured() and _is_pointwise(t))
         own = self._allocation(model, targets, chosen, clustered, wiring)
+        left = tuple(Skipped(path, reason) for path, reason in reasons.items())
         return Choice(
-            Survey(targets, (*survey.skipped, *(Skipped(path, reason) for path, reason in reasons.items()))),
+            Survey(targets, (*survey.skipped, *left), left),
             _stated(chosen, pattern),
             own if allocation is None else allocation,
             self.name,

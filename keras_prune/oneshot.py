@@ -71,6 +71,7 @@ def prune(
     had_none = [mask_of(target.variable) is None for target in targets]
     with strategy_scope(model):
         state = TrainingState.of(model)
+        state.left_alone = survey.for_target
         masks = [bind(target, state) for target in targets]
     rounds = recipe.criterion.rounds
     try:

@@ -78,6 +78,7 @@ class Report:
         counts: parameters, multiplications and activation memory for one sample, of each layer and of all, with zeros
             counted as other weights; None if they are not known.
         not_known: why they are not; empty if they are.
+        left_alone: prunable tensors that the last pruning left as they are for its target's sake, with the reasons.
     """
 
     model: str
@@ -86,6 +87,7 @@ class Report:
     whole: Totals
     counts: Counts | None = None
     not_known: str = ""
+    left_alone: tuple[Skipped, ...] = ()
 
     @property
     def prunable(self) -> Totals:
@@ -103,6 +105,7 @@ class Report:
             "model": self.model,
             "rows": [{**_counts(row), **dataclasses.asdict(row), "shape": list(row.shape)} for row in self.rows],
             "skipped": [dataclasses.asdict(skipped) for skipped in self.skipped],
+            "left_alone": [dataclasses.asdict(skipped) for skipped in self.left_alone],
             "prunable": _counts(self.prunable),
             "whole": _counts(self.whole),
             "layers": None if self.counts is None else [_entries(layer) for layer in self.counts.layers],
@@ -185,7 +188,11 @@ class Report:
         return [Text(text) for text in texts]
 
     def _left_out(self) -> list[Text]:
-        return [Text(f"Left out: {_some(paths)}: {reason}.") for reason, paths in _by_reason(self.skipped).items()]
+        alone = _by_reason(self.left_alone).items()
+        return [
+            *(Text(f"Left alone for the target: {_some(paths)}: {reason}.") for reason, paths in alone),
+            *(Text(f"Left out: {_some(paths)}: {reason}.") for reason, paths in _by_reason(self.skipped).items()),
+        ]
 
     def _layers(self) -> list[Any]:
         """The second table: layers with weights or multiplications, and the one that needs the most memory."""
@@ -286,7 +293,9 @@ def report(model: keras.Layer, *, scope: Scope | None = None) -> Report:
     )
     whole = _total(_without_masks(model), masks)
     counts, not_known = _count(model)
-    return Report(str(model.name), rows, survey.skipped, whole, counts, not_known)
+    known, state = {row.path for row in rows}, getattr(model, "_pruning_state", None)
+    left_alone = tuple(one for one in (state.left_alone if state is not None else ()) if one.path in known)
+    return Report(str(model.name), rows, survey.skipped, whole, counts, not_known, left_alone)
 
 
 def _count(model: keras.Layer) -> tuple[Counts | None, str]:

@@ -134,10 +134,17 @@ class Skipped:
 
 @dataclasses.dataclass(frozen=True)
 class Survey:
-    """What a scope found: the tensors to prune and those left out; every variable of the model is in one of the two."""
+    """What a scope found: the tensors to prune and those left out; every variable of the model is in one of the two.
+
+    Attributes:
+        targets: the tensors to prune.
+        skipped: those left out, with the reasons.
+        for_target: of those left out, the kernels that a device leaves alone.
+    """
 
     targets: tuple[Target, ...]
     skipped: tuple[Skipped, ...]
+    for_target: tuple[Skipped, ...] = ()
 
 
 def _einsum_layout(layer: Any, rank: int) -> Layout:

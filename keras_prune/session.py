@@ -89,6 +89,7 @@ class Session(SteppedSession):
                 model.optimizer.build(model.trainable_variables)
             variables = [target.variable for target in self.targets]
             super().__init__(model, optimizers, TrainingState.of(model), variables, parts, run)
+            self._state.left_alone = survey.for_target
             self._refuse_gradients_of_wrappers()
             for target in self.targets:
                 self._state.claim(self, target.variable, target.path, run)

@@ -23,6 +23,7 @@ from keras import ops
 from keras.src.saving.keras_saveable import KerasSaveable
 
 from keras_prune.optimizers import innermost
+from keras_prune.scope import Skipped
 from keras_prune.variables import read
 
 __all__ = ["TrainingState", "strategy_scope"]
@@ -52,6 +53,7 @@ class TrainingState(KerasSaveable):
         self.sessions: list[Any] = []
         self.guard: Any = None
         self.restored: set[str] = set()
+        self.left_alone: tuple[Skipped, ...] = ()
         self._owners: dict[int, tuple[Any, Any]] = {}
         self._optimizer: Any = None
 

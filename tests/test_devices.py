@@ -154,6 +154,19 @@ def test_a_head_is_named_by_a_share_or_a_pattern_of_its_own(stated):
     assert zeros(model, "hidden_1") > 0.6
 
 
+def test_the_report_says_what_was_left_alone():
+    model = dense_net(32, 32)
+    kp.prune(model, 0.8, target="web")
+    found = kp.report(model)
+    assert [skipped.path for skipped in found.left_alone] == ["scores/kernel"]
+    assert "Left alone for the target: scores/kernel: a head, which gives the model's answers" in " ".join(
+        str(found).split()
+    )
+    assert found.to_dict()["left_alone"][0]["path"] == "scores/kernel"
+    kp.prune(model, 0.85)
+    assert kp.report(model).left_alone == ()
+
+
 def test_a_subclassed_model_whose_graph_cannot_be_seen_keeps_its_last_kernel():
     class Own(keras.Model):
         def __init__(self):
