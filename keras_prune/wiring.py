@@ -11,7 +11,8 @@ from typing import Any
 import keras
 from keras import layers as kl
 
-from keras_prune.structured.graph import Graph, Node, trace
+from keras_prune.structured.graph import Graph, Node
+from keras_prune.structured.trace import trace
 
 __all__ = ["Call", "Wiring", "wire"]
 

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import difflib
 
-from keras_prune.structured.graph import Graph, Node
+from keras_prune.structured.graph import Graph, Inside, Node
 
-__all__ = ["find_call", "graph_of", "graphs_in"]
+__all__ = ["find_call", "graph_of", "graphs_in", "open_graphs"]
 
 
 def graphs_in(graph: Graph) -> list[Graph]:
     """A graph, and those of the models in it, once each."""
-    bodies = {id(node.body): node.body for node in graph.walk() if node.body is not None}
+    bodies = {id(body): body for node in graph.walk() for body in node.bodies}
     return [graph, *bodies.values()]
+
+
+def open_graphs(graph: Graph) -> list[Graph]:
+    """Those of the graphs in which calls can be left out or put in: not what layers do in their own code."""
+    return [one for one in graphs_in(graph) if not isinstance(one, Inside)]
 
 
 def graph_of(graph: Graph, node: Node) -> Graph:

@@ -161,7 +161,7 @@ def _not_counted(analysis: Analysis, node: Node) -> str:
     """Why the multiplications of a call are not known; empty if they are."""
     operation = node.operation
     if find_rule(operation) is None:
-        return f"there is no rule for {type(operation).__name__}"
+        return node.unseen or f"there is no rule for {type(operation).__name__}"
     if getattr(operation, "quantization_mode", None) is not None or getattr(operation, "lora_enabled", False):
         return "it is quantized, or LoRA is enabled on it"
     return analysis.effects[id(node)].not_counted

@@ -15,16 +15,18 @@ from keras import tree
 import keras_prune.structured.rules.elementwise
 import keras_prune.structured.rules.merge
 import keras_prune.structured.rules.norm
+import keras_prune.structured.rules.pick
 import keras_prune.structured.rules.sequence
 import keras_prune.structured.rules.shape  # noqa: F401
 from keras_prune.keys import as_keys, check_keys, fits
 from keras_prune.scope import Skipped
 from keras_prune.structured.elements import OPAQUE, Labels
-from keras_prune.structured.graph import Graph, Node
+from keras_prune.structured.graph import Graph, Inside, Node
 from keras_prune.structured.phases import trace_phases
+from keras_prune.structured.replay import Mismatch, replay
 from keras_prune.structured.rules.registry import Axis, Call, Cost, Dims, Effect, Tracker, Width, find_rule
 
-__all__ = ["Analysis", "Copies", "Group", "Slot", "analyse"]
+__all__ = ["Analysis", "Copies", "Group", "Slot", "analyse", "inside_of"]
 
 Units = npt.NDArray[np.int64]
 Keep = npt.NDArray[np.bool_]
@@ -81,7 +83,7 @@ class Analysis:
         costs: path and cost of each call, shared calls as often as they run.
         skipped: what stays although its layer makes units, with the reason; and each call without a rule.
         inputs_of: for each call (by id), the axes of its inputs at the first evaluation.
-        input_dims: the axes of each input of a nested model, by the graph's id and the tensor's number.
+        dims: the axes of each tensor, by its graph's id and its number there.
         training_only: what a subclassed model does in training that the graph does not have, in words.
     """
 
@@ -92,7 +94,7 @@ class Analysis:
     costs: tuple[tuple[str, Cost], ...]
     skipped: tuple[Skipped, ...]
     inputs_of: dict[int, list[Dims]]
-    input_dims: dict[tuple[int, int], Dims]
+    dims: dict[tuple[int, int], Dims]
     _units: Units
     _places: dict[tuple[int, int], int]
     _tracker: Tracker
@@ -177,17 +179,86 @@ def analyse(model: keras.Model, *, exact: bool = True, frozen: Iterable[str] = (
         [(3, ['kernel', 'bias', 'kernel'])]
     """
     graph, training_only = trace_phases(model, input_shape)
-    walk = _Walk(Tracker(exact), frozenset(as_keys(frozen)))
+    names = frozenset(as_keys(frozen))
+    found, stuck = _pass(graph, exact, names, frozenset())
+    if stuck:
+        # Heads and the size of a head lie on one axis of a kernel: where the size has to stay, heads may go.
+        again, still = _pass(graph, exact, names, stuck)
+        if stuck - still:
+            found = again if not still else _pass(graph, exact, names, stuck - still)[0]
+    if training_only:
+        left_out = Skipped(model.name, f"{training_only}; a smaller model will not have it")
+        return dataclasses.replace(found, skipped=(*found.skipped, left_out), training_only=training_only)
+    return found
+
+
+def _pass(graph: Graph, exact: bool, frozen: frozenset[str], first: frozenset[int]) -> tuple[Analysis, frozenset[int]]:
+    """One pass over a graph, and the calls that cut an axis into several so that none of its elements may go."""
+    walk = _Walk(Tracker(exact, first), frozen)
     inputs = [Dims([None] * len(graph.shapes[i])) for i in graph.inputs]
     for dims in walk.run(graph, inputs):
         for entry in dims:
             if entry is not None:
                 walk.tracker.elements.freeze(entry.labels, "it is an output of the model")
     unknown = sorted(walk.frozen - walk.matched)
-    check_keys(f"frozen must name layers of {model.name!r}", unknown, [node.path for node in graph.walk()], "layer")
-    if training_only:
-        walk.skipped.append(Skipped(model.name, f"{training_only}; a smaller model will not have it"))
-    return dataclasses.replace(_collect(graph, walk), training_only=training_only)
+    check_keys(
+        f"frozen must name layers of {graph.model.name!r}", unknown, [node.path for node in graph.walk()], "layer"
+    )
+    found = _fitting(_collect(graph, walk), walk)
+    return found, frozenset(call for call, kept in walk.tracker.cuts if walk.tracker.elements.frozen(kept).all())
+
+
+def _fitting(analysis: Analysis, walk: _Walk) -> Analysis:
+    """The analysis without units of which a layer's own `call` does not follow the removal, as a trial shows."""
+    inside = inside_of(analysis.graph)
+    while True:
+        failed = [
+            (group, (path, str(error)))
+            for path, bodies in inside
+            for group in _groups_in(analysis, bodies)
+            if (error := _trial(analysis, bodies, group)) is not None
+        ]
+        if not failed:
+            return analysis
+        for group, reason in failed:
+            for slot in (analysis.slots[i] for i in group.slots):
+                of_group = (slot.units >= group.start) & (slot.units < group.stop)
+                walk.tracker.elements.freeze(slot.labels[of_group], reason)
+        analysis = _collect(analysis.graph, walk)
+
+
+def inside_of(graph: Graph) -> list[tuple[str, list[Inside]]]:
+    """For each layer that is seen through, its path and what its `call` does at each of its calls."""
+    found: dict[int, tuple[str, list[Inside]]] = {}
+    for node in graph.walk():
+        bodies = [body for body in node.bodies if isinstance(body, Inside)]
+        if bodies:
+            known = found.setdefault(id(node.operation), (node.path, []))[1]
+            known += [body for body in bodies if not any(body is one for one in known)]
+    return list(found.values())
+
+
+def _groups_in(analysis: Analysis, bodies: Sequence[Inside]) -> list[Group]:
+    """The groups of more than one unit that lie on tensors inside a layer."""
+    tensors = [analysis.dims[id(body), i] for body in bodies for i in range(len(body.shapes))]
+    axes = [entry.labels for dims in tensors for entry in dims if entry is not None]
+    units = np.unique(np.concatenate([analysis.units_of(labels) for labels in axes])) if axes else np.zeros(0, int)
+    units = units[units >= 0]
+    stops = [group.stop for group in analysis.groups]
+    return [
+        group for i in np.unique(np.searchsorted(stops, units, side="right")) if (group := analysis.groups[i]).size > 1
+    ]
+
+
+def _trial(analysis: Analysis, bodies: Sequence[Inside], group: Group) -> Mismatch | None:
+    """Why `call` does not do without half of a group; None if it does."""
+    keep = np.ones(analysis.size, bool)
+    keep[group.start : group.start + group.size // 2] = False
+    try:
+        replay(analysis, bodies, keep)
+    except Mismatch as error:
+        return error
+    return None
 
 
 def _names(key: str, node: Node) -> bool:
@@ -207,20 +278,55 @@ class _Walk:
         self.skipped: list[Skipped] = []
         self.first: dict[int, list[Axis | None]] = {}
         self.inputs_of: dict[int, list[Dims]] = {}
-        self.input_dims: dict[tuple[int, int], Dims] = {}
+        self.dims: dict[tuple[int, int], Dims] = {}
 
     def run(self, graph: Graph, inputs: Sequence[Dims]) -> list[Dims]:
         known = dict(zip(graph.inputs, inputs, strict=True))
         for node in graph.nodes:
+            if isinstance(graph, Inside):
+                known.update({i: self._own(graph, node, i) for i in node.inputs if i in graph.own})
             if node.body is not None:
-                taken = [known[i] for i in node.entries]
-                self._share(self._call(graph, node, taken), [entry for dims in taken for entry in dims])
-                self.input_dims.update({(id(node.body), i): x for i, x in zip(node.body.inputs, taken, strict=True)})
-                made = self.run(node.body, taken)
+                made = self._enter(graph, node, [known[i] for i in node.entries])
             else:
                 made = self._apply(graph, node, [known[i] for i in node.inputs])
             known.update(zip(node.outputs, made, strict=True))
+        for number, dims in known.items():
+            self.dims.setdefault((id(graph), number), dims)
         return [known[i] for i in graph.outputs]
+
+    def _enter(self, graph: Graph, node: Node, taken: list[Dims]) -> list[Dims]:
+        """Run the calls inside a model, or inside a layer that was seen through: at inference, then in training."""
+        assert node.body is not None
+        call = self._call(graph, node, taken)
+        if not isinstance(node.body, Inside):
+            self._share(call, [entry for dims in taken for entry in dims])
+        made = self.run(node.body, taken)
+        if node.training is not None:
+            costs = len(self.costs)
+            others = self.run(node.training, taken)
+            del self.costs[costs:]
+            made = [
+                Dims(call.merge(a, b) for a, b in zip(x, y, strict=True)) for x, y in zip(made, others, strict=True)
+            ]
+        for body in node.bodies:
+            for variable in body.read if isinstance(body, Inside) else ():
+                self._hold(call, variable, f"its value is read in call() of {type(node.operation).__name__}")
+        return made
+
+    def _own(self, graph: Inside, node: Node, number: int) -> Dims:
+        """The axes of a layer's own variable, along which new elements lie; a mask has none."""
+        variable = graph.own[number]
+        if variable is None:
+            return Dims([None] * len(graph.shapes[number]))
+        call = self._call(graph, node, [])
+        if not keras.backend.is_float_dtype(variable.dtype):
+            self._hold(call, variable, f"it holds numbers of type {variable.dtype}")
+            return Dims([None] * len(variable.shape))
+        return Dims(Axis(call.units(variable, i)) if size > 1 else None for i, size in enumerate(variable.shape))
+
+    def _hold(self, call: Call, variable: keras.Variable, reason: str) -> None:
+        for axis in range(len(variable.shape)):
+            call.freeze(call.units(variable, axis), reason)
 
     def _call(self, graph: Graph, node: Node, taken: list[Dims]) -> Call:
         shapes, output_shapes = ([graph.shapes[i] for i in numbers] for numbers in (node.inputs, node.outputs))
@@ -229,7 +335,8 @@ class _Walk:
     def _apply(self, graph: Graph, node: Node, taken: list[Dims]) -> list[Dims]:
         call = self._call(graph, node, taken)
         rule = find_rule(node.operation)
-        reason = _altered(node.operation) or ("" if rule else f"there is no rule for {type(node.operation).__name__}")
+        unknown = node.unseen or f"there is no rule for {type(node.operation).__name__}"
+        reason = _altered(node.operation) or ("" if rule else unknown)
         effect = rule(call) if rule is not None and not reason else call.opaque(reason)
         if [len(dims) for dims in effect.outputs] != [len(shape) for shape in call.output_shapes]:
             raise ValueError(
@@ -247,7 +354,8 @@ class _Walk:
             self._freeze(node)
         self.effects.setdefault(id(node), effect)
         self.inputs_of.setdefault(id(node), taken)
-        self.costs += [(node.path, cost) for cost in effect.costs]
+        axes = [size for shape in (*call.shapes, *call.output_shapes) for size in shape]
+        self.costs += [(node.path, _for_length_one(graph, axes, cost)) for cost in effect.costs]
         return list(effect.outputs)
 
     def _share(self, call: Call, entries: list[Axis | None]) -> None:
@@ -264,6 +372,15 @@ class _Walk:
             for labels in self.tracker.bindings.get(id(variable), (None, [], ""))[1]:
                 if labels is not None:
                     self.tracker.elements.freeze(labels, (node.path, "it was asked to stay as it is"))
+
+
+def _for_length_one(graph: Graph, axes: Sequence[int | None], cost: Cost) -> Cost:
+    """A cost inside a layer with axes of unknown length counted as 1, as everywhere: a prime number stands for them."""
+    free = graph.free if isinstance(graph, Inside) else None
+    factor = cost.factor
+    for _ in range(axes.count(free) if free is not None else 0):
+        factor = factor / free if free is not None and factor % free == 0 else factor
+    return cost if factor == cost.factor else dataclasses.replace(cost, factor=factor)
 
 
 def _altered(operation: Any) -> str:
@@ -328,7 +445,7 @@ def _collect(graph: Graph, walk: _Walk) -> Analysis:
         tuple(walk.costs),
         skipped,
         walk.inputs_of,
-        walk.input_dims,
+        walk.dims,
         index[roots],
         places,
         tracker,

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from keras_prune.structured.graph import Graph
+from keras_prune.structured.graph import Graph, Inside
 from keras_prune.structured.groups import Analysis, Units
 from keras_prune.structured.rules.registry import Dims
 from keras_prune.structured.widths import Kept, Products, Widths
@@ -28,12 +28,14 @@ class _Run:
         tensors: for each tensor: the graph that it is of, its number there, and its axes.
         made: by which call each tensor is made; -1 for an input.
         last: the last call that each tensor lives at.
+        weights: tensors that are variables of layers seen through: they are no activations.
     """
 
     paths: list[str] = dataclasses.field(default_factory=list)
     tensors: list[tuple[Graph, int, Dims | None]] = dataclasses.field(default_factory=list)
     made: list[int] = dataclasses.field(default_factory=list)
     last: list[int] = dataclasses.field(default_factory=list)
+    weights: set[int] = dataclasses.field(default_factory=set)
 
     def new(self, graph: Graph, number: int, dims: Dims | None) -> int:
         """A tensor that the call at hand makes."""
@@ -45,6 +47,9 @@ class _Run:
     def run(self, analysis: Analysis, graph: Graph, inputs: Sequence[int]) -> list[int]:
         """Run a graph on these tensors; gives those of its results."""
         known = dict(zip(graph.inputs, inputs, strict=True))
+        if isinstance(graph, Inside):
+            known.update({number: self.new(graph, number, None) for number in graph.own})
+            self.weights.update(known[number] for number in graph.own)
         for node in graph.nodes:
             if node.body is not None:
                 results = self.run(analysis, node.body, [known[i] for i in node.entries])
@@ -80,9 +85,9 @@ class Memory:
         self.paths = tuple(run.paths)
         axes: list[Units] = []
         rows: list[tuple[float, list[int]]] = []
-        for tensors, number, dims in run.tensors:
+        for i, (tensors, number, dims) in enumerate(run.tensors):
             shape = tensors.shapes[number]
-            factor = item_bytes(tensors.symbols[number].dtype)
+            factor = 0.0 if i in run.weights else item_bytes(tensors.symbols[number].dtype)
             on: list[int] = []
             for place, size in enumerate(shape[1:], start=1):
                 entry = None if dims is None else dims[place]
@@ -91,7 +96,8 @@ class Memory:
                     on.append(len(axes))
                     axes.append(units)
                 else:
-                    factor *= 1 if size is None else size
+                    unknown = size is None or (isinstance(tensors, Inside) and size == tensors.free)
+                    factor *= 1 if unknown or size is None else size
             rows.append((factor, on))
         self._widths = Widths(analysis.groups, axes)
         self._sizes = Products(rows, len(axes))

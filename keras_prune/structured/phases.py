@@ -9,7 +9,8 @@ import keras
 import numpy as np
 from keras import ops, tree
 
-from keras_prune.structured.graph import Graph, Node, Ref, trace
+from keras_prune.structured.graph import Graph, Node, Ref
+from keras_prune.structured.trace import trace
 
 __all__ = ["trace_phases"]
 

@@ -3,7 +3,7 @@ import pytest
 from keras import tree
 
 from keras_prune.structured import Plan, analyse
-from keras_prune.structured.importances.activity import _graphs, _results, run
+from keras_prune.structured.importances.activity import _graphs, results_of, run
 
 
 def _randomise(model, rng):
@@ -46,11 +46,7 @@ def _check_zeros(analysis, keep, x):
                 gone = np.moveaxis(np.asarray(value), axis, 0)[(units >= 0) & ~keep[units]]
                 assert not gone.any(), graph.symbols[number]
 
-    def call(node, known):
-        made = _results(node, known)
-        return made, made
-
-    return [np.asarray(output) for output in run(analysis.graph, tree.flatten(x), see, call)]
+    return [np.asarray(output) for output in run(analysis.graph, tree.flatten(x), see, results_of)]
 
 
 def _random_keep(analysis, rng, share=0.5):

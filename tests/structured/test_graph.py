@@ -7,7 +7,7 @@ from keras import layers as kl
 from keras import ops
 
 from keras_prune.structured import analyse, plan
-from keras_prune.structured.graph import trace
+from keras_prune.structured.trace import trace
 
 
 class Residual(keras.Model):

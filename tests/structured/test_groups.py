@@ -1,6 +1,7 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from keras import layers as kl
 from keras import ops
 
@@ -117,7 +118,7 @@ def test_lstm_units_take_four_gates():
 def test_outputs_inputs_and_unknown_layers_stay_with_a_reason():
     class Mystery(kl.Layer):
         def call(self, x):
-            return x[:, ::-1]
+            return tf.reverse(x, [1])
 
     inputs = keras.Input((4,))
     x = Mystery(name="mystery")(kl.Dense(5, name="before")(inputs))
@@ -125,11 +126,12 @@ def test_outputs_inputs_and_unknown_layers_stay_with_a_reason():
     found = analyse(model)
     assert found.size == 0
     reasons = {skipped.path: skipped.reason for skipped in found.skipped}
-    assert reasons == {
-        "mystery": "there is no rule for Mystery",
-        "before/kernel": "there is no rule for Mystery: mystery",
-        "out/kernel": "it is an output of the model",
-    }
+    unseen = "there is no rule for Mystery, and its call() cannot be seen: "
+    assert reasons.pop("mystery").startswith(unseen)
+    before = reasons.pop("before/kernel")
+    assert before.startswith(unseen)
+    assert before.endswith(": mystery")
+    assert reasons == {"out/kernel": "it is an output of the model"}
 
 
 def test_what_makes_units_and_what_reads_them_are_told_apart():

@@ -7,9 +7,9 @@ from keras import layers as kl
 from keras import tree
 
 from keras_prune.structured import analyse, count, plan
-from keras_prune.structured.graph import trace
-from keras_prune.structured.importances.activity import _results
+from keras_prune.structured.importances.activity import results_of
 from keras_prune.structured.memory import Memory, item_bytes
+from keras_prune.structured.trace import trace
 
 
 def live(model):
@@ -40,7 +40,7 @@ def executed(model):
     most = 0
     for place, (node, taken, made) in enumerate(steps):
         known = {number: held[name] for number, name in zip(node.inputs, taken, strict=True)}
-        held.update(zip(made, _results(node, known), strict=True))
+        held.update(zip(made, results_of(node.operation, *node.filled(known))[0], strict=True))
         most = max(most, sum(np.asarray(value).nbytes for value in held.values()))
         later = {name for _, names, _ in steps[place + 1 :] for name in names} | set(ends)
         held = {name: value for name, value in held.items() if name in later}

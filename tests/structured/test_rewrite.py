@@ -171,10 +171,10 @@ def test_a_layer_that_cannot_be_made_again_is_named():
     class Stubborn(kl.Layer):
         def __init__(self, function):
             super().__init__(name="stubborn")
-            self.function = function
+            self.apply = function
 
         def call(self, x):
-            return self.function(x)
+            return self.apply(x)
 
     inputs = keras.Input((6,))
     model = keras.Model(inputs, Stubborn(ops.relu)(kl.Dense(2)(kl.Dense(8)(inputs))))

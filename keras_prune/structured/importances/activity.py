@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,9 +16,11 @@ from keras import ops, tree
 from keras.saving import register_keras_serializable
 
 from keras_prune.statistics.batches import Batches
-from keras_prune.structured.graph import Graph, Node, Ref
+from keras_prune.structured.graph import Graph, Inside, Ref, place_of_call
 from keras_prune.structured.groups import Analysis
+from keras_prune.structured.held import lent
 from keras_prune.structured.importances.importance import NORMALISATIONS, Array, Importance, Scores, data_field
+from keras_prune.structured.symbolic import flat_tensors
 
 __all__ = ["APoZ", "ActivationSum", "Entropy", "MeanActivation"]
 
@@ -64,10 +67,9 @@ class Activity(Importance):
             means[tensor] = (total + self.of_values(values) * len(values), number + len(values))
         return self._spread(analysis, watched, {tensor: total / number for tensor, (total, number) in means.items()})
 
-    def _call(self, node: Node, known: Mapping[int, Any]) -> tuple[list[Any], list[Any]]:
+    def _call(self, operation: Any, args: Any, kwargs: Any) -> tuple[list[Any], list[Any]]:
         """The results of a call, and what is to be seen of them."""
-        made = _results(node, known)
-        return made, made
+        return results_of(operation, args, kwargs)
 
     def _watched(self, analysis: Analysis) -> dict[Tensor, tuple[int, Any]]:
         return read_tensors(analysis)
@@ -137,28 +139,70 @@ def run(
     graph: Graph,
     inputs: Sequence[Any],
     see: Callable[[Graph, int, Any], None],
-    call: Callable[[Node, Mapping[int, Any]], tuple[list[Any], list[Any]]],
+    call: Callable[[Any, Any, Any], tuple[list[Any], list[Any]]],
 ) -> list[Any]:
-    """Run a graph call by call at inference, and show what `call` gives of each tensor to `see`."""
+    """Run a graph call by call at inference, and show what `call` gives of each tensor to `see`.
+
+    A layer that was seen through runs as it is; of what is inside, its inner layers' inputs and results are shown.
+    """
     known = dict(zip(graph.inputs, inputs, strict=True))
     for number in graph.inputs:
         see(graph, number, known[number])
     for node in graph.nodes:
-        if node.body is not None:
+        args, kwargs = node.filled(known)
+        if isinstance(node.body, Inside):
+            made = seen = _run_inside(node.body, args, kwargs, see, call)
+        elif node.body is not None:
             made = seen = run(node.body, [known[i] for i in node.entries], see, call)
         else:
-            made, seen = call(node, known)
+            made, seen = call(node.operation, args, kwargs)
         for number, value, shown in zip(node.outputs, made, seen, strict=True):
             known[number] = value
             see(graph, number, shown)
     return [known[i] for i in graph.outputs]
 
 
-def _results(node: Node, known: Mapping[int, Any]) -> list[Any]:
-    args, kwargs = tree.map_structure(
-        lambda leaf: known[leaf.index] if isinstance(leaf, Ref) else leaf, (node.args, node.kwargs)
-    )
-    return list(tree.flatten(node.operation(*args, **kwargs)))
+def results_of(operation: Any, args: Any, kwargs: Any) -> tuple[list[Any], list[Any]]:
+    """The results of a call, and all of them to be seen."""
+    made = flat_tensors(operation(*args, **kwargs))
+    return made, made
+
+
+def _run_inside(body: Inside, args: Any, kwargs: Any, see: Any, call: Any) -> list[Any]:
+    """Run a layer as it is, then each of its inner layers alone on what it was given."""
+    given: dict[int, list[tuple[Any, Any]]] = {}
+    with contextlib.ExitStack() as stack:
+        for inner in {id(node.operation): node.operation for node in body.nodes}.values():
+            if isinstance(inner, keras.Layer):
+                taken = given.setdefault(id(inner), [])
+                stack.enter_context(lent(inner, {("call",): _noting(inner.call, taken)}))
+        made = flat_tensors(body.model(*args, **kwargs))
+    for node in body.nodes:
+        taken = given.get(id(node.operation), [])
+        place = place_of_call(body, node)
+        if place >= len(taken):
+            continue
+        real = taken[place]
+        for leaf, value in zip(tree.flatten((node.args, node.kwargs)), tree.flatten(real), strict=False):
+            if isinstance(leaf, Ref) and leaf.index not in body.own:
+                see(body, leaf.index, value)
+        if isinstance(node.body, Inside):
+            shown = _run_inside(node.body, *real, see, call)
+        elif node.body is not None:
+            shown = run(node.body, tree.flatten(real[0]), see, call)
+        else:
+            shown = call(node.operation, *real)[1]
+        for number, value in zip(node.outputs, shown, strict=True):
+            see(body, number, value)
+    return made
+
+
+def _noting(call: Any, taken: list[tuple[Any, Any]]) -> Any:
+    def noted(*args: Any, **kwargs: Any) -> Any:
+        taken.append((args, kwargs))
+        return call(*args, **kwargs)
+
+    return noted
 
 
 @_register
@@ -207,15 +251,15 @@ class ActivationSum(Activity):
     def of_values(self, values: Array) -> Array:
         return np.asarray(values.mean(axis=(0, 1)))
 
-    def _call(self, node: Node, known: Mapping[int, Any]) -> tuple[list[Any], list[Any]]:
-        made = _results(node, known)
-        layer = node.operation
+    def _call(self, operation: Any, args: Any, kwargs: Any) -> tuple[list[Any], list[Any]]:
+        made, _ = results_of(operation, args, kwargs)
+        layer = operation
         if not isinstance(layer, SUMS) or layer.activation is keras.activations.linear:
             return made, made
         function = layer.activation
         try:
             layer.activation = keras.activations.linear
-            return made, _results(node, known)
+            return made, results_of(operation, args, kwargs)[0]
         finally:
             layer.activation = function
 

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 from keras import ops
 
-__all__ = ["activate", "keeps_zero"]
+__all__ = ["UNARY", "activate", "keeps_zero", "works_on_each_number"]
 
 SEPARABLE = frozenset((
     "celu", "elu", "exponential", "gelu", "hard_shrink", "hard_sigmoid", "hard_silu", "hard_tanh",
@@ -16,6 +16,19 @@ SEPARABLE = frozenset((
     "softplus", "softsign", "sparse_plus", "sparse_sigmoid", "squareplus", "tanh", "tanh_shrink", "threshold",
 ))  # fmt: skip
 """Keras's activations that work on each number alone; softmax, sparsemax and glu do not."""
+
+UNARY = (
+    "Absolute", "Abs", "Fabs", "Arcsinh", "Arctan", "Ceil", "Celu", "Copy", "Cos", "Cosh", "Elu", "Erf",
+    "Exp", "Exp2", "Expm1", "Floor", "Gelu", "HardShrink", "HardSigmoid", "HardSilu", "HardTanh", "LeakyRelu",
+    "Log1p", "LogSigmoid", "NanToNum", "Negative", "Relu", "Relu6", "Round", "Selu", "Sigmoid", "Sign",
+    "Silu", "Sin", "Sinh", "SoftShrink", "Softplus", "Softsign", "SparsePlus", "SparseSigmoid", "Sqrt",
+    "Square", "Squareplus", "Tan", "Tanh", "TanhShrink", "Threshold", "Trunc", "Clip", "Cast", "SaturateCast",
+    "StopGradient", "LogicalNot", "Isnan", "Isfinite",
+    "ConvertToTensor", "ZerosLike", "OnesLike", "Reciprocal", "Rsqrt", "Log",
+)  # fmt: skip
+"""Operations of `keras.ops` that do."""
+
+EACH_NUMBER = frozenset({*UNARY, "Add", "Subtract", "Multiply", "Divide", "TrueDivide", "Power"})
 
 LAST_AXIS = frozenset({"softmax", "log_softmax"})
 
@@ -39,9 +52,23 @@ def activate(call: Any, dims: Any, function: Any) -> Any:
     if getattr(keras.activations, name, None) is function and name in LAST_AXIS:
         call.freeze(dims[-1], f"{name} mixes the indices of this axis")
         return dims.replaced(-1, None).with_zero(False)
+    if works_on_each_number(function):
+        return dims.with_zero(keeps_zero(function))
     for entry in dims:
         call.freeze(entry, f"the activation {name!r} is not known to work on each number alone")
     return type(dims)([None] * len(dims))
+
+
+def works_on_each_number(function: Any) -> bool:
+    """Whether all that a function of somebody else's calls are `keras.ops` that work on each number alone."""
+    inputs = keras.Input((2, 3))
+    try:
+        outputs = function(inputs)
+        nodes = keras.Function(inputs, outputs).operations
+    except Exception:
+        return False
+    names = [type(one).__name__ for one in nodes if not isinstance(one, keras.layers.InputLayer)]
+    return all(name in EACH_NUMBER for name in names)
 
 
 ELEMENTWISE_LAYERS = (keras.layers.ReLU, keras.layers.LeakyReLU, keras.layers.ELU)

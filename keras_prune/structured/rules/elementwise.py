@@ -5,18 +5,9 @@ from __future__ import annotations
 import numpy as np
 from keras import layers as kl
 
-from keras_prune.structured.rules.activations import activate, keeps_zero
+from keras_prune.structured.rules.activations import UNARY, activate, keeps_zero
 from keras_prune.structured.rules.registry import Call, Dims, Effect, rule_for
 from keras_prune.structured.rules.weights import channel_axis, only_channels
-
-UNARY = (
-    "Absolute", "Abs", "Fabs", "Arcsinh", "Arctan", "Ceil", "Celu", "Copy", "Cos", "Cosh", "Elu", "Erf",
-    "Exp", "Exp2", "Expm1", "Floor", "Gelu", "HardShrink", "HardSigmoid", "HardSilu", "HardTanh", "LeakyRelu",
-    "Log1p", "LogSigmoid", "NanToNum", "Negative", "Relu", "Relu6", "Round", "Selu", "Sigmoid", "Sign",
-    "Silu", "Sin", "Sinh", "SoftShrink", "Softplus", "Softsign", "SparsePlus", "SparseSigmoid", "Sqrt",
-    "Square", "Squareplus", "Tan", "Tanh", "TanhShrink", "Threshold", "Trunc", "Clip", "Cast", "SaturateCast",
-    "StopGradient",
-)  # fmt: skip
 
 
 @rule_for(

@@ -13,12 +13,14 @@ from keras_prune.structured.rules.registry import Axis, Call, Cost, Dims, Effect
 from keras_prune.structured.rules.weights import positions
 
 PRODUCTS = frozenset({"Multiply"})
+COMPARISONS = frozenset({"Equal", "NotEqual", "Less", "LessEqual", "Greater", "GreaterEqual", "LogicalNot"})
 QUOTIENTS = frozenset({"Divide", "TrueDivide", "DivideNoNan"})
 
 
 @rule_for(
     kl.Add, kl.Subtract, kl.Multiply, kl.Average, kl.Maximum, kl.Minimum, "Add", "Subtract", "Multiply", "Divide",
-    "TrueDivide", "DivideNoNan", "Maximum", "Minimum", "Fmax", "Fmin",
+    "TrueDivide", "DivideNoNan", "Maximum", "Minimum", "Fmax", "Fmin", "Where", "Equal", "NotEqual", "Less",
+    "LessEqual", "Greater", "GreaterEqual", "LogicalAnd", "LogicalOr", "LogicalXor",
 )  # fmt: skip
 def elementwise(call: Call) -> Effect:
     """Indices that meet are tied; an axis of size 1 is stretched over the other's.
@@ -26,15 +28,16 @@ def elementwise(call: Call) -> Effect:
     The result is zero where all are, in a product where one is, in a quotient where the first is.
     """
     name = type(call.layer).__name__
-    if any(max(np.shape(constant)) > 1 for constant in call.constants()):
-        return call.opaque("it meets a constant with axes")
     leaves = [leaf for leaf in tree.flatten((call.node.args, call.node.kwargs)) if leaf is not None]
     numbers = [float(np.max(np.abs(np.asarray(leaf)))) for leaf in leaves if call.place(leaf) is None]
     if name in QUOTIENTS and call.place(leaves[0]) is None:
         numbers.append(float("inf"))  # a number is divided by what may be 0
     rank = len(call.output_shapes[0])
-    aligned = [Dims([None] * (rank - len(x)) + list(x)) for x in call.inputs]
-    shapes = [(1,) * (rank - len(shape)) + tuple(shape) for shape in call.shapes]
+    # A constant is one more tensor: where it has several numbers along an axis, the axis stays.
+    sides = [*call.inputs, *(Dims([None] * np.ndim(constant)) for constant in call.constants())]
+    sizes = [*call.shapes, *(np.shape(constant) for constant in call.constants())]
+    aligned = [Dims([None] * (rank - len(x)) + list(x)) for x in sides]
+    shapes = [(1,) * (rank - len(shape)) + tuple(shape) for shape in sizes]
     output = []
     for axis in range(rank):
         entries = _stretched(call, [(x[axis], shape[axis]) for x, shape in zip(aligned, shapes, strict=True)])
@@ -73,6 +76,8 @@ def _combined(
     elif name in QUOTIENTS:
         divided = all_sides[0] is not None and all_sides[0].zero and not np.isinf(numbers).any()
         zero = bool(divided and (len(all_sides) == 1 or all_sides[1] is None))
+    elif name in COMPARISONS:
+        zero = False
     else:
         zero = whole and all(entry is not None and entry.zero for entry in entries) and not any(numbers)
     return Axis(merged.labels, zero)

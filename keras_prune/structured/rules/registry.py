@@ -161,10 +161,14 @@ class Tracker:
         elements: all elements.
         bindings: for each variable (by id), the variable and the labels of each axis, None where it stays whole.
         exact: whether only such removals are allowed that leave outputs as they are.
+        first: calls (by id) that cut an axis into several, of which the first is to keep elements, not the last.
+        cuts: calls (by id) that had that choice, and the elements that were kept.
     """
 
-    def __init__(self, exact: bool) -> None:
+    def __init__(self, exact: bool, first: frozenset[int] = frozenset()) -> None:
         self.elements = Elements()
+        self.first = first
+        self.cuts: list[tuple[int, Labels]] = []
         self.bindings: dict[int, tuple[keras.Variable, list[Labels | None], str]] = {}
         self.exact = exact
 
@@ -258,6 +262,16 @@ class Call:
         labels = entry.labels if isinstance(entry, Axis) else entry
         if labels is not None:
             self._tracker.elements.freeze(labels, (self.node.path, reason))
+
+    def choose(self, axes: Sequence[int]) -> int:
+        """Which of several axes keeps elements where one is cut into them: the last, unless a pass found it frozen."""
+        return axes[0] if id(self.node) in self._tracker.first else axes[-1]
+
+    def chosen(self, axes: Sequence[int], labels: Labels) -> Labels:
+        """Note what was chosen, where there was a choice; gives the labels."""
+        if len(axes) > 1:
+            self._tracker.cuts.append((id(self.node), labels))
+        return labels
 
     def roots(self, labels: Labels) -> Labels:
         """One number for each class of elements that are tied so far."""

@@ -238,6 +238,37 @@ def grouped_query_attention(call: Call) -> Effect:
     return Effect(_attended(call, merged), config, scales=scales, costs=costs)
 
 
+@rule_for("DotProductAttention")
+def dot_product_attention(call: Call) -> Effect:
+    """Queries `[batch, rows, heads, size]`, keys and values `[batch, columns, heads, size]`, queries by several heads.
+
+    Keras takes the results to be of the queries' size, so the values' goes with it.
+    """
+    query, key, value = call.inputs[:3]
+    places = [call.place(call.argument(name, i)) for i, name in enumerate(("query", "key", "value"))]
+    if places != [0, 1, 2]:
+        return call.opaque("its queries, keys and values are not three tensors")
+    for other in call.inputs[3:]:
+        for entry in other:
+            call.freeze(entry, "it is a bias or a mask of attention")
+    if call.argument("scale", 5) is None:
+        call.freeze(query[3], "its scores are scaled by this size")
+    reach = (call.shapes[0][2] or 1) // (call.shapes[1][2] or 1)
+    others = [None if x[2] is None else Axis(np.repeat(x[2].labels, reach), x[2].zero) for x in (key, value)]
+    heads = call.merge(query[2], *others)
+    contract(call, query[3], key[3])
+    size = call.merge(query[3], value[3], zero=False)
+    if any(n > 1 for given in call.node.kwargs.values() for n in np.shape(given)[1:2] if len(np.shape(given)) == 4):
+        call.freeze(heads, "a constant has numbers for each head")
+    if heads is not None:
+        heads = heads.with_zero(value[2] is not None and value[2].zero)
+    sizes = [part.labels for part in (heads, size) if part is not None]
+    fixed = positions(call.shapes[0][1:2]) * positions(call.shapes[1][1:2])
+    free = [n or 1 for n, part in zip(call.shapes[0][2:], (heads, size), strict=True) if part is None]
+    cost = Cost(2 * fixed * math.prod(free), tuple(sizes))
+    return Effect([Dims([None, None, heads, size])], costs=[cost])
+
+
 @rule_for(kl.Attention, kl.AdditiveAttention)
 def attention(call: Call) -> Effect:
     """Queries meet keys over their last axis; the result has the values' last axis.

@@ -99,9 +99,10 @@ def _cut(call: Call, flat: Labels, sizes: list[int]) -> tuple[int, Labels]:
         first = np.take(np.moveaxis(grid, axis, 0).reshape(sizes[axis], -1), [0], axis=1)
         if np.array_equal(np.broadcast_to(first, (sizes[axis], grid.size // sizes[axis])), _rows(grid, axis)):
             return axis, first[:, 0]
-    rows = _rows(grid, places[-1])
+    axis = call.choose(places)
+    rows = _rows(grid, axis)
     call.tie(rows[:, :1], rows[:, 1:])
-    return places[-1], rows[:, 0]
+    return axis, call.chosen(places, rows[:, 0])
 
 
 def _rows(grid: Labels, axis: int) -> Labels:
@@ -280,7 +281,7 @@ def split(call: Call) -> Effect:
 @rule_for("GetItem")
 def get_item(call: Call) -> Effect:
     """`x[key]` with slices, whole numbers, None and an ellipsis."""
-    x, shape = call.inputs[0], call.shapes[0]
+    x = call.inputs[0]
     key = call.argument("key", 1)
     key = key if isinstance(key, tuple) else (key,)
     if not all(isinstance(k, slice | int | type(None)) or k is Ellipsis for k in key):
@@ -317,7 +318,7 @@ def get_item(call: Call) -> Effect:
         axis += 1
     key_now = tuple(slice(*k) if isinstance(k, tuple) else k for k in new)
     at_position: int | str = "key" if "key" in call.node.kwargs else 1
-    return Effect([Dims(output)], args={at_position: key_now} if shape else {})
+    return Effect([Dims(output)], args={at_position: key_now} if any(isinstance(k, tuple) for k in new) else {})
 
 
 @rule_for("Pad")

@@ -17,7 +17,7 @@ from keras import ops
 from keras_prune.agreement import check_agreement
 from keras_prune.structured.calls import find_call, graph_of
 from keras_prune.structured.fit.shrink import refuse_masks
-from keras_prune.structured.graph import Shape
+from keras_prune.structured.graph import Inside, Shape
 from keras_prune.structured.groups import analyse
 from keras_prune.structured.surgery.rewrite import rebuild
 from keras_prune.variables import assign, read
@@ -62,12 +62,18 @@ def deepen(
     refuse_masks(model, set())
     analysis = analyse(model, input_shape=input_shape)
     node = find_call("deepen", analysis.graph, after)
+    around = graph_of(analysis.graph, node)
+    if isinstance(around, Inside):
+        raise ValueError(
+            f"deepen: {after!r} is called by {around.model.name!r} in its own call(), so no layer can be put "
+            "behind it. Name a layer of a functional or sequential model."
+        )
     layer = node.operation
     activation = _activation(after, layer)
     name = name or f"{layer.name}_deeper"
     if any(name == one.operation.name for one in analysis.graph.walk()):
         raise ValueError(f"deepen: {model.name!r} has a layer {name!r} already. Give the new one another name=.")
-    shape = graph_of(analysis.graph, node).shapes[node.outputs[0]]
+    shape = around.shapes[node.outputs[0]]
     new = _identity_like(after, layer, shape, activation, kernel_size, name)
     deeper = rebuild(analysis, np.ones(analysis.size, bool), then={id(layer): new}, owner="deepen")
     kernel = np.zeros(tuple(new.kernel.shape), read(new.kernel).dtype)

@@ -13,10 +13,10 @@ from keras import layers as kl
 
 from keras_prune.statistics.batches import Batches
 from keras_prune.statistics.evaluation import batch_loss, check_compiled
-from keras_prune.structured.calls import find_call, graph_of, graphs_in
+from keras_prune.structured.calls import find_call, graph_of, open_graphs
 from keras_prune.structured.counting import Counter
 from keras_prune.structured.fit.shrink import refuse_masks
-from keras_prune.structured.graph import Graph, Node
+from keras_prune.structured.graph import Graph, Inside, Node
 from keras_prune.structured.groups import Analysis, analyse
 from keras_prune.structured.surgery.reference import needed
 from keras_prune.structured.surgery.rewrite import rebuild
@@ -181,6 +181,8 @@ def _find(analysis: Analysis, names: Iterable[str | Block]) -> list[_Place]:
 
 def _why_not(analysis: Analysis, node: Node) -> str:
     graph = graph_of(analysis.graph, node)
+    if isinstance(graph, Inside):
+        return f"{graph.model.name!r} calls it in its own call(), which is code"
     same = [one for one in graph.nodes if one.path == node.path]
     if len(same) > 1:
         return f"it is called {len(same)} times, not always so"
@@ -196,8 +198,8 @@ def _why_not(analysis: Analysis, node: Node) -> str:
 
 def _places(analysis: Analysis) -> list[_Place]:
     found: dict[str, list[_Place]] = {}
-    calls = collections.Counter(node.path for graph in graphs_in(analysis.graph) for node in graph.nodes)
-    for graph in graphs_in(analysis.graph):
+    calls = collections.Counter(node.path for graph in open_graphs(analysis.graph) for node in graph.nodes)
+    for graph in open_graphs(analysis.graph):
         maker = {number: node for node in graph.nodes for number in node.outputs}
         above = _ancestors(graph)
         for node in graph.nodes:

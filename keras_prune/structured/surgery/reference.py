@@ -12,8 +12,9 @@ import numpy.typing as npt
 from keras import ops, tree
 
 from keras_prune.agreement import Given, State, check_agreement, kept_state
-from keras_prune.structured.graph import Graph, Node, Ref, trace
+from keras_prune.structured.graph import Graph, Inside, Node
 from keras_prune.structured.groups import Analysis, Copies, Keep
+from keras_prune.structured.trace import trace
 from keras_prune.variables import read
 
 __all__ = ["check_rebuilt", "needed", "run_graph"]
@@ -79,16 +80,14 @@ def run_graph(graph: Graph, inputs: list[Any], skip: Mapping[int, int], trail: T
         if id(node) in skip:
             known[node.outputs[0]] = known[skip[id(node)]]
             continue
-        if node.body is not None:
+        if node.body is not None and not isinstance(node.body, Inside):
             made: Any = run_graph(node.body, [known[i] for i in node.entries], skip, trail)
         else:
-            args, kwargs = tree.map_structure(
-                lambda leaf: known[leaf.index] if isinstance(leaf, Ref) else leaf, (node.args, node.kwargs)
-            )
+            args, kwargs = node.filled(known)
             if getattr(node.operation, "_call_has_training_arg", False):
                 kwargs["training"] = False
             made = node.operation(*args, **kwargs)
-            trail.append((node, made))
+            trail += [(node, made)] if node.body is None else []
         known.update(zip(node.outputs, tree.flatten(made), strict=True))
     return [known[i] for i in graph.outputs]
 

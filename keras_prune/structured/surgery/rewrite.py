@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import keras
@@ -15,11 +15,15 @@ from keras_prune.carrying import carry_attributes, carry_state
 from keras_prune.compiling import compile_like, known_objects
 from keras_prune.hold import hold, is_held
 from keras_prune.strip import takes_graph
-from keras_prune.structured.graph import Graph, Node, Ref
-from keras_prune.structured.groups import Analysis, Copies, Keep, Units
-from keras_prune.structured.rules.registry import Effect, Width
+from keras_prune.structured.graph import Graph, Inside, Node
+from keras_prune.structured.groups import Analysis, Copies, Keep, Units, inside_of
+from keras_prune.structured.replay import evaluate, shape_now
+from keras_prune.structured.rules.registry import Effect
 from keras_prune.structured.surgery.arrays import cut_arrays
+from keras_prune.structured.surgery.compose import compose
+from keras_prune.structured.surgery.constructor import made_again, unbuilt
 from keras_prune.structured.surgery.reference import check_rebuilt, needed
+from keras_prune.structured.surgery.resized import Resized
 from keras_prune.structured.surgery.training import copy_training_state
 from keras_prune.variables import assign, read
 
@@ -93,6 +97,7 @@ class _Rebuild:
         self.then = then
         self.owner = owner
         self.copies: dict[int, Any] = {}
+        self.found: dict[str, Any] = {}
         self.effects = self._first_effects(analysis.graph, {})
 
     def whole(self) -> keras.Model:
@@ -101,8 +106,12 @@ class _Rebuild:
         _check_owned(self.analysis.graph)
         model = self._model(self.analysis.graph)
         pairs = [pair for old, new in self._layers() for pair in self._weights(old, new)]
-        for old, new in self._layers():
+        for old, new in self._composed():
+            done = {id(variable) for variable, _ in pairs}
+            pairs += [pair for pair in self._weights(old, new, done)]
+        for old, new in (*self._layers(), *self._composed()):
             carry_state(old, new, self._indices)
+        _tell_resized(self.owner, [new.name for _, new in self._composed() if isinstance(new, Resized)])
         if self.then:
             compile_like(self.owner, source, model, pairs, stacklevel=5)
         else:
@@ -120,6 +129,12 @@ class _Rebuild:
         for node, _ in self.effects.values():
             if isinstance(node.operation, keras.Layer) and id(node.operation) in self.copies:
                 yield node.operation, self.copies[id(node.operation)]
+
+    def _composed(self) -> Iterator[tuple[Any, Any]]:
+        """The layers that were seen through, and what they became."""
+        for _, bodies in inside_of(self.analysis.graph):
+            if id(bodies[0].model) in self.copies:
+                yield bodies[0].model, self.copies[id(bodies[0].model)]
 
     def _model(self, graph: Graph) -> Any:
         model = graph.model
@@ -163,10 +178,8 @@ class _Rebuild:
             if id(node) in self.skip:
                 known[node.outputs[0]] = known[self.skip[id(node)]]
                 continue
-            args, kwargs = tree.map_structure(
-                lambda leaf: known[leaf.index] if isinstance(leaf, Ref) else leaf, (node.args, node.kwargs)
-            )
-            args = list(args)
+            filled, kwargs = node.filled(known)
+            args = list(filled)
             if node.body is None:
                 for place, value in self.analysis.effects[id(node)].args.items():
                     into: Any = kwargs if isinstance(place, str) else args
@@ -177,23 +190,41 @@ class _Rebuild:
             known.update(zip(node.outputs, tree.flatten(made), strict=True))
         return [known[i] for i in graph.outputs]
 
-    def _copy(self, operation: Any, body: Graph | None) -> Any:
+    def _copy(self, operation: Any, body: Graph | None, alone: bool = True) -> Any:
         if id(operation) not in self.copies:
-            self.copies[id(operation)] = self._model(body) if body is not None else self._from_config(operation)
+            if isinstance(body, Inside):
+                self.copies[id(operation)] = self._composite(operation, alone)
+            else:
+                self.copies[id(operation)] = self._model(body) if body is not None else self._from_config(operation)
         return self.copies[id(operation)]
+
+    def _composite(self, layer: Any, alone: bool) -> Any:
+        """A layer that was seen through, with its own class."""
+        bodies = next(bodies for _, bodies in inside_of(self.analysis.graph) if bodies[0].model is layer)
+        return compose(
+            layer,
+            bodies,
+            self.analysis,
+            self.keep,
+            self.copies,
+            lambda inner, node: self._copy(inner, node.body, alone=False),
+            self.found,
+            alone=alone,
+        )
 
     def _from_config(self, operation: Any) -> Any:
         _, effect = self.effects[id(operation)]
+        changes = self._evaluate(dict(effect.config))
         try:
             with known_objects(operation):
-                config = _merged(_unbuilt(operation.get_config()), self._evaluate(dict(effect.config)))
                 cuts = self._cuts(operation)
-                config = cut_arrays(config, cuts)
                 if isinstance(operation, kl.Lambda):
-                    copy = type(operation).from_config(config, safe_mode=False)
+                    copy = type(operation).from_config(
+                        _merged(unbuilt(operation.get_config()), changes), safe_mode=False
+                    )
                     copy.function = operation.function  # written down and read back, it has lost its global names
                     return copy
-                copy = type(operation).from_config(config)
+                copy = made_again(operation, lambda config: cut_arrays(_merged(config, changes), cuts))
                 if isinstance(operation, keras.Layer) and not cuts and not effect.config:
                     carry_attributes(operation, copy)
                 return copy
@@ -213,32 +244,16 @@ class _Rebuild:
 
     def _evaluate(self, value: Any) -> Any:
         """Widths as numbers, at any depth."""
-        if isinstance(value, Width):
-            return value.rule(self.analysis.kept(value.labels, self.keep), len(value.labels))
-        if isinstance(value, slice):
-            return slice(*(self._evaluate(part) for part in (value.start, value.stop, value.step)))
-        if isinstance(value, Mapping):
-            return {key: self._evaluate(entry) for key, entry in value.items()}
-        if isinstance(value, list | tuple):
-            return type(value)(self._evaluate(entry) for entry in value)
-        return value
+        return evaluate(self.analysis, self.keep, value)
 
     def _shape(self, graph: Graph, tensor: int) -> tuple[int | None, ...]:
         """The new shape of a nested model's input; the outermost model's inputs stay."""
-        shape = graph.shapes[tensor]
-        dims = self.analysis.input_dims.get((id(graph), tensor))
-        if dims is None:
-            return shape
-        return tuple(
-            size if entry is None else self.analysis.kept(entry.labels, self.keep)
-            for size, entry in zip(shape, dims, strict=True)
-        )
+        return shape_now(self.analysis, self.keep, graph, tensor)
 
-    def _weights(self, old: Any, new: Any) -> Iterator[Pair]:
+    def _weights(self, old: Any, new: Any, done: Collection[int] = ()) -> Iterator[Pair]:
         """Slice each variable of a layer into its copy, and check what the layer's rule said of the shapes."""
-        _, effect = self.effects[id(old)]
         factors: dict[int, float] = {}
-        for variable, width in effect.scales:
+        for variable, width in self.effects[id(old)][1].scales if id(old) in self.effects else ():
             factors[id(variable)] = factors.get(id(variable), 1.0) * self._evaluate(width)
         sources, targets = old.variables, new.variables
         if len(sources) != len(targets):
@@ -247,6 +262,8 @@ class _Rebuild:
                 f"configuration {len(targets)}: its rule or its get_config() leaves something out."
             )
         for source, target in zip(sources, targets, strict=True):
+            if id(source) in done:
+                continue
             value = read(source)
             for axis, stays in enumerate(self.analysis.indices(source, self.keep)):
                 if stays is not None:
@@ -267,6 +284,18 @@ class _Rebuild:
         if numbers is None:
             return value
         return (value * np.reshape(numbers, [-1 if a == axis else 1 for a in range(value.ndim)])).astype(value.dtype)
+
+
+def _tell_resized(owner: str, names: list[str]) -> None:
+    """Say how files of a model are read in which layers have parts that their classes would not make."""
+    if names:
+        warnings.warn(
+            f"{owner}: {len(names)} layers made of layers keep their classes, but no configuration of these gives the "
+            f"sizes that are left: {names[:5]}{' and more' if len(names) > 5 else ''}. A file of the smaller model has "
+            "what they are made of, and loads where the library is imported: import keras_prune, then "
+            "keras.saving.load_model.",
+            stacklevel=5,
+        )
 
 
 def _check_owned(graph: Graph) -> None:
@@ -291,15 +320,6 @@ def _merged(config: Any, changes: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in changes.items():
         result[key] = _merged(result[key], value) if isinstance(value, Mapping) else value
     return result
-
-
-def _unbuilt(config: Any) -> Any:
-    """A configuration in which no layer says what it was built for: the shapes are others now."""
-    if isinstance(config, dict):
-        return {key: _unbuilt(value) for key, value in config.items() if key != "build_config"}
-    if isinstance(config, list | tuple):
-        return type(config)(_unbuilt(value) for value in config)
-    return config
 
 
 def _input_like(tensor: Any, shape: tuple[int | None, ...]) -> Any:

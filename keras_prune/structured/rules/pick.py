@@ -1,0 +1,86 @@
+"""Rules of what picks indices out of a tensor, or repeats them: slices, rows of tables, broadcasts, rolls."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from keras_prune.structured.elements import OPAQUE
+from keras_prune.structured.rules.registry import Axis, Call, Dims, Effect, rule_for
+from keras_prune.structured.rules.shape import widths
+
+
+@rule_for("Slice")
+def slice_operation(call: Call) -> Effect:
+    """A box of a given shape: an axis that is taken whole stays what it is, any other stays."""
+    x, shape, taken = call.inputs[0], call.shapes[0], call.output_shapes[0]
+    starts = call.argument("start_indices", 1)
+    output: list[Axis | None] = []
+    for axis, entry in enumerate(x):
+        start = starts[axis] if isinstance(starts, list | tuple | np.ndarray) else None
+        whole = isinstance(start, int | np.integer) and start == 0 and shape[axis] == taken[axis]
+        if not whole:
+            call.freeze(entry, "a part of this axis is read")
+        output.append(entry if whole else None)
+    return Effect([Dims(output)], {"shape": widths(Dims(output), call.layer.shape)})
+
+
+@rule_for("Take")
+def take(call: Call) -> Effect:
+    """Some indices of an axis, which therefore stays; as many axes as the indices have take its place."""
+    x, axis = call.inputs[0], call.layer.axis
+    if axis is None or call.place(call.argument("x", 0)) != 0:
+        return call.opaque("it picks from a flattened tensor, or from a constant")
+    axis %= len(x)
+    call.freeze(x[axis], "single indices of this axis are read")
+    for dims in call.inputs[1:]:
+        for entry in dims:
+            call.freeze(entry, "it holds indices")
+    new = len(call.output_shapes[0]) - len(x) + 1
+    return Effect([Dims([*x[:axis], *[None] * new, *x[axis + 1 :]])])
+
+
+@rule_for("Tile")
+def tile(call: Call) -> Effect:
+    """All indices of an axis several times, one run after the other."""
+    x, rank = call.inputs[0], len(call.output_shapes[0])
+    given = call.layer.repeats
+    times = [given] if isinstance(given, int) else list(given)
+    times = [1] * (rank - len(times)) + times
+    if not all(isinstance(number, int) for number in times):
+        return call.opaque("a tensor says how often it repeats")
+    aligned = [None] * (rank - len(x)) + list(x)
+    entries = zip(aligned, times, strict=True)
+    return Effect([Dims(None if e is None else Axis(np.tile(e.labels, n), e.zero) for e, n in entries)])
+
+
+@rule_for("BroadcastTo")
+def broadcast_to(call: Call) -> Effect:
+    """Axes of size 1 are stretched, and therefore stay; new ones come before the first."""
+    x, after = call.inputs[0], call.output_shapes[0]
+    lead = len(after) - len(x)
+    output: list[Axis | None] = [None] * lead
+    for entry, size, wanted in zip(x, call.shapes[0], after[lead:], strict=True):
+        stretched = size == 1 and wanted != 1
+        if stretched:
+            call.freeze(entry, "one index is stretched over all of another axis here")
+        output.append(None if stretched else entry)
+    return Effect([Dims(output)], {"shape": widths(Dims(output), call.layer.shape)})
+
+
+@rule_for("Flip", "Roll")
+def turned(call: Call) -> Effect:
+    """Indices of an axis in another order: which of them stays has to be known beforehand, so all do."""
+    x, axis = call.inputs[0], call.layer.axis
+    if axis is None and type(call.layer).__name__ == "Roll":
+        return call.opaque("it rolls a flattened tensor")
+    axes = range(len(x)) if axis is None else axis if isinstance(axis, list | tuple) else [axis]
+    moved = {a % len(x) for a in axes}
+    for a in moved:
+        call.freeze(x[a], "its indices are put in another order")
+    return Effect([Dims(_fixed(entry) if a in moved else entry for a, entry in enumerate(x))])
+
+
+def _fixed(entry: Axis | None) -> Any:
+    return None if entry is None else Axis(np.full(len(entry.labels), OPAQUE), False)

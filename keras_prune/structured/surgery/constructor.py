@@ -1,0 +1,156 @@
+"""What a layer is made again from: its configuration, or what its constructor was given where that does not do."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import keras
+from keras.saving import get_registered_name, serialize_keras_object
+
+__all__ = [
+    "arguments_of",
+    "config_of",
+    "configurations",
+    "described",
+    "made_again",
+    "own_build",
+    "unbuilt",
+    "write_down",
+    "written",
+]
+
+
+def configurations(layer: Any) -> list[dict[str, Any]]:
+    """What a layer's class may be made from, in turn: what `get_config` gives, if it does; what constructors take.
+
+    Those of all its classes, and then that of its own class alone, which may hand on to the others what it works out.
+    """
+    found: list[dict[str, Any]] = []
+    config = config_of(layer)
+    if config is not None:
+        found.append(unbuilt(config))
+    for arguments in (arguments_of(layer), arguments_of(layer, inherited=False)):
+        if arguments not in found:
+            found.append(arguments)
+    return found
+
+
+def config_of(layer: Any) -> dict[str, Any] | None:
+    """What `get_config` gives; None where a class has none, or one that fails."""
+    try:
+        return dict(layer.get_config())
+    except Exception:
+        return None
+
+
+def described(layer: Any) -> dict[str, Any]:
+    """What tells a layer from another one of its class."""
+    config = config_of(layer)
+    return dict(unbuilt(arguments_of(layer) if config is None else config))
+
+
+def made_again(operation: Any, change: Callable[[dict[str, Any]], dict[str, Any]]) -> Any:
+    """A layer or operation from its configuration, changed; or from what its constructor was given."""
+    if not isinstance(operation, keras.layers.Layer):
+        return type(operation).from_config(change(unbuilt(operation.get_config())))
+    failure: Exception | None = None
+    for config in configurations(operation):
+        try:
+            return type(operation).from_config(change(config))
+        except Exception as error:
+            failure = failure or error
+    assert failure is not None
+    raise failure
+
+
+def arguments_of(layer: Any, *, inherited: bool = True) -> dict[str, Any]:
+    """What a layer's constructor was given, as far as can be told: for a class whose `get_config` gives more or less.
+
+    Entries of the configuration that a constructor of its classes names, and attributes with the name of an argument.
+
+    Example:
+        >>> class Twice(keras.layers.Layer):
+        ...     def __init__(self, units, **kwargs):
+        ...         super().__init__(**kwargs)
+        ...         self.units = units
+        ...         self.doubled = 2 * units
+        ...     def get_config(self):
+        ...         return {**super().get_config(), "units": self.units, "doubled": self.doubled}
+        >>> arguments_of(Twice(3, name="twice", dtype="float32"))["units"], "doubled" in arguments_of(Twice(3))
+        (3, False)
+    """
+    config = {
+        "name": layer.name,
+        "trainable": layer.trainable,
+        "dtype": keras.dtype_policies.serialize(layer.dtype_policy),
+        **(config_of(layer) or {}),
+    }
+    named: set[str] = set()
+    for kind in type(layer).__mro__:
+        if "__init__" in vars(kind):
+            parameters = inspect.signature(vars(kind)["__init__"]).parameters.values()
+            named |= {one.name for one in parameters}
+            if not any(one.kind is one.VAR_KEYWORD for one in parameters):
+                break
+            if not inherited:
+                named |= {"name", "trainable", "dtype"}
+                break
+    found = {key: config[key] for key in config if key in named}
+    for one in inspect.signature(type(layer)).parameters.values():
+        name = one.name
+        if name != "self" and name not in found and one.kind not in (one.VAR_KEYWORD, one.VAR_POSITIONAL):
+            attributes = [vars(layer)[key] for key in (name, f"_{name}") if key in vars(layer)]
+            if attributes:
+                found[name] = attributes[0]
+    return dict(unbuilt(found))
+
+
+def write_down(layer: Any) -> dict[str, Any]:
+    """A layer as Keras writes it into a file; from its constructor's arguments where it has no configuration."""
+    if not own_code(layer) or hasattr(layer, "_made_from"):
+        return dict(serialize_keras_object(layer))
+    failure: Exception | None = None
+    for i, config in enumerate(configurations(layer)):
+        try:
+            type(layer).from_config(dict(config))
+        except Exception as error:
+            failure = failure or error
+            continue
+        as_keras_does = i == 0 and config_of(layer) is not None
+        result = dict(serialize_keras_object(layer)) if as_keras_does else written(layer, config)
+        return result if own_build(layer) else {key: value for key, value in result.items() if key != "build_config"}
+    raise ValueError(f"{type(layer).__name__} {layer.name!r} cannot be written down ({failure}).") from failure
+
+
+def written(layer: Any, config: Mapping[str, Any]) -> dict[str, Any]:
+    """What Keras would write into a file if this were the layer's configuration."""
+    kind = type(layer)
+    result = {
+        "module": kind.__module__,
+        "class_name": kind.__name__,
+        "config": {key: serialize_keras_object(value) for key, value in config.items()},
+        "registered_name": get_registered_name(kind),
+    }
+    build = layer.get_build_config() if own_build(layer) else None
+    return result if build is None else {**result, "build_config": build}
+
+
+def own_build(layer: Any) -> bool:
+    """Whether a layer's class makes its weights and inner layers in a `build` of its own."""
+    return type(layer).build not in (keras.layers.Layer.build, keras.Model.build)
+
+
+def own_code(layer: Any) -> bool:
+    """Whether a layer's class is neither Keras's nor the library's."""
+    return type(layer).__module__.split(".")[0] not in ("keras", "keras_prune")
+
+
+def unbuilt(config: Any) -> Any:
+    """A configuration in which no layer says what it was built for: the shapes are others now."""
+    if isinstance(config, dict):
+        return {key: unbuilt(value) for key, value in config.items() if key != "build_config"}
+    if isinstance(config, list | tuple):
+        return type(config)(unbuilt(value) for value in config)
+    return config
