@@ -118,14 +118,20 @@ def _for_nothing(model: keras.Model, choice: Choice, final: float | None) -> lis
     said, running = [], False
     shares = None if final is None else _shares(choice, final)
     clusters = [] if choice.wiring is None else clusters_of(choice.wiring, rewritable=_is_rewritable(model))
+    stopped: dict[str, None] = {}
+    blockers: dict[Blocker, None] = {}
     for cluster in clusters:
         inside = {id(layer) for layer in cluster.pointwise}
         pruned = [t.path for t in choice.survey.targets if t.path in choice.clustered and id(t.layer) in inside]
-        if pruned:
+        if pruned and cluster.blockers:
+            stopped.update(dict.fromkeys(pruned))
+            blockers.update(dict.fromkeys(cluster.blockers))
+        elif pruned:
             words = "" if shares is None else _too_dense(model, choice, cluster, shares)
-            words = _blocked(pruned, cluster.blockers) if cluster.blockers else words
             said += [words] if words else []
             running = running or not words
+    if stopped:
+        said.append(_blocked(list(stopped), list(blockers)))
     if shares is not None and not running and not any(_pays(choice, path, shares[path]) for path in shares):
         said += _no_blocks(choice, final)
     return said

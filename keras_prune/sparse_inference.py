@@ -19,6 +19,7 @@ from typing import Any
 
 import keras
 from keras import layers as kl
+from keras.src.ops.numpy import Sum
 
 from keras_prune.pooling import is_mean_of_map, is_mean_of_places
 from keras_prune.windows import Window, same_padding
@@ -78,7 +79,7 @@ _VANISHING = frozenset({
 _CONVOLUTIONS = (kl.Conv2D, kl.DepthwiseConv2D, kl.SeparableConv2D)
 _CURES = {
     "AveragePooling2D": "GlobalAveragePooling2D where it covers the whole map, else a depthwise convolution",
-    "Concatenate": "add instead",
+    "Concatenate": "a sum",
     "Conv2DTranspose": "UpSampling2D(interpolation='bilinear') and a 1x1 convolution",
     "Flatten": "GlobalAveragePooling2D before it",
     "GlobalMaxPooling2D": "GlobalAveragePooling2D",
@@ -142,16 +143,14 @@ class _Joining:
         name = type(operation).__name__
         if len(given) != 4 or (given[1:3] == (1, 1) and self.wiring.made(call)[1:3] != given[1:3]):
             return Role.NONE if self._ends_places(call) is None else Role.INSIDE | Role.END
-        if is_mean_of_map(operation, given):
+        if is_mean_of_map(operation, given) or _is_sum_of_map(operation):
             return Role.INSIDE | Role.END
         if self._ends_places(call) is not None:
             return Role.INSIDE
         if isinstance(operation, (kl.DepthwiseConv2D, kl.SeparableConv2D)):
             reason = _why_not_depthwise(operation)
         elif isinstance(operation, kl.Conv2D):
-            if is_stem(operation):
-                return Role.STEM
-            reason = _why_not_convolution(operation)
+            reason = "" if is_stem(operation) else _why_not_convolution(operation)
         elif isinstance(operation, kl.BatchNormalization):
             reason = "" if self._is_folded(call) else "no convolution right before it takes it in"
         elif isinstance(operation, kl.Dense):
@@ -161,15 +160,16 @@ class _Joining:
         elif isinstance(operation, (kl.UpSampling2D, kl.Resizing)):
             reason = "" if operation.interpolation == "bilinear" else f"interpolation {operation.interpolation!r}"
         elif name in _PLACEWISE:
-            reason = _why_not_activation(operation)
+            reason = ""
         elif not _is_known(operation):
             return ANY
         else:
             reason = "it has no sparse form" + (f"; instead: {_CURES[name]}" if name in _CURES else "")
+        reason = reason or _why_not_activation(operation)
         if reason:
             self.reasons[id(call)] = f"{name}: {reason}"
             return Role.NONE
-        return Role.INSIDE
+        return Role.STEM if is_stem(operation) else Role.INSIDE
 
     def _ends_places(self, call: Call) -> Call | None:
         """The partner of a call that is, together with it, the mean over all places: a Reshape, or what reads it."""
@@ -282,7 +282,7 @@ class _Joining:
             groups[self._find(id(call))].append(call)
         clusters = []
         for leader, calls in groups.items():
-            layers = {id(c.operation): c.operation for c in calls if is_pointwise(c.operation)}
+            layers = {id(c.operation): c.operation for c in calls if self._multiplies_places(c)}
             blockers = self.blockers[leader]
             ends = any(self.roles[id(call)] & Role.END for call in calls)
             if layers and not ends and not blockers:
@@ -292,6 +292,11 @@ class _Joining:
             if layers:
                 clusters.append(Cluster(tuple(layers.values()), tuple(blockers)))
         return clusters
+
+    def _multiplies_places(self, call: Call) -> bool:
+        """Whether a call is a 1x1 convolution, or a Dense on a map, which is one."""
+        on_map = isinstance(call.operation, kl.Dense) and len(self.wiring.given(call)) == 4
+        return on_map or is_pointwise(call.operation)
 
     # -- paddings -----------------------------------------------------------------------------------------------------
 
@@ -362,9 +367,19 @@ def _why_not_depthwise(layer: Any) -> str:
 
 
 def _why_not_activation(operation: Any) -> str:
-    if isinstance(operation, kl.Activation) and operation.activation is keras.activations.softmax:
-        return "softmax has no sparse form"
+    """Why what a layer does to its result has no sparse form; empty where it has."""
+    if isinstance(operation, kl.ReLU) and operation.max_value not in (None, 6):
+        return f"max_value={operation.max_value:g}, and only 6 is taken"
+    if isinstance(operation, kl.ReLU) and operation.threshold:
+        return f"threshold={operation.threshold:g}, and only 0 is taken"
+    function = getattr(operation, "activation", None)
+    if function in (keras.activations.softmax, keras.activations.selu):
+        return f"{function.__name__} has no sparse form"
     return ""
+
+
+def _is_sum_of_map(operation: Any) -> bool:
+    return isinstance(operation, Sum) and operation.axis is not None and sorted(a % 4 for a in operation.axis) == [1, 2]
 
 
 def _is_depthwise(layer: Any) -> bool:

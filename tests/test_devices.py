@@ -317,6 +317,8 @@ ON = {
         mean, inner=lambda x: layers.DepthwiseConv2D(3, 2)(layers.ZeroPadding2D(((0, 1), (0, 1)))(x))
     ),
 }
+ON["a sum"] = cluster(lambda x: keras.ops.sum(x, axis=(1, 2)))
+ON["a Dense on the map"] = cluster(mean, inner=lambda x: layers.Dense(16)(x))
 OFF = {
     "Flatten": (cluster(lambda x: layers.Flatten(name="odd")(x)), "Flatten"),
     "a maximum": (cluster(lambda x: layers.GlobalMaxPooling2D(name="odd")(x)), "GlobalMaxPooling2D"),
@@ -340,6 +342,9 @@ OFF = {
         "no convolution right before it",
     ),
     "no padding": (cluster(mean, inner=lambda x: layers.DepthwiseConv2D(3, name="odd")(x)), "padding 'valid'"),
+    "selu": (cluster(mean, inner=lambda x: layers.Activation("selu", name="odd")(x)), "selu"),
+    "selu inside": (cluster(mean, inner=lambda x: layers.Conv2D(16, 1, activation="selu", name="odd")(x)), "selu"),
+    "ReLU3": (cluster(mean, inner=lambda x: layers.ReLU(3.0, name="odd")(x)), "max_value=3"),
     "nearest": (cluster(mean, inner=lambda x: layers.UpSampling2D(name="odd")(x)), "'nearest'"),
 }
 
@@ -357,6 +362,7 @@ def test_zeros_for_nothing_are_warned_of_with_each_layer_and_its_reason(model, r
         UserWarning, match=r"prune: target='web': zeros in .* speed up nothing.*keeps it off: odd \("
     ) as seen:
         kp.prune(model, 0.8, target="web")
+    assert len(seen) == 1
     assert reason in str(seen[0].message)
 
 
