@@ -56,7 +56,7 @@ def hold(model: keras.Model) -> keras.Model:
     if not model.built:
         raise ValueError(
             f"hold: {type(model).__name__} {model.name!r} is not built, so it has no zeros yet. "
-            "Build it first: call it on a batch, or call model.build(input_shape)."
+            "Build it first: call it on a batch."
         )
     with strategy_scope(model):
         for variable, mask in _masks(model):

@@ -424,9 +424,10 @@ class Session(SteppedSession):
         gathered: list[dict[str, Any]] = [{} for _ in self.targets]
         if self._sums is not None:
             if self._sums.steps == 0:
+                takes_data = hasattr(self.recipe.criterion, "data")
                 raise ValueError(
                     f"{_name(self.owner)} has seen no gradients at step {self._step}, and takes them from training. "
-                    "Begin the schedule at step 1 or later, or give the criterion data=(x, y)."
+                    f"Begin the schedule at step 1 or later{', or give the criterion data=(x, y)' * takes_data}."
                 )
             gathered = self._sums.read()
         rest = self.recipe.needs - self._kinds_from_training()

@@ -125,7 +125,7 @@ def _ones(model: keras.Layer, data: Any) -> Any:
         raise ValueError(
             f"SynFlow needs the shape of the input of {type(model).__name__} {model.name!r}. Received: "
             f"{shapes!r}. "
-            "Call model.build(input_shape), or give the model an Input."
+            "Call the model on a batch first, or give it a keras.Input."
         )
     return ops.ones([n or (UNKNOWN if i else 1) for i, n in enumerate(shapes)], dtype=keras.config.floatx())
 
