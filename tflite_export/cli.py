@@ -20,7 +20,6 @@ from tflite_export.file.reading import read_arrays
 from tflite_export.inputs import SAMPLES
 from tflite_export.inspection import inspect as inspect_source
 from tflite_export.limits import Limits
-from tflite_export.loading import open_source
 from tflite_export.serve import serve as serve_files
 from tflite_export.timing import benchmark
 from tflite_export.verify import verify as verify_file
@@ -130,8 +129,7 @@ def inspect(
     as_json: Json = False,
 ) -> None:
     """Tell, op by op, what runs sparse on a device, and what would cure the rest; code 1 where it answers wrongly."""
-    is_model = path.suffix in (".keras", ".h5", ".hdf5")
-    report = inspect_source(open_source(path).model if is_model else path, target=target)
+    report = inspect_source(path, target=target)
     show(report, as_json)
     if report.dangers and report.runs_sparse:
         raise typer.Exit(1)

@@ -15,9 +15,11 @@ from rich.table import Table
 from keras_prune import strip
 from keras_prune.plaintext import printable
 from tflite_export import precision
+from tflite_export.errors import ExportError
 from tflite_export.file import flatbuffer
 from tflite_export.file.integrity import text
 from tflite_export.file.storage import BITS
+from tflite_export.loading import open_source
 from tflite_export.report import render
 from tflite_export.rewrites.pooling import PoolingPass
 from tflite_export.runtime import load
@@ -179,14 +181,19 @@ class Inspection:
         }
 
 
-def inspect(source: keras.Model | str | os.PathLike[str] | bytes, *, target: str | Target = "android") -> Inspection:
+MODEL_FILES = (".keras", ".h5", ".hdf5")
+
+
+def inspect(
+    source: keras.Model | str | os.PathLike[str] | bytes | Any, *, target: str | Target = "android"
+) -> Inspection:
     """Tell, op by op, what of a file or a model can run in sparse inference, and what would cure the rest.
 
     A file is read and checked, never run; it may come from any converter. A model is stripped and converted
     first, and treated as if its zeros were stored sparse.
 
     Args:
-        source: A Keras model, the path of a .tflite, or its bytes.
+        source: A Keras or tf_keras model or the path of its file (.keras, .h5), the path of a .tflite, or its bytes.
         target: "android", "ios", "arm64", "web", "x86" or "mcu".
 
     Returns:
@@ -205,13 +212,21 @@ def inspect(source: keras.Model | str | os.PathLike[str] | bytes, *, target: str
     device = resolve_target(target)
     assumed = False
     notes: tuple[str, ...] = ()
-    if isinstance(source, keras.Model):
-        content, notes = _convert(source)
-        subject, assumed = f"model '{source.name}'", True
-    elif isinstance(source, (bytes, bytearray, memoryview)):
+    if isinstance(source, (bytes, bytearray, memoryview)):
         subject, content = "the file", bytes(source)
-    else:
+    elif isinstance(source, (str, os.PathLike)) and not os.fspath(source).endswith(MODEL_FILES):
         subject, content = f"'{os.fspath(source)}'", load(source)
+    else:
+        given = open_source(source)
+        if given.model is None:
+            raise ExportError(
+                f"model '{given.name}'",
+                "must have a graph of Keras layers to be inspected",
+                type(source).__name__,
+                "Export it by tflite_export.export, and inspect the file.",
+            )
+        content, notes = _convert(given.model)
+        subject, assumed = f"model '{given.name}'", True
     model = flatbuffer.read(content, subject)
     sparse = _with_zeros(model) if assumed else frozenset()
     analysis = analyse(model, assume_sparse=sparse)

@@ -192,3 +192,20 @@ def test_the_summary_counts_what_sparse_kernels_of_dense_layers_read(dense_net, 
     export(dense_net, tmp_path / "m.tflite", data=np.ones((2, 64), "float32"))
     summary = inspect(tmp_path / "m.tflite", target=target).summary
     assert ("sparse kernels of Dense layers read 2 weights, 90% zero; no sparse inference: " in summary) == said
+
+
+def test_what_is_no_model_and_no_path_is_refused():
+    with pytest.raises(ExportError, match=r"model: must be a Keras or tf_keras model.*Received: int"):
+        inspect(7)
+
+
+def test_a_model_of_keras_2_is_inspected():
+    library = pytest.importorskip("tf_keras")
+    model = library.Sequential([library.layers.Input((8,)), library.layers.Dense(4)])
+    assert [row.operator for row in inspect(model).operators] == ["FULLY_CONNECTED"]
+
+
+def test_a_file_of_a_model_is_inspected_like_the_model(tmp_path):
+    model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4)])
+    model.save(tmp_path / "model.keras")
+    assert inspect(tmp_path / "model.keras").to_dict()["operators"] == inspect(model).to_dict()["operators"]
