@@ -86,8 +86,12 @@ def prune(
             "4 1 gives the 1x4 blocks that TFLite's sparse kernel for dense layers reads.",
         ),
     ] = None,
-    allocation: Annotated[str | None, typer.Option(help="global, uniform, erk or lamp; global if not given.")] = None,
-    exclude: Annotated[list[str] | None, typer.Option(help="A path, or regular expression, to leave out.")] = None,
+    allocation: Annotated[
+        str | None, typer.Option(help="global, uniform, erk or lamp; if not given, global or what the target needs.")
+    ] = None,
+    exclude: Annotated[
+        list[str] | None, typer.Option(help="A layer's name, a path, glob or regular expression to leave out.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Prune a model by magnitude, without training, and write it.

@@ -22,7 +22,7 @@ from keras_prune.gains import ARM_BLOCKS, SWITCHES_ON, WEB_BLOCKS, X86_BLOCKS, Z
 from keras_prune.keys import fits
 from keras_prune.patterns import Block, ByPath, Pattern, Unstructured
 from keras_prune.scope import Skipped, Survey, Target
-from keras_prune.sparse_inference import is_pointwise, is_stem
+from keras_prune.sparse_layers import is_pointwise, is_stem
 from keras_prune.strategy import Strategy
 from keras_prune.wiring import Wiring, wire
 

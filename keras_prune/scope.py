@@ -232,10 +232,10 @@ class Scope(Strategy):
     Example:
         >>> a, b = keras.layers.Dense(3, name="a"), keras.layers.Dense(2, name="b")
         >>> model = keras.Sequential([keras.Input((4,)), a, b])
-        >>> survey = Scope(exclude=(".*b/.*",)).survey(model)
-        >>> [target.path.split("/", 1)[-1] for target in survey.targets]
+        >>> survey = Scope(exclude="b").survey(model)
+        >>> [target.path for target in survey.targets]
         ['a/kernel']
-        >>> {skipped.path.split("/", 1)[-1]: skipped.reason for skipped in survey.skipped}["a/bias"]
+        >>> {skipped.path: skipped.reason for skipped in survey.skipped}["a/bias"]
         'biases are not pruned: one weight per output'
     """
 

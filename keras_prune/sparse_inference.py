@@ -19,13 +19,26 @@ from typing import Any
 
 import keras
 from keras import layers as kl
-from keras.src.ops.numpy import Sum
 
 from keras_prune.pooling import is_mean_of_map, is_mean_of_places
+from keras_prune.sparse_layers import (
+    CONVOLUTIONS,
+    CURES,
+    PLACEWISE,
+    VANISHING,
+    is_depthwise,
+    is_known,
+    is_pointwise,
+    is_stem,
+    is_sum_of_map,
+    why_not_activation,
+    why_not_convolution,
+    why_not_depthwise,
+)
 from keras_prune.windows import Window, same_padding
 from keras_prune.wiring import Call, Wiring
 
-__all__ = ["Blocker", "Cluster", "clusters_of", "is_pointwise", "is_stem"]
+__all__ = ["Blocker", "Cluster", "clusters_of"]
 
 
 class Role(Flag):
@@ -62,35 +75,6 @@ class Cluster:
     blockers: tuple[Blocker, ...]
 
 
-# fmt: off
-_PLACEWISE = frozenset({
-    "Abs", "Absolute", "Activation", "ActivityRegularization", "Add", "AlphaDropout", "Average", "Cast", "Celu", "Ceil",
-    "Clip", "Cos", "Dropout", "ELU", "Elu", "Exp", "Floor", "GaussianDropout", "GaussianNoise", "Gelu", "HardSigmoid",
-    "HardSilu", "HardTanh", "Identity", "LeakyReLU", "LeakyRelu", "Log", "Multiply", "Negative", "ReLU", "Relu",
-    "Relu6", "Rescaling", "Round", "Rsqrt", "Sigmoid", "Silu", "Sin", "SpatialDropout2D", "Sqrt", "Square", "Tanh",
-})
-"""Classes of layers and operations of Keras that work place by place, and that a cluster takes."""
-_VANISHING = frozenset({
-    "ActivityRegularization", "AlphaDropout", "Dropout", "GaussianDropout", "GaussianNoise", "Identity",
-    "SpatialDropout2D",
-})
-"""Classes that do nothing when a model answers."""
-# fmt: on
-_CONVOLUTIONS = (kl.Conv2D, kl.DepthwiseConv2D, kl.SeparableConv2D)
-_CURES = {
-    "AveragePooling2D": "GlobalAveragePooling2D where it covers the whole map, else a depthwise convolution",
-    "Concatenate": "a sum",
-    "Conv2DTranspose": "UpSampling2D(interpolation='bilinear') and a 1x1 convolution",
-    "Flatten": "GlobalAveragePooling2D before it",
-    "GlobalMaxPooling2D": "GlobalAveragePooling2D",
-    "MaxPooling2D": "a depthwise convolution of stride 2",
-    "PReLU": "ReLU or LeakyReLU",
-    "Reshape": "GlobalAveragePooling2D before it",
-    "Subtract": "add the negative",
-}
-"""What to write instead."""
-
-
 def clusters_of(wiring: Wiring, *, rewritable: bool = True) -> list[Cluster]:
     """Return the clusters of a model that hold 1x1 convolutions.
 
@@ -107,22 +91,6 @@ def clusters_of(wiring: Wiring, *, rewritable: bool = True) -> list[Cluster]:
         [[], ['flat']]
     """
     return _Joining(wiring, rewritable).clusters()
-
-
-def is_stem(layer: Any) -> bool:
-    """Whether a layer is a 3x3 convolution of 3 channels at stride 2, where sparse inference may begin."""
-    if not isinstance(layer, kl.Conv2D) or not layer.built or layer.groups != 1:
-        return False
-    return tuple(layer.kernel.shape[:3]) == (3, 3, 3) and tuple(layer.strides) == (2, 2)
-
-
-def is_pointwise(layer: Any) -> bool:
-    """Whether a layer holds a 1x1 convolution of one group without strides."""
-    if isinstance(layer, kl.SeparableConv2D):
-        return True
-    if not isinstance(layer, kl.Conv2D) or isinstance(layer, kl.DepthwiseConv2D):
-        return False
-    return tuple(layer.kernel_size) == (1, 1) and layer.groups == 1 and set(layer.strides) == {1}
 
 
 class _Joining:
@@ -143,14 +111,14 @@ class _Joining:
         name = type(operation).__name__
         if len(given) != 4 or (given[1:3] == (1, 1) and self.wiring.made(call)[1:3] != given[1:3]):
             return Role.NONE if self._ends_places(call) is None else Role.INSIDE | Role.END
-        if is_mean_of_map(operation, given) or _is_sum_of_map(operation):
+        if is_mean_of_map(operation, given) or is_sum_of_map(operation):
             return Role.INSIDE | Role.END
         if self._ends_places(call) is not None:
             return Role.INSIDE
         if isinstance(operation, (kl.DepthwiseConv2D, kl.SeparableConv2D)):
-            reason = _why_not_depthwise(operation)
+            reason = why_not_depthwise(operation)
         elif isinstance(operation, kl.Conv2D):
-            reason = "" if is_stem(operation) else _why_not_convolution(operation)
+            reason = "" if is_stem(operation) else why_not_convolution(operation)
         elif isinstance(operation, kl.BatchNormalization):
             reason = "" if self._is_folded(call) else "no convolution right before it takes it in"
         elif isinstance(operation, kl.Dense):
@@ -159,13 +127,13 @@ class _Joining:
             reason = self._why_not_padding(call)
         elif isinstance(operation, (kl.UpSampling2D, kl.Resizing)):
             reason = "" if operation.interpolation == "bilinear" else f"interpolation {operation.interpolation!r}"
-        elif name in _PLACEWISE:
+        elif name in PLACEWISE:
             reason = ""
-        elif not _is_known(operation):
+        elif not is_known(operation):
             return ANY
         else:
-            reason = "it has no sparse form" + (f"; instead: {_CURES[name]}" if name in _CURES else "")
-        reason = reason or _why_not_activation(operation)
+            reason = "it has no sparse form" + (f"; instead: {CURES[name]}" if name in CURES else "")
+        reason = reason or why_not_activation(operation)
         if reason:
             self.reasons[id(call)] = f"{name}: {reason}"
             return Role.NONE
@@ -186,18 +154,18 @@ class _Joining:
 
     def _is_folded(self, call: Call) -> bool:
         before = self.wiring.producers.get(call.inputs[0])
-        while before is not None and type(before.operation).__name__ in _VANISHING:
+        while before is not None and type(before.operation).__name__ in VANISHING:
             before = self.wiring.producers.get(before.inputs[0])
         if before is None:
             return False
         layer = before.operation
-        if not isinstance(layer, (*_CONVOLUTIONS, kl.Dense)):
-            return not _is_known(layer)
+        if not isinstance(layer, (*CONVOLUTIONS, kl.Dense)):
+            return not is_known(layer)
         return layer.activation is None or layer.activation is keras.activations.linear
 
     def _why_not_padding(self, call: Call) -> str:
         readers = self.wiring.readers.get(call.outputs[0], [])
-        folds = len(readers) == 1 and isinstance(readers[0].operation, _CONVOLUTIONS)
+        folds = len(readers) == 1 and isinstance(readers[0].operation, CONVOLUTIONS)
         return "" if folds else "no convolution right after it takes it in"
 
     def _squeezes(self) -> None:
@@ -214,7 +182,7 @@ class _Joining:
         for call in flat:
             if id(call) not in scales:
                 self.roles[id(call)] = Role.NONE
-            elif _is_known(call.operation) and not _is_placeless_kind(call.operation):
+            elif is_known(call.operation) and not _is_placeless_kind(call.operation):
                 self.roles[id(call)] = Role.NONE
                 self.reasons[id(call)] = f"{type(call.operation).__name__}: it has no sparse form"
             else:
@@ -302,7 +270,7 @@ class _Joining:
 
     def _uneven(self, calls: list[Call]) -> list[Blocker]:
         """The layers that cannot pad half their kernel on each side, upright or mirrored, as all of a cluster must."""
-        padded = [call for call in calls if is_stem(call.operation) or _is_depthwise(call.operation)]
+        padded = [call for call in calls if is_stem(call.operation) or is_depthwise(call.operation)]
         for axis in (0, 1):
             common = {False, True}
             for call in padded:
@@ -340,59 +308,8 @@ class _Joining:
 _NO_STEM = "it reads an input of the model: a 3x3 convolution of 3 channels at stride 2 has to stand before it"
 
 
-def _why_not_convolution(layer: Any) -> str:
-    kernel = "x".join(map(str, layer.kernel_size))
-    channels = layer.kernel.shape[2] * layer.groups
-    if set(layer.dilation_rate) != {1}:
-        return "it is dilated"
-    if layer.groups != 1:
-        return "it has groups; instead: a depthwise and a 1x1 convolution"
-    if tuple(layer.kernel_size) == (1, 1):
-        return "" if set(layer.strides) == {1} else f"a 1x1 convolution of stride {layer.strides[0]}"
-    if tuple(layer.kernel_size) == (3, 3) and channels == 3:
-        return f"the first convolution has stride {layer.strides[0]}, and only 2 is taken"
-    return f"a {kernel} convolution of {channels} channels; instead: a depthwise and a 1x1 convolution"
-
-
-def _why_not_depthwise(layer: Any) -> str:
-    if tuple(layer.kernel_size) not in ((3, 3), (5, 5)):
-        return f"a {'x'.join(map(str, layer.kernel_size))} depthwise kernel, and only 3x3 and 5x5 are taken"
-    if tuple(layer.strides) not in ((1, 1), (2, 2)):
-        return f"stride {tuple(layer.strides)}, and only 1 and 2 are taken"
-    if set(layer.dilation_rate) != {1}:
-        return "it is dilated"
-    if layer.depth_multiplier != 1:
-        return f"depth_multiplier={layer.depth_multiplier}, and only 1 is taken"
-    return ""
-
-
-def _why_not_activation(operation: Any) -> str:
-    """Why what a layer does to its result has no sparse form; empty where it has."""
-    if isinstance(operation, kl.ReLU) and operation.max_value not in (None, 6):
-        return f"max_value={operation.max_value:g}, and only 6 is taken"
-    if isinstance(operation, kl.ReLU) and operation.threshold:
-        return f"threshold={operation.threshold:g}, and only 0 is taken"
-    function = getattr(operation, "activation", None)
-    if function in (keras.activations.softmax, keras.activations.selu):
-        return f"{function.__name__} has no sparse form"
-    return ""
-
-
-def _is_sum_of_map(operation: Any) -> bool:
-    return isinstance(operation, Sum) and operation.axis is not None and sorted(a % 4 for a in operation.axis) == [1, 2]
-
-
-def _is_depthwise(layer: Any) -> bool:
-    return isinstance(layer, (kl.DepthwiseConv2D, kl.SeparableConv2D))
-
-
 def _is_placeless_kind(operation: Any) -> bool:
     kinds = (kl.BatchNormalization, kl.Conv2D, kl.Dense, kl.Flatten, kl.Reshape)
     if isinstance(operation, kinds) and not isinstance(operation, kl.DepthwiseConv2D):
         return not isinstance(operation, kl.Conv2D) or is_pointwise(operation)
-    return type(operation).__name__ in _PLACEWISE
-
-
-def _is_known(operation: Any) -> bool:
-    """Whether a layer or operation is Keras's own."""
-    return type(operation).__module__.startswith("keras.")
+    return type(operation).__name__ in PLACEWISE
