@@ -78,7 +78,7 @@ class PruningCallback(SteppedCallback[Session]):
 
     @property
     def sparsity(self) -> float:
-        """The share of weights in scope that are zero, counted in the weights as they are now, a fraction in [0, 1]."""
+        """The share of weights in scope that are pruned and zero, counted in the weights now, a fraction in [0, 1]."""
         return self._running().sparsity
 
     @property

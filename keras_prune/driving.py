@@ -11,6 +11,7 @@ import keras
 # What Keras's own callbacks print with: to the terminal, or to the log where interactive logging is off.
 from keras.src.utils.io_utils import print_msg
 
+from keras_prune.keras2 import refuse_keras2
 from keras_prune.schedules import Schedule
 from keras_prune.spans import Extent
 from keras_prune.stepping import SteppedSession
@@ -123,6 +124,7 @@ class SteppedCallback(keras.callbacks.Callback, Generic[Running]):
             )
 
     def _attach(self, model: keras.Model, run: Any) -> None:
+        refuse_keras2(type(self).__name__, model)
         if self._session is not None:
             self._session.abandon()
         self._session = self._begin(model, run)

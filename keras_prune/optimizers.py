@@ -72,8 +72,8 @@ def optimizers_of(model: keras.Model) -> list[Any]:
         >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
         >>> model.compile("sgd")
         >>> model.others = {"critic": [keras.optimizers.Adam()]}
-        >>> [optimizer.name for optimizer in optimizers_of(model)]
-        ['sgd', 'adam']
+        >>> [type(optimizer).__name__ for optimizer in optimizers_of(model)]
+        ['SGD', 'Adam']
     """
     held = [getattr(model, "optimizer", None)]
     for layer in model._flatten_layers():

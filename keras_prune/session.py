@@ -174,22 +174,26 @@ class Session(SteppedSession):
 
     @property
     def sparsity(self) -> float:
-        """The share of the targets' weights that are zero, counted now, a fraction in [0, 1]."""
+        """The share of the targets' weights that are pruned and zero, counted now, a fraction in [0, 1].
+
+        Weights that have just come back as 0, and are there to learn, do not count.
+        """
         synchronise(self.model)
-        return sum(self._zeros()) / self._size
+        return sum(self._zeros(pruned=True)) / self._size
 
     @property
     def off(self) -> float:
         """The share of the targets' weights that masks have off, as known from their last change, without a look."""
         return sum(mask.zeros for mask in self._masks) / self._size
 
-    def _zeros(self) -> list[int]:
-        """How many weights of each target are zero for the layer that computes with them."""
+    def _zeros(self, pruned: bool = False) -> list[int]:
+        """How many weights of each target, or pruned ones only, are zero for the layer that computes with them."""
         found = []
         for mask in self._masks:
             zero = read(mask.target.variable) == 0
             wrapped = mask.target.mask
-            found.append(int(np.count_nonzero(zero if wrapped is None else zero | (read(wrapped) == 0))))
+            zero = zero if wrapped is None else zero | (read(wrapped) == 0)
+            found.append(int(np.count_nonzero(zero & ~mask.read() if pruned else zero)))
         return found
 
     @property

@@ -498,7 +498,7 @@ def test_two_callbacks_on_one_tensor_are_refused():
 def test_errors_name_what_to_change():
     unbuilt = keras.Sequential([layers.Dense(3)])
     unbuilt.compile("sgd", "mse")
-    with pytest.raises(ValueError, match=r"has no weights yet.*model\.build"):
+    with pytest.raises(ValueError, match=r"has no weights yet.*call it on a batch"):
         kp.Pruning(RAMP).attach(unbuilt)
     with pytest.raises(ValueError, match=r"is not compiled.*model\.compile"):
         kp.Pruning(RAMP).attach(keras.Sequential([keras.Input((2,)), layers.Dense(3)]))

@@ -650,7 +650,7 @@ BAD = [
     (lambda: 7, r"a function without arguments that returns a generator"),
     (lambda x: [x], r"a function without arguments that returns a generator"),
     (([1, "a"], Y), r"where an array should be: 1 of type int"),
-    ((np.full_like(X, np.nan), Y), r"finite. Received: 6 of 6 values NaN or infinite at 'sequential/dense/kernel'"),
+    ((np.full_like(X, np.nan), Y), r"finite. Received: 6 of 6 values NaN or infinite at 'dense/kernel'"),
 ]  # fmt: skip
 
 

@@ -361,7 +361,7 @@ def test_only_models(value):
 
 
 def test_only_built_models():
-    with pytest.raises(ValueError, match=r"is not built.*model\.build\(input_shape\)"):
+    with pytest.raises(ValueError, match=r"is not built.*Call it on a batch first"):
         strip(keras.Sequential([PrunableDense(1)]))
 
 

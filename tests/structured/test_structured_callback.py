@@ -274,7 +274,7 @@ def test_a_ramp_scales_a_part():
     pruning = StructuredPruning(params=0.9, end_step=4, parts=[GroupLasso(1e-3, ramp=ramp)])
     pruning.attach(model)
     pruning.on_step(0)
-    ((_, level),) = pruning._session._levels
+    (level,) = (found.variable for found in pruning._session._levels)
     levels = [float(level.value)]
     x, y = data()
     for _ in range(8):

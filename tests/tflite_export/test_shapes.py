@@ -98,7 +98,7 @@ def test_a_window_larger_than_the_free_size_of_a_file(make, shape, tmp_path):
 def test_a_window_larger_than_the_free_size_is_calibrated_and_tuned(tmp_path):
     model, x = listening(), draw(8, 41, 1)
     assert export(model, tmp_path / "m.tflite", batch_size=1, data=x).verification.max_relative < 1e-5
-    assert export(model, tmp_path / "m.tflite", quantize="int8", data=x).verification.top1 is not None
+    assert export(model, tmp_path / "m.tflite", quantize="int8", data=x).verification.max_relative < 0.15
     assert export(model, tmp_path / "m.tflite", tune=True, data=x).verification.max_relative < 1e-5
 
 

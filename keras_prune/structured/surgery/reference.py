@@ -87,7 +87,7 @@ def run_graph(graph: Graph, inputs: list[Any], skip: Mapping[int, int], trail: T
             if getattr(node.operation, "_call_has_training_arg", False):
                 kwargs["training"] = False
             made = node.operation(*args, **kwargs)
-            trail += [(node, made)] if node.body is None else []
+            trail.append((node, made))
         known.update(zip(node.outputs, tree.flatten(made), strict=True))
     return [known[i] for i in graph.outputs]
 
@@ -153,7 +153,12 @@ def _first_difference(
 
 def _cut(analysis: Analysis, keep: Keep | Copies, node: Node, place: int, value: Any) -> npt.NDArray[Any]:
     array = np.asarray(ops.convert_to_numpy(value))
-    for axis, entry in enumerate(analysis.effects[id(node)].outputs[place]):
+    dims = (
+        analysis.effects[id(node)].outputs[place]
+        if node.body is None
+        else analysis.dims[id(node.body), node.body.outputs[place]]
+    )
+    for axis, entry in enumerate(dims):
         stays = None if entry is None else analysis.places(entry.labels, keep)
         array = array if stays is None else np.take(array, stays, axis)
     return array

@@ -192,18 +192,31 @@ class _Rebuild:
 
     def _copy(self, operation: Any, body: Graph | None, alone: bool = True) -> Any:
         if id(operation) not in self.copies:
-            if isinstance(body, Inside):
-                self.copies[id(operation)] = self._composite(operation, alone)
+            if body is None or (isinstance(body, Inside) and self._stays(operation)):
+                copy = self._from_config(operation)
             else:
-                self.copies[id(operation)] = self._model(body) if body is not None else self._from_config(operation)
+                copy = self._composite(operation, alone) if isinstance(body, Inside) else self._model(body)
+            self.copies[id(operation)] = copy
         return self.copies[id(operation)]
+
+    def _stays(self, layer: Any) -> bool:
+        """Whether nothing in a layer that was seen through is cut, and none of its layers is called elsewhere."""
+        within = {id(node): node for body in self._bodies(layer) for node in body.walk()}
+        bodies = [*self._bodies(layer), *(b for node in within.values() for b in node.bodies if isinstance(b, Inside))]
+        called = {id(node.operation) for node in within.values() if isinstance(node.operation, keras.Layer)}
+        shared = any(id(n.operation) in called and id(n) not in within for n in self.analysis.graph.walk())
+        shapes = [(tuple(body.shapes[i]), self._shape(body, i)) for body in bodies for i in range(len(body.shapes))]
+        same = not shared and not self._cuts(layer) and all(before == tuple(now) for before, now in shapes)
+        return same and _loads(layer)
+
+    def _bodies(self, layer: Any) -> list[Inside]:
+        return next(bodies for _, bodies in inside_of(self.analysis.graph) if bodies[0].model is layer)
 
     def _composite(self, layer: Any, alone: bool) -> Any:
         """A layer that was seen through, with its own class."""
-        bodies = next(bodies for _, bodies in inside_of(self.analysis.graph) if bodies[0].model is layer)
         return compose(
             layer,
-            bodies,
+            self._bodies(layer),
             self.analysis,
             self.keep,
             self.copies,
@@ -213,8 +226,9 @@ class _Rebuild:
         )
 
     def _from_config(self, operation: Any) -> Any:
-        _, effect = self.effects[id(operation)]
-        changes = self._evaluate(dict(effect.config))
+        # A layer that was seen through has no rule of its own.
+        config = self.effects[id(operation)][1].config if id(operation) in self.effects else {}
+        changes = self._evaluate(dict(config))
         try:
             with known_objects(operation):
                 cuts = self._cuts(operation)
@@ -225,7 +239,7 @@ class _Rebuild:
                     copy.function = operation.function  # written down and read back, it has lost its global names
                     return copy
                 copy = made_again(operation, lambda config: cut_arrays(_merged(config, changes), cuts))
-                if isinstance(operation, keras.Layer) and not cuts and not effect.config:
+                if isinstance(operation, keras.Layer) and not cuts and not config:
                     carry_attributes(operation, copy)
                 return copy
         except Exception as error:
@@ -284,6 +298,16 @@ class _Rebuild:
         if numbers is None:
             return value
         return (value * np.reshape(numbers, [-1 if a == axis else 1 for a in range(value.ndim)])).astype(value.dtype)
+
+
+def _loads(layer: Any) -> bool:
+    """Whether a layer's class makes it from its configuration, as Keras does when it reads a file."""
+    with known_objects(layer):
+        try:
+            type(layer).from_config(layer.get_config())
+        except Exception:
+            return False
+    return True
 
 
 def _tell_resized(owner: str, names: list[str]) -> None:
