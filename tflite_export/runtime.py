@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -41,6 +41,12 @@ class Runnable(Protocol):
 
     def fetch(self, outputs: Sequence[str]) -> list[NDArray[Any]]:
         """Return copies of outputs by name."""
+
+
+def fixed_batch(inputs: Mapping[str, Any]) -> int | None:
+    """Return the batch that a file's inputs, as the runtime describes them, are fixed to, or None for a free one."""
+    sizes = [int(detail["shape_signature"][0]) for detail in inputs.values() if len(detail["shape_signature"])]
+    return next((size for size in sizes if size >= 0), None)
 
 
 def run_in_batches(
@@ -190,9 +196,7 @@ class Session:
     @property
     def batch_size(self) -> int | None:
         """The batch that the file is fixed to, or None for a free one."""
-        sizes = [int(detail["shape_signature"][0]) for detail in self.inputs.values() if len(detail["shape_signature"])]
-        fixed = [size for size in sizes if size >= 0]
-        return fixed[0] if fixed else None
+        return fixed_batch(self.inputs)
 
     def run(
         self,

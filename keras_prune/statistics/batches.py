@@ -10,7 +10,7 @@ import keras
 import numpy as np
 from keras import ops, tree
 
-from keras_prune.statistics.reading import InputShapes, Reader, describe, is_array
+from keras_prune.statistics.reading import InputShapes, Reader, describe, samples_in
 
 __all__ = ["Batch", "Batches"]
 
@@ -72,7 +72,7 @@ class Batches:
     def _batch(self, item: tuple[Any, ...]) -> Batch:
         item = tuple(tree.map_structure(_tensor, part) for part in item)
         x, y, sample_weight = (*item, None, None)[:3]
-        size = _length(item)
+        size = samples_in(item, "arrays")
         if self.labels and y is None:
             raise ValueError(
                 f"The loss needs targets: data must be (x, y) or batches of it. Received: x alone, of shape "
@@ -105,19 +105,6 @@ def _tensor(value: Any) -> Any:
         floating = np.issubdtype(value.dtype, np.floating)
         return ops.convert_to_tensor(value, dtype=keras.config.floatx() if floating else None)
     return ops.convert_to_tensor(value)
-
-
-def _length(parts: tuple[Any, ...]) -> int:
-    leaves = [leaf for part in parts for leaf in tree.flatten(part) if leaf is not None]
-    wrong = [leaf for leaf in leaves if not is_array(leaf) or len(leaf.shape) == 0]
-    if wrong or not leaves:
-        raise ValueError(
-            f"Data must be arrays. Received, where an array should be: {describe(wrong[0] if wrong else None)}"
-        )
-    lengths = [int(leaf.shape[0]) for leaf in leaves]
-    if len(set(lengths)) > 1:
-        raise ValueError(f"x, y and sample_weight must have the same number of samples. Received: {lengths} samples.")
-    return lengths[0]
 
 
 def _fits(shape: tuple[int, ...], wanted: tuple[int | None, ...]) -> bool:

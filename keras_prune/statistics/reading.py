@@ -13,7 +13,7 @@ import keras
 import numpy as np
 from keras import tree
 
-__all__ = ["ENDLESS", "InputShapes", "Kept", "Reader", "describe", "is_array", "kept"]
+__all__ = ["ENDLESS", "InputShapes", "Kept", "Reader", "describe", "is_array", "kept", "samples_in"]
 
 FORMS = (
     "an array, a list or dictionary of inputs, (x, y) or (x, y, sample_weight) of arrays, a tf.data.Dataset, a keras "
@@ -298,17 +298,30 @@ def _may_be_endless(data: Any) -> bool:
     return hasattr(data, "element_spec") and int(getattr(data, "cardinality", lambda: -2)()) < 0
 
 
-def _cut(parts: tuple[Any, ...], size: int) -> Iterator[tuple[Any, ...]]:
+def samples_in(parts: tuple[Any, ...], forms: str = FORMS) -> int:
+    """Return how many samples x, y and weights hold, one array or a structure of arrays each.
+
+    Args:
+        parts: them; None for what there is none of.
+        forms: what data may be, for the message.
+
+    Raises:
+        ValueError: something is no array, or they hold different numbers.
+    """
     leaves = [leaf for part in parts for leaf in tree.flatten(part) if leaf is not None]
     wrong = [leaf for leaf in leaves if not is_array(leaf) or len(leaf.shape) == 0]
     if wrong or not leaves:
         raise ValueError(
-            f"Data must be {FORMS}. Received, where an array should be: {describe(wrong[0] if wrong else None)}"
+            f"Data must be {forms}. Received, where an array should be: {describe(wrong[0] if wrong else None)}"
         )
     lengths = [int(leaf.shape[0]) for leaf in leaves]
     if len(set(lengths)) > 1:
         raise ValueError(f"x, y and sample_weight must have the same number of samples. Received: {lengths} samples.")
-    for start in range(0, lengths[0], size):
+    return lengths[0]
+
+
+def _cut(parts: tuple[Any, ...], size: int) -> Iterator[tuple[Any, ...]]:
+    for start in range(0, samples_in(parts), size):
         yield tuple(
             tree.map_structure(lambda a, start=start: None if a is None else a[start : start + size], part)
             for part in parts

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from tflite_export.errors import ExportError, FlatbufferError
 from tflite_export.file.flatbuffer import read
 from tflite_export.limits import Limits
-from tflite_export.runtime import Case, Measurement, describe_here, require_names, run_in_batches
+from tflite_export.runtime import Case, Measurement, describe_here, fixed_batch, require_names, run_in_batches
 from tflite_export.runtimes.children import end
 from tflite_export.runtimes.frames import pack, read_frame
 
@@ -228,8 +228,7 @@ class IsolatedSession:
     @property
     def batch_size(self) -> int | None:
         """The batch that the file is fixed to, or None for a free one."""
-        sizes = [int(detail["shape_signature"][0]) for detail in self.inputs.values() if len(detail["shape_signature"])]
-        return next((size for size in sizes if size >= 0), None)
+        return fixed_batch(self.inputs)
 
     def run(
         self,

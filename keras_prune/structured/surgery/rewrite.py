@@ -99,6 +99,7 @@ class _Rebuild:
         self.copies: dict[int, Any] = {}
         self.found: dict[str, Any] = {}
         self.effects = self._first_effects(analysis.graph, {})
+        self.bodies = {id(bodies[0].model): bodies for _, bodies in inside_of(analysis.graph)}
 
     def whole(self) -> keras.Model:
         """The new model, with its weights and training state."""
@@ -132,9 +133,9 @@ class _Rebuild:
 
     def _composed(self) -> Iterator[tuple[Any, Any]]:
         """The layers that were seen through, and what they became."""
-        for _, bodies in inside_of(self.analysis.graph):
-            if id(bodies[0].model) in self.copies:
-                yield bodies[0].model, self.copies[id(bodies[0].model)]
+        for key, bodies in self.bodies.items():
+            if key in self.copies:
+                yield bodies[0].model, self.copies[key]
 
     def _model(self, graph: Graph) -> Any:
         model = graph.model
@@ -201,22 +202,20 @@ class _Rebuild:
 
     def _stays(self, layer: Any) -> bool:
         """Whether nothing in a layer that was seen through is cut, and none of its layers is called elsewhere."""
-        within = {id(node): node for body in self._bodies(layer) for node in body.walk()}
-        bodies = [*self._bodies(layer), *(b for node in within.values() for b in node.bodies if isinstance(b, Inside))]
+        outer = self.bodies[id(layer)]
+        within = {id(node): node for body in outer for node in body.walk()}
+        bodies = [*outer, *(body for node in within.values() for body in node.bodies if isinstance(body, Inside))]
         called = {id(node.operation) for node in within.values() if isinstance(node.operation, keras.Layer)}
         shared = any(id(n.operation) in called and id(n) not in within for n in self.analysis.graph.walk())
         shapes = [(tuple(body.shapes[i]), self._shape(body, i)) for body in bodies for i in range(len(body.shapes))]
         same = not shared and not self._cuts(layer) and all(before == tuple(now) for before, now in shapes)
         return same and _loads(layer)
 
-    def _bodies(self, layer: Any) -> list[Inside]:
-        return next(bodies for _, bodies in inside_of(self.analysis.graph) if bodies[0].model is layer)
-
     def _composite(self, layer: Any, alone: bool) -> Any:
         """A layer that was seen through, with its own class."""
         return compose(
             layer,
-            self._bodies(layer),
+            self.bodies[id(layer)],
             self.analysis,
             self.keep,
             self.copies,
