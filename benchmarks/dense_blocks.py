@@ -31,8 +31,8 @@ import numpy as np
 from benchmarks.never_slower import Case, measure, ratio
 from benchmarks.timing import machine, print_table
 from tflite_export import export
-from tflite_export.encoding import encode_blocks, encode_csr
-from tflite_export.runtime import Session
+from tflite_export.file.encoding import encode_blocks, encode_csr
+from tflite_export.runtimes.litert import Session
 
 UNITS, LAYERS, SHARE = 1024, 4, 0.9
 ASKED_GAIN = 5.0

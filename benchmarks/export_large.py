@@ -58,7 +58,7 @@ def measure_here(tool: str, block: int, units: int) -> dict[str, float]:
     import tensorflow as tf
 
     from tflite_export import export
-    from tflite_export.memory import release
+    from tflite_export.convert.memory import release
 
     def run(model: keras.Model) -> None:
         if tool == "stock":

@@ -28,7 +28,7 @@ from keras import layers as kl
 from benchmarks.data import Images, fashion_mnist
 from benchmarks.timing import machine, print_table, verdict
 from keras_prune.structured import L1, L2, APoZ, Fisher, Importance, MeanActivation, Random, Taylor, analyse
-from keras_prune.structured.groups import Analysis
+from keras_prune.structured.analysis.groups import Analysis
 from keras_prune.structured.importances.ablation import ablate
 from keras_prune.structured.importances.features import features
 from keras_prune.structured.importances.learned import Learned, rank_correlation, sample_units

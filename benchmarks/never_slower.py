@@ -35,17 +35,17 @@ import numpy as np
 
 from benchmarks.timing import machine, print_table, verdict
 from tflite_export import export
-from tflite_export.convert import names_of, weights_of
-from tflite_export.encode import encode
-from tflite_export.encoding import Encoding
-from tflite_export.inputs import collect_inputs
-from tflite_export.loading import open_source
-from tflite_export.plan import Plan, as_dense, dense_bytes, make_plan, weigh
-from tflite_export.quantize import CALIBRATION, resolve_number_type
-from tflite_export.reference import answer
-from tflite_export.runtime import Session
-from tflite_export.signature import signature_of
-from tflite_export.stock import convert
+from tflite_export.convert.converter import convert
+from tflite_export.convert.number_types import CALIBRATION, resolve_number_type
+from tflite_export.edits.encode import encode
+from tflite_export.export import names_of, weights_of
+from tflite_export.file.encoding import Encoding
+from tflite_export.model.inputs import collect_inputs
+from tflite_export.model.reference import answer
+from tflite_export.model.signature import signature_of
+from tflite_export.plan.plan import Plan, as_dense, dense_bytes, make_plan, weigh
+from tflite_export.runtimes.litert import Session
+from tflite_export.source.loading import open_source
 from tflite_export.targets import Kernel, resolve_target
 
 ROWS, UNITS, SHARES = (1, 196), (256, 512, 1024), (0.5, 0.8, 0.9, 0.95)

@@ -19,7 +19,7 @@ import numpy as np
 
 import tflite_export as tx
 from benchmarks.timing import machine, print_table
-from tflite_export.encoding import Encoding
+from tflite_export.file.encoding import Encoding
 from tflite_export.runtimes.litertjs import VERSION
 from tflite_export.targets import Kernel, Target
 

@@ -1,9 +1,9 @@
 """Neural-network pruning for Keras 3: from `model.fit` to a verified file on a phone."""
 
 from keras_prune import allocation, criteria, growth, patterns, schedules, structured
-from keras_prune.best import RestoreBest
-from keras_prune.callbacks import DynamicPruning, GradientPruning, Pruning, PruningCallback, ThresholdPruning
-from keras_prune.hold import hold
+from keras_prune.files.loading import load_model
+from keras_prune.former_names import NAMES as _NAMES
+from keras_prune.former_names import keep as _keep
 from keras_prune.layers import (
     Prunable,
     PrunableConv1D,
@@ -15,13 +15,17 @@ from keras_prune.layers import (
     PrunableLSTM,
     PrunableMultiHeadAttention,
 )
-from keras_prune.loading import load_model
+from keras_prune.masks.hold import hold
 from keras_prune.oneshot import prune
-from keras_prune.report import Report, report
+from keras_prune.report.report import Report, report
 from keras_prune.scope import Scope
-from keras_prune.step import L1, ClipGradients, Part
 from keras_prune.strip import strip
 from keras_prune.structured import StructuredPruning
+from keras_prune.training.best import RestoreBest
+from keras_prune.training.callbacks import DynamicPruning, GradientPruning, Pruning, PruningCallback, ThresholdPruning
+from keras_prune.training.parts import L1, ClipGradients, Part
+
+_keep(_NAMES)
 
 __version__ = "0.1.0"
 

@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 from keras.saving import register_keras_serializable
 
-from keras_prune.keys import check_keys, fits, keyed
-from keras_prune.selection import all_but_smallest
-from keras_prune.shares import Scored, Share, caps_of, fit_shares, lowest_together, reachable_caps
+from keras_prune.arrays.selection import all_but_smallest
+from keras_prune.arrays.splitting import Scored, Share, caps_of, fit_shares, lowest_together, reachable_caps
+from keras_prune.models.keys import check_keys, fits, keyed
 from keras_prune.strategy import Strategy, check_fraction
 
 __all__ = ["ERK", "LAMP", "Allocation", "Explicit", "Global", "Paying", "Scored", "Sensitivity", "Share", "Uniform"]

@@ -16,14 +16,14 @@ from typing import Annotated, Any
 import keras
 import typer
 
-from keras_prune.atomic import check_apart, check_writable, replaced
-from keras_prune.loading import load_model
+from keras_prune.files.atomic import check_apart, check_writable, replaced
+from keras_prune.files.loading import load_model
 from keras_prune.oneshot import prune as prune_model
 from keras_prune.patterns import Block
-from keras_prune.plaintext import printable
-from keras_prune.report import report as report_model
+from keras_prune.report.report import report as report_model
 from keras_prune.scope import Scope
 from keras_prune.strip import strip as strip_model
+from keras_prune.text.plaintext import printable
 
 __all__ = ["app", "main"]
 

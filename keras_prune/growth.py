@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from keras.saving import register_keras_serializable
 
-from keras_prune.selection import all_but_smallest, smallest
+from keras_prune.arrays.selection import all_but_smallest, smallest
 from keras_prune.strategy import Strategy, check_fraction
 
 __all__ = ["SET", "Growth", "RigL", "Surgery"]

@@ -9,19 +9,19 @@ from typing import Any
 import keras
 
 from keras_prune import statistics
-from keras_prune.callbacks import check_data
-from keras_prune.choosing import choose_tensors
 from keras_prune.devices import Device
-from keras_prune.hold import loose_zeros
-from keras_prune.masks import Mask, bind, mask_of, release
-from keras_prune.names import resolve_recipe
-from keras_prune.pruner import Recipe, Tensor, masks_at_sparsity
+from keras_prune.devices.choosing import choose_tensors
+from keras_prune.masks.bound import Mask, bind, mask_of, release
+from keras_prune.masks.hold import loose_zeros
+from keras_prune.masks.names import resolve_recipe
+from keras_prune.masks.state import TrainingState, strategy_scope
+from keras_prune.masks.update import Recipe, Tensor, masks_at_sparsity
+from keras_prune.models.variables import read
 from keras_prune.scope import Scope, Target
-from keras_prune.sensitivity import measure_curves, with_curves
-from keras_prune.session import NOTABLE
-from keras_prune.state import TrainingState, strategy_scope
 from keras_prune.strategy import check_fraction
-from keras_prune.variables import read
+from keras_prune.training.callbacks import check_data
+from keras_prune.training.pruning_run import NOTABLE
+from keras_prune.training.sensitivity import measure_curves, with_curves
 
 __all__ = ["prune"]
 

@@ -18,8 +18,8 @@ import numpy as np
 import numpy.typing as npt
 from keras.saving import register_keras_serializable
 
-from keras_prune.keys import fits, keyed
-from keras_prune.selection import all_but_smallest
+from keras_prune.arrays.selection import all_but_smallest
+from keras_prune.models.keys import fits, keyed
 from keras_prune.strategy import Strategy, check_fraction, to_integers
 
 __all__ = ["Block", "ByPath", "Channel", "Filter", "NofM", "Pattern", "Unstructured"]

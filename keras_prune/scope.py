@@ -15,8 +15,8 @@ import numpy.typing as npt
 from keras import layers as kl
 from keras.saving import register_keras_serializable
 
-from keras_prune.keras2 import refuse_keras2
-from keras_prune.keys import as_keys, check_keys, fits, key_of
+from keras_prune.models.keras2 import refuse_keras2
+from keras_prune.models.keys import as_keys, check_keys, fits, key_of
 from keras_prune.strategy import Strategy
 
 __all__ = ["Layout", "Scope", "Skipped", "Survey", "Target", "check_scope", "paths_of"]

@@ -10,6 +10,8 @@ from typing import Any, ClassVar, TypeVar
 
 import keras
 
+__all__ = ["S", "Strategy", "check_fraction", "integer", "resolve", "to_integers", "to_numbers"]
+
 S = TypeVar("S", bound="Strategy")
 
 

@@ -13,13 +13,13 @@ import numpy.typing as npt
 from keras import layers as kl
 from keras.src.models.functional import Functional, functional_like_constructor
 
-from keras_prune.agreement import check_agreement
-from keras_prune.carrying import carry_attributes, carry_state
-from keras_prune.compiling import compile_like, known_objects
-from keras_prune.keras2 import refuse_keras2
 from keras_prune.layers import VARIANTS, MaskedLayer, Prunable
-from keras_prune.masks import MaskConstraint, mask_of
-from keras_prune.variables import read
+from keras_prune.layers.carrying import carry_attributes, carry_state
+from keras_prune.masks.bound import MaskConstraint, mask_of
+from keras_prune.models.agreement import check_agreement
+from keras_prune.models.keras2 import refuse_keras2
+from keras_prune.models.variables import read
+from keras_prune.optimizers.compiling import compile_like, known_objects
 
 __all__ = ["effective_mask", "strip", "takes_graph", "written_under"]
 

@@ -6,7 +6,8 @@ import pytest
 from keras import layers
 
 import keras_prune as kp
-from keras_prune import criteria, masks, oneshot, patterns, schedules
+from keras_prune import criteria, oneshot, patterns, schedules
+from keras_prune.masks import bound as masks
 
 X = np.random.default_rng(0).standard_normal((32, 8)).astype("float32")
 Y = np.random.default_rng(1).standard_normal((32, 4)).astype("float32")

@@ -3,7 +3,7 @@
 import numpy as np
 
 from benchmarks.never_slower import Case, candidates
-from tflite_export.runtime import Session
+from tflite_export.runtimes.litert import Session
 
 
 def test_every_candidate_answers_as_the_model():

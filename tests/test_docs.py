@@ -48,7 +48,7 @@ def test_the_readme_names_everything_public_in_a_table(name):
 
 @pytest.mark.parametrize("kind", ["criteria", "patterns", "allocations", "growths"])
 def test_the_readme_gives_the_short_names(kind):
-    from keras_prune import names
+    from keras_prune.masks.bound import names
 
     for short, strategy in getattr(names, kind.upper()).items():
         assert re.search(rf'^\| `{strategy.__name__}` \| `"{short}"` \|', README, re.MULTILINE), short

@@ -6,7 +6,7 @@ import pytest
 from keras import layers
 
 import keras_prune as kp
-from keras_prune.masks import mask_of
+from keras_prune.masks.bound import mask_of
 
 X = np.random.default_rng(0).standard_normal((64, 8)).astype("float32")
 Y = (X @ np.random.default_rng(1).standard_normal((8, 3))).astype("float32")

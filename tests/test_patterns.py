@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from keras_prune.arrays.selection import smallest
 from keras_prune.patterns import Block, Channel, Filter, NofM, Unstructured
-from keras_prune.selection import smallest
 
 KERNEL = np.array([[1.0, 8.0, 3.0], [2.0, 7.0, 4.0], [9.0, 1.0, 5.0], [9.0, 2.0, 6.0]])
 

@@ -19,7 +19,7 @@ from keras_prune.layers import (
     PrunableLSTM,
     PrunableMultiHeadAttention,
 )
-from keras_prune.masks import Mask
+from keras_prune.masks.bound import Mask
 from keras_prune.scope import Scope
 from keras_prune.strip import strip
 

@@ -1,19 +1,23 @@
 """Sparse .tflite files from Keras models: written by us, verified in the runtime, benchmarked."""
 
-from tflite_export.carray import write_c_array
-from tflite_export.convert import export
-from tflite_export.encoding import Encoding
+from keras_prune.former_names import keep as _keep
+from tflite_export.bench.device_page import serve
+from tflite_export.bench.timing import BenchmarkReport, benchmark
 from tflite_export.errors import ExportError, FlatbufferError
-from tflite_export.golden import Golden, check_golden, read_golden, write_golden_c
+from tflite_export.export import export
+from tflite_export.file.c_array import write_c_array
+from tflite_export.file.encoding import Encoding
+from tflite_export.former_names import NAMES as _NAMES
 from tflite_export.inspection import Inspection, inspect
-from tflite_export.limits import Limits
-from tflite_export.plan import PlanLine
+from tflite_export.plan.plan import PlanLine
 from tflite_export.report import ExportReport
-from tflite_export.serve import serve
+from tflite_export.runtimes.limits import Limits
 from tflite_export.targets import Target
 from tflite_export.tflm.mcu import MicroReport, check_micro
-from tflite_export.timing import BenchmarkReport, benchmark
-from tflite_export.verify import Verification, verify
+from tflite_export.verification.golden import Golden, check_golden, read_golden, write_golden_c
+from tflite_export.verification.verify import Verification, verify
+
+_keep(_NAMES)
 
 __all__ = [
     "BenchmarkReport",

@@ -1,4 +1,4 @@
-"""The command ``tflite-export``: parse, call the library, return its exit code."""
+"""The command `tflite-export`: parse, call the library, return its exit code."""
 
 from __future__ import annotations
 
@@ -13,16 +13,40 @@ from typing import Annotated, Any
 
 import typer
 
-from tflite_export.convert import check_places
-from tflite_export.convert import export as export_model
+from tflite_export.bench.device_page import serve as serve_files
+from tflite_export.bench.timing import benchmark
 from tflite_export.errors import ExportError
+from tflite_export.export import check_places
+from tflite_export.export import export as export_model
 from tflite_export.file.reading import read_arrays
-from tflite_export.inputs import SAMPLES
 from tflite_export.inspection import inspect as inspect_source
-from tflite_export.limits import Limits
-from tflite_export.serve import serve as serve_files
-from tflite_export.timing import benchmark
-from tflite_export.verify import verify as verify_file
+from tflite_export.model.inputs import SAMPLES
+from tflite_export.runtimes.limits import Limits
+from tflite_export.verification.verify import verify as verify_file
+
+__all__ = [
+    "Data",
+    "Files",
+    "Json",
+    "Memory",
+    "ModelFile",
+    "Samples",
+    "Seconds",
+    "SignatureKey",
+    "Target",
+    "Tolerance",
+    "app",
+    "bench",
+    "export",
+    "inspect",
+    "load_data",
+    "main",
+    "options",
+    "parse_shapes",
+    "serve",
+    "show",
+    "verify",
+]
 
 app = typer.Typer(
     add_completion=False,
@@ -221,7 +245,7 @@ def parse_shapes(given: list[str]) -> dict[str, tuple[int | None, ...]] | None:
     """Return sizes by input from the texts of an option.
 
     Raises:
-        ExportError: One is not written as NAME=SIZE,SIZE.
+        ExportError: one is not written as NAME=SIZE,SIZE.
 
     Example:
         >>> parse_shapes(["audio=1,16000,1", "ids=?,128"])
@@ -238,10 +262,10 @@ def parse_shapes(given: list[str]) -> dict[str, tuple[int | None, ...]] | None:
 
 
 def load_data(path: Path | None) -> Any:
-    """Load inputs from a ``.npy`` or ``.npz``; the array of a file that holds one, whatever its name.
+    """Load inputs from a `.npy` or `.npz`; the array of a file that holds one, whatever its name.
 
     Raises:
-        ExportError: It cannot be read.
+        ExportError: it cannot be read.
     """
     if path is None:
         return None
@@ -255,7 +279,7 @@ def show(report: Any, as_json: bool) -> None:
 
 
 def main() -> None:
-    """Run the command; exit with 1 on an :class:`ExportError`, with 2 on wrong arguments."""
+    """Run the command; exit with 1 on an `ExportError`, with 2 on wrong arguments."""
     warnings.simplefilter("default", UserWarning)
     # A request to end unwinds as Ctrl-C does, so that temporary folders and child processes go away.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))

@@ -14,11 +14,27 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 import keras_prune as kp
-from keras_prune.plots import plot_history
-from tflite_export.convert import export
-from tflite_export.report import ExportReport, render
-from tflite_export.runtime import Session, load
-from tflite_export.timing import Timing, benchmark
+from keras_prune.report.plots import plot_history
+from keras_prune.text.tables import plain_text
+from tflite_export.bench.timing import Timing, benchmark
+from tflite_export.export import export
+from tflite_export.report import ExportReport
+from tflite_export.runtimes.litert import Session, load
+
+__all__ = [
+    "BATCH",
+    "BLOCK",
+    "SEED",
+    "SPARSITY",
+    "Candidate",
+    "Curves",
+    "DemoResult",
+    "Digits",
+    "demo",
+    "load_digits",
+    "make_network",
+    "run",
+]
 
 SEED = 0
 SPARSITY = 0.9
@@ -85,7 +101,7 @@ class DemoResult:
                 f"{row.timing.median_ms:.3f}",
                 f"{row.timing.ratio:.2f} x",
             )
-        return render(table) + (
+        return plain_text(table) + (
             f"largest difference of the sparse file's outputs from the Keras model's: {self.error:.1e}; "
             "faster: median of the ratios of interleaved runs"
         )

@@ -10,29 +10,31 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from tflite_export import precision
+from tflite_export.convert.converter import Converted, convert
+from tflite_export.convert.number_types import NumberType
+from tflite_export.edits.ranks import lower_pooled_outputs, raise_scalar_constants
 from tflite_export.file import flatbuffer
-from tflite_export.inputs import Inputs
-from tflite_export.quantize import NumberType
+from tflite_export.model import precision
+from tflite_export.model.inputs import Inputs
+from tflite_export.model.signature import Signature
+from tflite_export.model.states import fresh_state
+from tflite_export.plan.zeros import kernels_of
 from tflite_export.rewrites.heads import HeadsPass
 from tflite_export.rewrites.mirror import MirrorPass
 from tflite_export.rewrites.pooling import PoolingPass
-from tflite_export.rewrites.ranks import lower_pooled_outputs, raise_scalar_constants
 from tflite_export.rewrites.rewrite import Change, rewrite_model
-from tflite_export.runtime import in_batches
-from tflite_export.signature import Signature
-from tflite_export.source import KerasSource, Source
-from tflite_export.states import fresh_state
-from tflite_export.stock import Converted, convert
+from tflite_export.runtimes.litert import in_batches
+from tflite_export.source.source import KerasSource, Source
 from tflite_export.targets import ANY, Target
 from tflite_export.xnnpack.clusters import analyse
 from tflite_export.xnnpack.prediction import Analysis
-from tflite_export.zeros import kernels_of
+
+__all__ = ["SAMPLES", "WORTH_TRYING", "Dense", "make_dense", "may_run_sparse"]
 
 WORTH_TRYING = 1 / 3
 """Share of zeros in a model's 1x1 convolutions from which it is rewritten and converted to see what becomes of it.
 
-Sparse inference needs more than 2/3 (XNNPACK ``src/subgraph.c``), of those convolutions only that it reaches.
+Sparse inference needs more than 2/3 (XNNPACK `src/subgraph.c`), of those convolutions only that it reaches.
 """
 SAMPLES = 4
 """Inputs that rewrites are compared on; the file is verified on all."""
@@ -43,10 +45,10 @@ class Dense:
     """A dense file, and what was done to the model before.
 
     Args:
-        converted: The file.
-        kernels: The kernels of the model that was converted, in TFLite's layout, by path.
-        changes: What rewrites changed, in the model and in the file.
-        notes: For the report.
+        converted: the file.
+        kernels: the kernels of the model that was converted, in TFLite's layout, by path.
+        changes: what rewrites changed, in the model and in the file.
+        notes: for the report.
     """
 
     converted: Converted
@@ -64,14 +66,14 @@ def make_dense(source: Source, signature: Signature, kind: NumberType, data: Inp
     """Convert a model, rewritten where its zeros and the target let that pay.
 
     Args:
-        source: What is exported.
-        signature: Of it, its sizes fixed as the file's are to be.
-        kind: Number type of the file.
-        data: Samples: rewrites are compared on a few, and some number types take their ranges from all.
-        target: The device.
+        source: what is exported.
+        signature: of it, its sizes fixed as the file's are to be.
+        kind: number type of the file.
+        data: samples: rewrites are compared on a few, and some number types take their ranges from all.
+        target: the device.
 
     Raises:
-        ExportError: The converter fails, or a rewrite changes the model's answers.
+        ExportError: the converter fails, or a rewrite changes the model's answers.
     """
     tried: Dense | None = None
     if isinstance(source, KerasSource) and may_run_sparse(target, kind) and _is_worth_trying(source.keras):

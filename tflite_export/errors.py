@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from keras_prune.plaintext import printable
+from keras_prune.text.plaintext import printable
+
+__all__ = ["ExportError", "FlatbufferError"]
 
 
 class ExportError(ValueError):
     """A model cannot be exported, or a file cannot be trusted.
 
-    The message reads ``subject: rule. Received: received. way_out``. It may hold names of a file; what in them would
+    The message reads `subject: rule. Received: received. way_out`. It may hold names of a file; what in them would
     act on a terminal is written as an escape.
 
     Args:
-        subject: What is wrong: a tensor, an input, a file.
-        rule: The rule that it breaks.
-        received: The value found.
-        way_out: What to do about it.
+        subject: what is wrong: a tensor, an input, a file.
+        rule: the rule that it breaks.
+        received: the value found.
+        way_out: what to do about it.
 
     Example:
         >>> raise ExportError("input 'x'", "must be finite", "2 NaN", "Clean the data.")

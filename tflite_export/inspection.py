@@ -13,24 +13,26 @@ import numpy as np
 from rich.table import Table
 
 from keras_prune import strip
-from keras_prune.plaintext import printable
-from tflite_export import precision
+from keras_prune.text.plaintext import printable
+from keras_prune.text.tables import plain_text
+from tflite_export.convert.converter import convert
+from tflite_export.convert.workspace import in_turn
 from tflite_export.errors import ExportError
 from tflite_export.file import flatbuffer
 from tflite_export.file.integrity import text
 from tflite_export.file.storage import BITS
-from tflite_export.loading import open_source
-from tflite_export.report import render
+from tflite_export.model import precision
+from tflite_export.model.signature import signature_of
 from tflite_export.rewrites.pooling import PoolingPass
-from tflite_export.runtime import load
-from tflite_export.signature import signature_of
-from tflite_export.source import build_like
-from tflite_export.stock import convert
+from tflite_export.runtimes.litert import load
+from tflite_export.source.loading import open_source
+from tflite_export.source.source import build_like
 from tflite_export.targets import Target, resolve_target
-from tflite_export.workspace import in_turn
 from tflite_export.xnnpack.clusters import analyse
 from tflite_export.xnnpack.prediction import Analysis, Cluster, Danger, OperatorVerdict
 from tflite_export.xnnpack.subgraphs import UNPACKING
+
+__all__ = ["MODEL_FILES", "Inspection", "WeightView", "inspect"]
 
 _TYPES = {code: name for name, code in vars(flatbuffer.schema.TensorType).items() if isinstance(code, int)}
 _FORMATS = {0: "dense", 1: "CSR"}
@@ -41,17 +43,17 @@ class WeightView:
     """A constant of more than one element that an operator reads as a weight.
 
     Args:
-        subgraph: Number of its subgraph.
-        tensor: Its index there.
-        name: Its name in the file.
+        subgraph: number of its subgraph.
+        tensor: its index there.
+        name: its name in the file.
         shape: TFLite layout.
-        dtype: Number type in the file.
-        encoding: ``dense``, ``CSR + DENSIFY``, ``CSR``, ``1x4 blocks``, ``1x16 blocks``, or the levels of
+        dtype: number type in the file.
+        encoding: `dense`, `CSR + DENSIFY`, `CSR`, `1x4 blocks`, `1x16 blocks`, or the levels of
             another sparsity.
-        sparsity: Share of zeros, a fraction in [0, 1].
-        stored_bytes: Bytes of values and index in the file.
+        sparsity: share of zeros, a fraction in [0, 1].
+        stored_bytes: bytes of values and index in the file.
         spmm: XNNPACK's sparse inference would read it, on a processor that has it.
-        reason: By which operator, or why not.
+        reason: by which operator, or why not.
     """
 
     subgraph: int
@@ -71,14 +73,14 @@ class Inspection:
     """What was found.
 
     Args:
-        subject: The file, or the model.
-        target: Name of the device in question.
-        operators: One for each operator of the file.
-        weights: One for each weight.
-        clusters: Parts of the graph that XNNPACK would switch to sparse inference together, or nearly.
-        dangers: Places where the file would answer wrongly on a processor with the sparse kernels.
-        notes: What else there is to know.
-        runs_sparse: Sparse inference is predicted on the target.
+        subject: the file, or the model.
+        target: name of the device in question.
+        operators: one for each operator of the file.
+        weights: one for each weight.
+        clusters: parts of the graph that XNNPACK would switch to sparse inference together, or nearly.
+        dangers: places where the file would answer wrongly on a processor with the sparse kernels.
+        notes: what else there is to know.
+        runs_sparse: sparse inference is predicted on the target.
     """
 
     subject: str
@@ -164,7 +166,7 @@ class Inspection:
             *self.notes,
             self.summary,
         ]
-        return printable(render(operators) + (render(weights) if self.weights else "") + "\n".join(lines))
+        return printable(plain_text(operators) + (plain_text(weights) if self.weights else "") + "\n".join(lines))
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as a JSON-able dictionary."""
@@ -193,15 +195,15 @@ def inspect(
     first, and treated as if its zeros were stored sparse.
 
     Args:
-        source: A Keras or tf_keras model or the path of its file (.keras, .h5), the path of a .tflite, or its bytes.
+        source: a Keras or tf_keras model or the path of its file (.keras, .h5), the path of a .tflite, or its bytes.
         target: "android", "ios", "arm64", "web", "x86" or "mcu".
 
     Returns:
-        Operators, weights and clusters; ``str()`` of it is a table.
+        Operators, weights and clusters; `str()` of it is a table.
 
     Raises:
-        FlatbufferError: The file is damaged, or no .tflite.
-        ExportError: The target is not known, the file cannot be read, or the model not converted.
+        FlatbufferError: the file is damaged, or no .tflite.
+        ExportError: the target is not known, the file cannot be read, or the model not converted.
 
     Example:
         >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4)])

@@ -1,6 +1,6 @@
 """Seconds of a run of a model in LiteRT, on the exported file: what a plan of structured pruning measures with.
 
-`keras_prune.structured.plan(model, latency=0.5)` finds :class:`Stopwatch` by its entry point in `keras_prune.latency`;
+`keras_prune.structured.plan(model, latency=0.5)` finds `Stopwatch` by its entry point in `keras_prune.latency`;
 `plan(model, latency=0.5, measure=Stopwatch(x, quantize="int8"))` measures other files than float32 ones.
 """
 
@@ -15,11 +15,13 @@ from typing import Any
 import keras
 import numpy as np
 
-from tflite_export.convert import export
-from tflite_export.golden import read_golden
-from tflite_export.runtime import Session, load
+from tflite_export.convert.workspace import temporary_folder
+from tflite_export.export import export
+from tflite_export.runtimes.litert import Session, load
 from tflite_export.targets import Target
-from tflite_export.workspace import temporary_folder
+from tflite_export.verification.golden import read_golden
+
+__all__ = ["SECONDS", "Stopwatch"]
 
 SECONDS = 2.0
 """For the rounds of one model, once the fewest are done."""
@@ -41,10 +43,10 @@ class Stopwatch:
     often than short ones: a median of ratios then shows speed-ups that are not there.
 
     Args:
-        data: Inputs, as :func:`tflite_export.export` takes them; None draws some.
-        target: The device that files are made for; they are timed here all the same.
-        quantize: Number type of the files.
-        threads: Threads of the runtime.
+        data: inputs, as `tflite_export.export` takes them; None draws some.
+        target: the device that files are made for; they are timed here all the same.
+        quantize: number type of the files.
+        threads: threads of the runtime.
 
     Example:
         >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4), keras.layers.Dense(1)])
@@ -70,7 +72,7 @@ class Stopwatch:
         """Return the seconds of a run of a model.
 
         Raises:
-            ExportError: It cannot be exported, or its file does not answer the same.
+            ExportError: it cannot be exported, or its file does not answer the same.
         """
         session = self._open(model)
         if self._first is None:

@@ -9,15 +9,15 @@ from typing import Any
 
 from rich.table import Table
 
-from keras_prune.plaintext import printable
-from keras_prune.tables import plain_text
-from tflite_export.plan import PlanLine
-from tflite_export.readers import Unreadable
+from keras_prune.text.plaintext import printable
+from keras_prune.text.tables import plain_text
+from tflite_export.other_runtimes import Unreadable
+from tflite_export.plan.plan import PlanLine
 from tflite_export.rewrites.rewrite import Change
 from tflite_export.tflm.mcu import MicroReport
-from tflite_export.verify import Verification
+from tflite_export.verification.verify import Verification
 
-WIDTH = 120
+__all__ = ["ExportReport", "Size"]
 
 
 class Size:
@@ -26,7 +26,7 @@ class Size:
     The second takes seconds for a hundred megabytes and is computed when it is first asked for.
 
     Args:
-        content: The file's bytes; they are let go once they are compressed.
+        content: the file's bytes; they are let go once they are compressed.
     """
 
     def __init__(self, content: bytes) -> None:
@@ -52,18 +52,18 @@ class ExportReport:
     """The result of an export.
 
     Args:
-        path: Where the file was written.
-        dense: Size of the converter's dense file.
-        written: Size of the written file.
-        lines: The plan, weight by weight, each with its reason.
-        verification: Errors in the runtime against the Keras model.
-        notes: What was decided on the way: a fixed batch, drawn inputs.
-        target: Name of the device it is made for.
-        quantize: Its number type; None is float32.
-        changes: What exact rewrites changed in the model.
-        sparse_run: What came of running it where sparse kernels are on; None where no sparse kernel would read it.
-        unreadable_by: Runtimes that cannot read the file, each with its reason.
-        micro: What TensorFlow Lite Micro needs for it, of a file for microcontrollers.
+        path: where the file was written.
+        dense: size of the converter's dense file.
+        written: size of the written file.
+        lines: the plan, weight by weight, each with its reason.
+        verification: errors in the runtime against the Keras model.
+        notes: what was decided on the way: a fixed batch, drawn inputs.
+        target: name of the device it is made for.
+        quantize: its number type; None is float32.
+        changes: what exact rewrites changed in the model.
+        sparse_run: what came of running it where sparse kernels are on; None where no sparse kernel would read it.
+        unreadable_by: runtimes that cannot read the file, each with its reason.
+        micro: what TensorFlow Lite Micro needs for it, of a file for microcontrollers.
     """
 
     path: str
@@ -128,7 +128,7 @@ class ExportReport:
             *self.notes,
             *map(str, self.unreadable_by),
         ]
-        return printable(render(table) + "\n".join(footer))
+        return printable(plain_text(table) + "\n".join(footer))
 
     def _dense_alone(self) -> list[str]:
         """Return a line where a quantized file was not held against a dense one, because it is one."""
@@ -160,8 +160,3 @@ class ExportReport:
             "notes": list(self.notes),
             "unreadable_by": {each.runtime: each.reason for each in self.unreadable_by},
         }
-
-
-def render(table: Table) -> str:
-    """Return a table as text."""
-    return plain_text(table, width=WIDTH)

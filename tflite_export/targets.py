@@ -9,7 +9,7 @@ from __future__ import annotations
 import platform
 from dataclasses import dataclass
 
-from keras_prune.gains import (
+from keras_prune.devices.gains import (
     ARM_BLOCKS,
     SWITCHES_ON,
     WEB_BLOCKS,
@@ -19,8 +19,23 @@ from keras_prune.gains import (
     gain_of,
     pays_from,
 )
-from tflite_export.encoding import Encoding
 from tflite_export.errors import ExportError
+from tflite_export.file.encoding import Encoding
+
+__all__ = [
+    "ANDROID",
+    "ANY",
+    "ARM64",
+    "IOS",
+    "MCU",
+    "TARGETS",
+    "WEB",
+    "X86",
+    "Clusters",
+    "Kernel",
+    "Target",
+    "resolve_target",
+]
 
 
 @dataclass(frozen=True)
@@ -28,10 +43,10 @@ class Kernel:
     """A sparse kernel of a runtime.
 
     Args:
-        encoding: What it reads.
-        source: Where its figures come from.
-        table: Measured gains.
-        pays_from: Share of zero units from which it is used where there is no table: at one row, and at more.
+        encoding: what it reads.
+        source: where its figures come from.
+        table: measured gains.
+        pays_from: share of zero units from which it is used where there is no table: at one row, and at more.
     """
 
     encoding: Encoding
@@ -46,9 +61,9 @@ class Kernel:
         for an unknown number of rows it is the lowest of all.
 
         Args:
-            rows: Rows of the multiplication, or None.
-            weight_bytes: Bytes of all weights of the file when dense.
-            share: Share of zero units, a fraction in [0, 1].
+            rows: rows of the multiplication, or None.
+            weight_bytes: bytes of all weights of the file when dense.
+            share: share of zero units, a fraction in [0, 1].
         """
         return gain_of(self.table, rows, weight_bytes, share) if self.table else None
 
@@ -64,9 +79,9 @@ class Clusters:
     """XNNPACK's sparse inference: 1x1 convolutions in NCHW, by SpMM.
 
     Args:
-        zeros_from: Share of the zeros of a cluster's 1x1 convolutions above which it switches on.
+        zeros_from: share of the zeros of a cluster's 1x1 convolutions above which it switches on.
         gains: (share of zeros, gain of the whole network), as measured.
-        source: Where the figures come from.
+        source: where the figures come from.
     """
 
     zeros_from: float
@@ -83,14 +98,14 @@ class Target:
     """A kind of device.
 
     Args:
-        name: What :func:`resolve_target` knows it by.
-        kernels: Sparse kernels that are to be used there.
+        name: what `resolve_target` knows it by.
+        kernels: sparse kernels that are to be used there.
         clusters: XNNPACK's sparse inference, where it can switch on.
-        densify: The runtime has DENSIFY: a weight may be stored sparse and made dense when it is loaded.
-        runs_on: The machine types (``platform.machine()``) on which its kernels can be timed.
-        quantize: Number types that its runtime takes; None: all.
-        fixed_sizes: Why inputs must have fixed sizes, the batch too, for its runtime; empty where they may be free.
-        note: What its user should know.
+        densify: the runtime has DENSIFY: a weight may be stored sparse and made dense when it is loaded.
+        runs_on: the machine types (`platform.machine()`) on which its kernels can be timed.
+        quantize: number types that its runtime takes; None: all.
+        fixed_sizes: why inputs must have fixed sizes, the batch too, for its runtime; empty where they may be free.
+        note: what its user should know.
     """
 
     name: str
@@ -271,10 +286,10 @@ TARGETS = {target.name: target for target in (ANY, ANDROID, IOS, ARM64, WEB, X86
 
 
 def resolve_target(target: str | Target | None) -> Target:
-    """Return a target by its name; None is :data:`ANY`; a :class:`Target` is itself.
+    """Return a target by its name; None is `ANY`; a `Target` is itself.
 
     Raises:
-        ExportError: The name is not known.
+        ExportError: the name is not known.
 
     Example:
         >>> resolve_target("x86").name, resolve_target(None).name

@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 from keras import ops
 
-from keras_prune.masks import select
+from keras_prune.masks.bound import select
+from keras_prune.models.variables import read
 from keras_prune.scope import Scope
-from keras_prune.variables import read
 
 __all__ = ["MaskedKernels", "MaskedLayer"]
 

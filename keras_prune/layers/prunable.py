@@ -8,8 +8,8 @@ from typing import Any
 
 import keras
 
-from keras_prune.keras2 import refuse_keras2
 from keras_prune.layers.masking import MaskedLayer, Masks
+from keras_prune.models.keras2 import refuse_keras2
 
 __all__ = ["Prunable"]
 

@@ -6,16 +6,13 @@
 counts, and `rule_for` teaches the graph a layer of one's own.
 """
 
-from keras_prune.structured.counting import Count, Counts, count
-from keras_prune.structured.distill import Distillation
+from keras_prune.structured.analysis.groups import Analysis, Group, Slot, analyse
+from keras_prune.structured.counting.counting import Count, Counts, count
 from keras_prune.structured.fit.adjust import StructureAdjustment
 from keras_prune.structured.fit.adjustments import Adjustment, Adjustments
 from keras_prune.structured.fit.callback import StructuredPruning
 from keras_prune.structured.fit.gates import Gates
 from keras_prune.structured.fit.regularise import GroupLasso, GrowingRegularisation, Slimming
-from keras_prune.structured.fit.shrink import shrink
-from keras_prune.structured.flow import Flow, Round, iterate
-from keras_prune.structured.groups import Analysis, Group, Slot, analyse
 from keras_prune.structured.importances.ablation import ablate
 from keras_prune.structured.importances.activity import ActivationSum, APoZ, Entropy, MeanActivation
 from keras_prune.structured.importances.features import Features, features
@@ -34,12 +31,15 @@ from keras_prune.structured.importances.importance import (
 )
 from keras_prune.structured.importances.learned import Learned
 from keras_prune.structured.importances.second_order import SecondOrder
-from keras_prune.structured.latency import Latency
-from keras_prune.structured.plan import Plan, plan, prune, remove
+from keras_prune.structured.planning.distill import Distillation
+from keras_prune.structured.planning.latency import Latency
+from keras_prune.structured.planning.plan import Plan, plan, prune, remove
+from keras_prune.structured.planning.rounds import Flow, Round, iterate
 from keras_prune.structured.rules.registry import Axis, Call, Cost, Dims, Effect, Width, rule_for
 from keras_prune.structured.surgery.deepen import deepen
 from keras_prune.structured.surgery.depth import Block, BlockCost, depth_costs, drop_layers, droppable
 from keras_prune.structured.surgery.net2net import widen
+from keras_prune.structured.surgery.shrink import shrink
 
 __all__ = [
     "FPGM",

@@ -10,7 +10,7 @@ from keras import layers as kl
 
 import keras_prune as kp
 from keras_prune.structured import analyse, count, plan, remove
-from keras_prune.structured.latency import Latency
+from keras_prune.structured.planning.latency import Latency
 from keras_prune.structured.rules import registry as rules
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from tflite_export.encoding import encode_csr
 from tflite_export.file import flatbuffer
+from tflite_export.file.encoding import encode_csr
 
 FLOAT, HALF, BYTE, WHOLE = (getattr(schema.TensorType, name) for name in ("FLOAT32", "FLOAT16", "INT8", "INT32"))
 TYPES = {np.dtype("f4"): FLOAT, np.dtype("f2"): HALF, np.dtype("i1"): BYTE, np.dtype("i4"): WHOLE}

@@ -8,9 +8,11 @@ import pytest
 from keras import layers
 
 import keras_prune as kp
-from tflite_export import Encoding, ExportError, export, inspect, read_golden, sparse_run, tune
+from tflite_export import Encoding, ExportError, export, inspect, read_golden
+from tflite_export.bench import tune
+from tflite_export.edits.metadata import read_metadata
 from tflite_export.file import flatbuffer
-from tflite_export.metadata import read_metadata
+from tflite_export.verification import sparse_run
 
 SIZE = 16
 

@@ -9,8 +9,8 @@ from keras import layers
 
 from keras_prune import strip
 from tflite_export import Encoding, ExportError, export, verify
-from tflite_export.plan import PlanLine
-from tflite_export.runtime import Session
+from tflite_export.plan.plan import PlanLine
+from tflite_export.runtimes.litert import Session
 
 
 class TwoInputs(keras.Model):
@@ -230,15 +230,15 @@ def test_the_report_is_a_table_and_a_dictionary(tmp_path, dense_net, inputs):
 
 def break_weight(monkeypatch, name):
     """Let the encoder store one weight wrongly: the rows of its matrix in reverse order."""
-    from tflite_export import encode as stage
-    from tflite_export.plan import encoded
+    from tflite_export.edits import encode as stage
+    from tflite_export.plan.plan import encoded
 
     def wrong(weight, encoding):
         if name in weight.name:
             weight = dataclasses.replace(weight, values=weight.values[::-1].copy())
         return encoded(weight, encoding)
 
-    monkeypatch.setattr("tflite_export.encode.encoded", wrong)
+    monkeypatch.setattr("tflite_export.edits.encode.encoded", wrong)
     assert stage.encoded is wrong
 
 
@@ -265,7 +265,7 @@ def test_strict_names_the_weight_and_leaves_what_stood_there(tmp_path, dense_net
 
 
 def test_a_converter_that_gives_a_wrong_file_is_found_out(tmp_path, dense_net, inputs, monkeypatch):
-    from tflite_export import stock
+    from tflite_export.convert import converter as stock
 
     def wrong(make, signature, *arguments):
         def made():
@@ -275,7 +275,7 @@ def test_a_converter_that_gives_a_wrong_file_is_found_out(tmp_path, dense_net, i
 
         return stock.convert(made, signature, *arguments)
 
-    monkeypatch.setattr("tflite_export.source.convert", wrong)
+    monkeypatch.setattr("tflite_export.source.source.convert", wrong)
     with pytest.raises(ExportError, match=r"the dense file, before any weight was stored sparse"):
         export(dense_net, tmp_path / "model.tflite", data=inputs(dense_net)[0])
     assert not list(tmp_path.iterdir())

@@ -10,8 +10,8 @@ from keras import layers
 
 from tests.tflite_export.graphs import Net
 from tflite_export import ExportError, FlatbufferError, export
-from tflite_export.encoding import encode_blocks
 from tflite_export.file import flatbuffer
+from tflite_export.file.encoding import encode_blocks
 from tflite_export.inspection import inspect
 from tflite_export.xnnpack.nchw import MIRRORED
 

@@ -9,8 +9,8 @@ import pytest
 from keras import layers
 
 from tflite_export import Encoding, ExportError, export
-from tflite_export.quantize import resolve_number_type
-from tflite_export.runtime import Session
+from tflite_export.convert.number_types import resolve_number_type
+from tflite_export.runtimes.litert import Session
 from tflite_export.targets import Kernel, resolve_target
 
 ZEROS = ("none", "half", "most", "blocks4", "blocks16", "two_of_four", "all")

@@ -5,11 +5,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keras_prune.gains import PAYS, Measured
+from keras_prune.devices.gains import PAYS, Measured
 from tflite_export import Encoding, ExportError
-from tflite_export import eligibility as rules
-from tflite_export.eligibility import Consumer, Weight
-from tflite_export.plan import make_plan, plan_weight
+from tflite_export.plan import eligibility as rules
+from tflite_export.plan.eligibility import Consumer, Weight
+from tflite_export.plan.plan import make_plan, plan_weight
 from tflite_export.targets import TARGETS, Clusters, Kernel, Target, resolve_target
 
 KB = 1024

@@ -2,8 +2,8 @@
 
 The object API of the schema checks nothing: a vector's length, taken from a damaged file, decides how many
 Python objects it makes, and tables that overlap let a small file expand without bound. FlatBuffers' own
-verifier (``flatbuffers/verifier.h``) is C++ only; this one walks the same structure, as the table below
-describes it (LiteRT, ``tflite/schema/schema.fbs``), and spends a budget on the way.
+verifier (`flatbuffers/verifier.h`) is C++ only; this one walks the same structure, as the table below
+describes it (LiteRT, `tflite/schema/schema.fbs`), and spends a budget on the way.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from tflite_export.errors import FlatbufferError
+
+__all__ = ["BUDGET", "MOST_TABLES", "Field", "check_bounds"]
 
 MOST_TABLES = 1_000_000
 """Tables in a file: the default of FlatBuffers' own verifier."""
@@ -31,12 +33,12 @@ class Field:
     """A field of a table that leads elsewhere; scalars need no description.
 
     Args:
-        slot: Its number in the schema.
-        item: Bytes of an item, for a vector of numbers or a string; 0 for tables.
-        table: Kind of the table that it leads to, or of the tables of its vector; empty for numbers.
-        many: A vector of tables, not one.
-        union: The slot before holds a type, which names the table by ``_UNIONS[table]``.
-        copied: The object API copies it (names); vectors of numbers become views of the file.
+        slot: its number in the schema.
+        item: bytes of an item, for a vector of numbers or a string; 0 for tables.
+        table: kind of the table that it leads to, or of the tables of its vector; empty for numbers.
+        many: a vector of tables, not one.
+        union: the slot before holds a type, which names the table by `_UNIONS[table]`.
+        copied: the object API copies it (names); vectors of numbers become views of the file.
     """
 
     slot: int
@@ -132,11 +134,11 @@ def check_bounds(content: bytes | bytearray, subject: str) -> None:
     r"""Follow every offset of a .tflite once, without unpacking it.
 
     Args:
-        content: The file's bytes.
-        subject: What to call it in errors.
+        content: the file's bytes.
+        subject: what to call it in errors.
 
     Raises:
-        FlatbufferError: An offset leads outside the file, or the tables, followed one by one, are more than
+        FlatbufferError: an offset leads outside the file, or the tables, followed one by one, are more than
             its bytes could hold.
 
     Example:

@@ -10,18 +10,34 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 from numpy.typing import NDArray
 
-from tflite_export.encoding import CsrLevel, DenseLevel, SparseArray
 from tflite_export.errors import FlatbufferError
 from tflite_export.file.bounds import check_bounds
+from tflite_export.file.encoding import CsrLevel, DenseLevel, SparseArray
 from tflite_export.file.integrity import OPERATOR_NAMES, builtin_code, check_model
+
+__all__ = [
+    "BUFFER_ALIGNMENT",
+    "DTYPES",
+    "IDENTIFIER",
+    "LARGEST_FILE",
+    "SPARSE_FULLY_CONNECTED_VERSION",
+    "add_buffer",
+    "constant",
+    "densify",
+    "operator_code",
+    "operator_name",
+    "read",
+    "sparsity_parameters",
+    "write",
+]
 
 IDENTIFIER = b"TFL3"
 LARGEST_FILE = 2**31 - 2**20
 """Bytes: flatbuffer offsets are 32 bits; a megabyte is left for the tables."""
 BUFFER_ALIGNMENT = 16
-"""Bytes: ``force_align: 16`` of ``Buffer.data`` in the schema; Python's object API does not heed it."""
+"""Bytes: `force_align: 16` of `Buffer.data` in the schema; Python's object API does not heed it."""
 SPARSE_FULLY_CONNECTED_VERSION = 8
-"""Version of FULLY_CONNECTED that reads sparse weights (``tflite/tools/versioning/op_version.cc``)."""
+"""Version of FULLY_CONNECTED that reads sparse weights (`tflite/tools/versioning/op_version.cc`)."""
 
 DTYPES: dict[int, np.dtype[Any]] = {
     schema.TensorType.FLOAT32: np.dtype("<f4"),
@@ -49,14 +65,14 @@ _DAMAGE = (
 
 
 def read(content: bytes | bytearray, subject: str = "the file") -> Any:
-    """Return the ``ModelT`` of a .tflite file, its structure checked.
+    """Return the `ModelT` of a .tflite file, its structure checked.
 
     Args:
-        content: The file's bytes.
-        subject: What to call it in errors: a path.
+        content: the file's bytes.
+        subject: what to call it in errors: a path.
 
     Raises:
-        FlatbufferError: Not a .tflite, cut short, damaged, or with data in other files.
+        FlatbufferError: not a .tflite, cut short, damaged, or with data in other files.
     """
     if len(content) < 8 or content[4:8] != IDENTIFIER:
         raise FlatbufferError(
@@ -84,10 +100,10 @@ def read(content: bytes | bytearray, subject: str = "the file") -> Any:
 
 
 def write(model: Any) -> bytes:
-    """Return the bytes of a ``ModelT``, constants aligned to 16 bytes as the schema asks.
+    """Return the bytes of a `ModelT`, constants aligned to 16 bytes as the schema asks.
 
     Raises:
-        FlatbufferError: The constants exceed the format's 2 GB.
+        FlatbufferError: the constants exceed the format's 2 GB.
     """
     total = sum(len(buffer.data) for buffer in model.buffers if buffer.data is not None)
     if total > LARGEST_FILE:
@@ -106,7 +122,7 @@ def write(model: Any) -> bytes:
 
 
 class _AlignedBuffer:
-    """A buffer whose data start at a multiple of 16 bytes; packs like ``BufferT``."""
+    """A buffer whose data start at a multiple of 16 bytes; packs like `BufferT`."""
 
     def __init__(self, buffer: Any) -> None:
         self.data = buffer.data
@@ -137,7 +153,7 @@ def constant(model: Any, tensor: Any) -> NDArray[Any] | None:
 
 
 def operator_name(model: Any, operator: Any) -> str:
-    """Return the name of an operator's kind: ``FULLY_CONNECTED``."""
+    """Return the name of an operator's kind: `FULLY_CONNECTED`."""
     return OPERATOR_NAMES[builtin_code(model.operatorCodes[operator.opcodeIndex])]
 
 
@@ -160,7 +176,7 @@ def add_buffer(model: Any, values: NDArray[Any]) -> int:
 
 
 def sparsity_parameters(sparse: SparseArray) -> Any:
-    """Return the ``SparsityParametersT`` of a sparse array."""
+    """Return the `SparsityParametersT` of a sparse array."""
     return schema.SparsityParametersT(
         traversalOrder=np.array(sparse.traversal_order, dtype=np.int32),
         blockMap=np.array(sparse.block_map, dtype=np.int32),

@@ -12,6 +12,18 @@ from ai_edge_litert import schema_py_generated as schema
 from tflite_export.errors import FlatbufferError
 from tflite_export.file.storage import check_storage
 
+__all__ = [
+    "GET_IT_AGAIN",
+    "LEAVES_OUT",
+    "OPERATOR_NAMES",
+    "OPTIONS",
+    "SCHEMA_VERSION",
+    "SUBGRAPH_FIELDS",
+    "builtin_code",
+    "check_model",
+    "text",
+]
+
 SCHEMA_VERSION = 3
 GET_IT_AGAIN = "The file is damaged: get or export it again."
 
@@ -82,11 +94,11 @@ def check_model(model: Any, subject: str) -> None:
     """Check what the runtime, and the stages of an export, follow unchecked.
 
     Args:
-        model: The ``ModelT``.
-        subject: What to call it in errors.
+        model: the `ModelT`.
+        subject: what to call it in errors.
 
     Raises:
-        FlatbufferError: With the first thing that is wrong.
+        FlatbufferError: with the first thing that is wrong.
     """
     check = _Check(subject)
     check.require(model.version == SCHEMA_VERSION, f"the schema version must be {SCHEMA_VERSION}", model.version)

@@ -14,12 +14,24 @@ from numpy.typing import NDArray
 
 from tflite_export.errors import ExportError
 
+__all__ = [
+    "ENTRIES",
+    "LARGEST_ARCHIVE",
+    "LARGEST_DATA",
+    "LARGEST_RATIO",
+    "SMALL",
+    "check_keras_archive",
+    "read_arrays",
+    "require_file",
+    "require_small_archive",
+]
+
 LARGEST_DATA = 4 * 2**30
 """Bytes of arrays in one file, unpacked."""
 LARGEST_ARCHIVE = 16 * 2**30
 """Bytes of a .keras file, unpacked: weights of the largest .tflite, an optimizer's state and room."""
 LARGEST_RATIO = 100
-"""Unpacked / packed bytes of an archive of more than ``SMALL``: zip reaches 1032 with zeros only, weights that are 99 %
+"""Unpacked / packed bytes of an archive of more than `SMALL`: zip reaches 1032 with zeros only, weights that are 99 %
 zeros 40."""
 SMALL = 64 * 2**20
 ENTRIES = 100_000
@@ -29,7 +41,7 @@ def require_file(path: str | os.PathLike[str], largest: int) -> None:
     """Refuse what is no regular file, such as a device or a pipe that never ends, or is too large.
 
     Raises:
-        ExportError: It is such, or not there.
+        ExportError: it is such, or not there.
     """
     subject = f"'{os.fspath(path)}'"
     try:
@@ -47,7 +59,7 @@ def require_small_archive(archive: zipfile.ZipFile, largest: int) -> None:
     """Refuse a zip archive by the sizes that it declares; what is unpacked is never more, since reading stops there.
 
     Raises:
-        ValueError: They are too large, far larger than the archive, or too many.
+        ValueError: they are too large, far larger than the archive, or too many.
     """
     entries = archive.infolist()
     unpacked = sum(entry.file_size for entry in entries)
@@ -64,7 +76,7 @@ def check_keras_archive(path: Path) -> None:
     """Refuse a .keras file that is no whole archive, or unpacks to more than a model takes, before Keras reads it.
 
     Raises:
-        ExportError: It is such.
+        ExportError: it is such.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -84,10 +96,10 @@ def check_keras_archive(path: Path) -> None:
 
 
 def read_arrays(path: str | os.PathLike[str]) -> NDArray[Any] | dict[str, NDArray[Any]]:
-    """Return the array of a ``.npy``, or the arrays of a ``.npz`` by name; pickled objects are refused.
+    """Return the array of a `.npy`, or the arrays of a `.npz` by name; pickled objects are refused.
 
     Raises:
-        ExportError: It cannot be read, or declares more than it holds or than is allowed.
+        ExportError: it cannot be read, or declares more than it holds or than is allowed.
 
     Example:
         >>> import tempfile

@@ -12,6 +12,8 @@ from ai_edge_litert import schema_py_generated as schema
 
 from tflite_export.errors import FlatbufferError
 
+__all__ = ["BITS", "MOST_DIMENSIONS", "MOST_ELEMENTS", "check_storage"]
+
 BITS = MappingProxyType(
     {
         code: bits
@@ -41,12 +43,12 @@ def check_storage(tensor: Any, data: Any, subject: str) -> None:
     """Check shape, quantization, sparsity and bytes of a tensor against each other.
 
     Args:
-        tensor: The ``TensorT``.
-        data: Its buffer's bytes; None or empty for a computed tensor.
-        subject: The file, for errors.
+        tensor: the `TensorT`.
+        data: its buffer's bytes; None or empty for a computed tensor.
+        subject: the file, for errors.
 
     Raises:
-        FlatbufferError: With the first thing that does not fit.
+        FlatbufferError: with the first thing that does not fit.
     """
     shape = [] if tensor.shape is None else [int(size) for size in tensor.shape]
     check = _Check(subject, (tensor.name or b"").decode("utf-8", errors="replace"), shape)
@@ -76,7 +78,7 @@ def check_storage(tensor: Any, data: Any, subject: str) -> None:
 
 @dataclass(frozen=True)
 class _Check:
-    """Raises, with the names of the file and the tensor; ``{}`` in a rule is the tensor's."""
+    """Raises, with the names of the file and the tensor; `{}` in a rule is the tensor's."""
 
     subject: str
     name: str
@@ -142,7 +144,7 @@ def _stored_entries(sparsity: Any, check: _Check) -> int:
 
 
 def _entries_of_level(level: Any, size: int, parents: int, check: _Check) -> int:
-    """Return the entries of a level of ``size`` below ``parents`` entries of the level above."""
+    """Return the entries of a level of `size` below `parents` entries of the level above."""
     if level.format == schema.DimensionType.DENSE:
         check.require(level.denseSize == size, f"a dense level of {{}} must have {size} entries", level.denseSize)
         return parents * size

@@ -11,6 +11,8 @@ from keras.src.models.functional import Functional
 
 from keras_prune import strip
 
+__all__ = ["Builder", "flat_copy", "is_map", "is_single", "joined", "model_like", "nodes_of", "path_of", "refusal_of"]
+
 
 class Builder:
     """Calls operations on symbolic tensors, and sees to it that no two of a model bear the same name."""
@@ -52,7 +54,7 @@ def flat_copy(model: keras.Model) -> keras.Model:
     Names of inputs, paths of variables, and the structures of inputs and outputs stay.
 
     Args:
-        model: Built, functional or sequential, so that ``refusal_of`` says None.
+        model: built, functional or sequential, so that `refusal_of` says None.
 
     Example:
         >>> inner = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
@@ -73,14 +75,14 @@ def model_like(graph: Any, outputs: Sequence[Any], name: str) -> keras.Model:
 def nodes_of(flat: keras.Model) -> list[Any]:
     """Return the nodes of a flat model, each after those that it reads from; inputs are left out.
 
-    Of a node are read: ``operation``, ``arguments``, ``input_tensors``, ``outputs``.
+    Of a node are read: `operation`, `arguments`, `input_tensors`, `outputs`.
     """
     depths = sorted(flat._nodes_by_depth, reverse=True)
     return [node for depth in depths for node in flat._nodes_by_depth[depth] if not node.is_input]
 
 
 def joined(nodes: Sequence[Any], by: Callable[[Any], bool]) -> list[list[Any]]:
-    """Return nodes in groups: a node that reads another one's tensor is in its group, where ``by(tensor)`` holds."""
+    """Return nodes in groups: a node that reads another one's tensor is in its group, where `by(tensor)` holds."""
     leaders = {id(node): id(node) for node in nodes}
     producers = {id(tensor): id(node) for node in nodes for tensor in node.outputs}
 

@@ -2,7 +2,7 @@
 
 XNNPACK's sparse inference answers garbage for a sparse 1x1 convolution on a 1x1 map at the end of a model, while inside
 of it (squeeze-and-excitation) it takes MEAN with the dimensions kept, 1x1 convolutions and MUL, and nothing of rank 2:
-a RESHAPE there ends it (``src/subgraph.c``, ``xnn_check_nchw_compatibility``).
+a RESHAPE there ends it (`src/subgraph.c`, `xnn_check_nchw_compatibility`).
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ from tflite_export.rewrites.graph import (
 )
 from tflite_export.rewrites.positions import forgets_places, is_placewise
 from tflite_export.rewrites.rewrite import Change, Refusal, Rewritten
+
+__all__ = ["NAME", "HeadsPass"]
 
 NAME = "heads"
 VECTORS, SINGLES = 2, 4

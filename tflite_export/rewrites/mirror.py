@@ -1,6 +1,6 @@
 """The rewrite that mirrors images, so that stride-2 layers pad the same on each side.
 
-XNNPACK's sparse inference (``src/subgraph.c``, ``xnn_check_nchw_compatibility``) takes a 3x3 stride-2 convolution of 3
+XNNPACK's sparse inference (`src/subgraph.c`, `xnn_check_nchw_compatibility`) takes a 3x3 stride-2 convolution of 3
 channels, and depthwise convolutions 3x3 and 5x5, only where they pad half their kernel on each side, and not as 'same'
 at stride 2. TensorFlow pads an even size by (0, 1): the first window begins at the first place. In the mirror the
 windows begin one place before the image, which is a padding of 1; one more place after it is never read.
@@ -34,6 +34,8 @@ from tflite_export.rewrites.turning import (
     plan_edit,
     turns,
 )
+
+__all__ = ["CURE", "NAME", "ORIENTATIONS", "PLAIN", "MirrorPass"]
 
 NAME = "mirror"
 ORIENTATIONS: tuple[Flips, ...] = ((False, False), (True, True), (True, False), (False, True))

@@ -1,7 +1,7 @@
 """The rewrite of a mean over the whole map that is written in another way: it becomes a GlobalAveragePooling2D.
 
 XNNPACK's sparse inference ends in a MEAN over height and width; an AVERAGE_POOL_2D has no sparse form, whatever it
-covers (``src/subgraph.c``, ``xnn_check_nchw_compatibility``).
+covers (`src/subgraph.c`, `xnn_check_nchw_compatibility`).
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ from typing import Any
 import keras
 from keras import layers as kl
 
-from keras_prune.pooling import is_mean_of_places, pools_whole_map
+from keras_prune.graph.pooling import is_mean_of_places, pools_whole_map
 from tflite_export.rewrites.graph import Builder, flat_copy, model_like, nodes_of, path_of, refusal_of
 from tflite_export.rewrites.rewrite import Change, Rewritten
+
+__all__ = ["NAME", "PoolingPass"]
 
 NAME = "pooling"
 

@@ -11,6 +11,8 @@ import keras
 import numpy as np
 from keras import layers as kl
 
+__all__ = ["forgets_places", "is_operation", "is_placewise"]
+
 _UNARY_LAYERS = (
     kl.ActivityRegularization,
     kl.AlphaDropout,
@@ -46,7 +48,7 @@ _REDUCTIONS = frozenset({"Amax", "Amin", "Max", "Mean", "Min", "Sum"})
 
 
 def is_operation(operation: Any, names: frozenset[str]) -> bool:
-    """Return whether an operation is one of ``keras.ops`` with one of these class names."""
+    """Return whether an operation is one of `keras.ops` with one of these class names."""
     return type(operation).__module__.startswith("keras.src.ops.") and type(operation).__name__ in names
 
 
@@ -56,8 +58,8 @@ def is_placewise(node: Any, rank: int = 4) -> bool:
     Inputs may also be constants or tensors that hold the same for all places: [batch, 1, 1, channels].
 
     Args:
-        node: Of a flat model.
-        rank: Of its inputs: 4 for maps, 2 for [batch, channels].
+        node: of a flat model.
+        rank: of its inputs: 4 for maps, 2 for [batch, channels].
     """
     operation, inputs = node.operation, node.input_tensors
     kind = type(operation)

@@ -11,11 +11,13 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from keras_prune.agreement import computing_in_float64
-from tflite_export import precision
+from keras_prune.models.agreement import computing_in_float64
 from tflite_export.errors import ExportError
-from tflite_export.inputs import DRAWN, collect_inputs
-from tflite_export.signature import Signature, signature_of
+from tflite_export.model import precision
+from tflite_export.model.inputs import DRAWN, collect_inputs
+from tflite_export.model.signature import Signature, signature_of
+
+__all__ = ["TOLERANCE", "Change", "Pass", "Refusal", "Rewritten", "difference", "rewrite_model"]
 
 TOLERANCE = 1e-5
 """Largest difference that a rewrite may make, as a share of the output's scale: sums in another order, no more."""
@@ -26,9 +28,9 @@ class Change:
     """One thing that a rewrite changed.
 
     Args:
-        rewrite: Name of the pass.
-        place: Path of the layer, or name of the tensor.
-        what: From what to what.
+        rewrite: name of the pass.
+        place: path of the layer, or name of the tensor.
+        what: from what to what.
     """
 
     rewrite: str
@@ -41,9 +43,9 @@ class Refusal:
     """Something that a rewrite was meant for and left as it was.
 
     Args:
-        rewrite: Name of the pass.
-        place: Path of the layer, or name of the model.
-        reason: Why, and what would help.
+        rewrite: name of the pass.
+        place: path of the layer, or name of the model.
+        reason: why, and what would help.
     """
 
     rewrite: str
@@ -56,9 +58,9 @@ class Rewritten:
     """What a pass made of a model.
 
     Args:
-        model: A new model, or the one given where nothing was changed.
-        changes: Empty where the model is the one given.
-        refusals: What was left as it was.
+        model: a new model, or the one given where nothing was changed.
+        changes: empty where the model is the one given.
+        refusals: what was left as it was.
     """
 
     model: keras.Model
@@ -80,7 +82,7 @@ class Pass(Protocol):
         """Return the model rewritten.
 
         Args:
-            model: Built and without masks; left as it is.
+            model: built and without masks; left as it is.
         """
 
 
@@ -96,13 +98,13 @@ def rewrite_model(
     large, it is measured anew in float64.
 
     Args:
-        model: Built and without masks; left as it is.
-        passes: Each takes what the one before made.
-        inputs: An array [samples, ...] for each input of the model, flat, to compare on. None draws some.
-        tolerance: Largest error allowed.
+        model: built and without masks; left as it is.
+        passes: each takes what the one before made.
+        inputs: an array [samples, ...] for each input of the model, flat, to compare on. None draws some.
+        tolerance: largest error allowed.
 
     Raises:
-        ExportError: A pass changed what the model answers, which is a mistake of the pass.
+        ExportError: a pass changed what the model answers, which is a mistake of the pass.
 
     Example:
         >>> from tflite_export.rewrites.heads import HeadsPass

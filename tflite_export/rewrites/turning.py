@@ -9,9 +9,27 @@ from typing import Any
 import numpy as np
 from keras import layers as kl
 
-from keras_prune.windows import Window, same_padding
+from keras_prune.graph.windows import Window, same_padding
 from tflite_export.rewrites.graph import is_map
 from tflite_export.rewrites.positions import is_placewise
+
+__all__ = [
+    "AXES",
+    "NO_PADDING",
+    "Edit",
+    "Flips",
+    "Paddings",
+    "apply_edit",
+    "changes_layer",
+    "folds",
+    "in_words",
+    "is_pointwise",
+    "is_sparse_depthwise",
+    "is_stem",
+    "plan_edit",
+    "turned",
+    "turns",
+]
 
 Flips = tuple[bool, bool]
 """Whether height, and whether width, is reversed."""
@@ -37,11 +55,11 @@ class Edit:
     """What is done to a layer.
 
     Args:
-        flips: Axes in which its kernel, or its own paddings, are reversed.
-        padding: Zeros to put around its input in place of its own padding and of a ZeroPadding2D before it;
+        flips: axes in which its kernel, or its own paddings, are reversed.
+        padding: zeros to put around its input in place of its own padding and of a ZeroPadding2D before it;
             None where both stay.
-        replaced: What that padding was, for the report.
-        channels: Whether it reads its channels in reverse order too.
+        replaced: what that padding was, for the report.
+        channels: whether it reads its channels in reverse order too.
     """
 
     flips: Flips
@@ -104,9 +122,9 @@ def plan_edit(node: Any, before: Any, flips: Flips) -> Edit | str:
     keep their windows.
 
     Args:
-        node: One that ``turns``.
-        before: The node that its input comes from, or None.
-        flips: Axes in which the map is reversed.
+        node: one that `turns`.
+        before: the node that its input comes from, or None.
+        flips: axes in which the map is reversed.
     """
     layer = node.operation
     if type(layer) in _CONVOLUTIONS:
@@ -155,7 +173,7 @@ def _kernel(layer: Any) -> Any:
 
 
 def in_words(flips: Flips, *, channels: bool = False) -> str:
-    """Return the reversed axes as words: ``height and width``, or ``height, width and channels``."""
+    """Return the reversed axes as words: `height and width`, or `height, width and channels`."""
     names = [name for name, flip in zip((*AXES, "channels"), (*flips, channels), strict=True) if flip]
     return " and ".join([", ".join(names[:-1]), names[-1]] if names[1:] else names)
 

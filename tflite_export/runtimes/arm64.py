@@ -7,7 +7,7 @@ than here where its dense weights fall out of the cache.
     python -m tflite_export.runtimes.arm64
 
 installs what is needed into the cache: a few packages of Debian for arm64, unpacked and never run on this machine, the
-aarch64 wheels of LiteRT and NumPy, and the counter, compiled from ``assets/count_instructions.c``.
+aarch64 wheels of LiteRT and NumPy, and the counter, compiled from `assets/count_instructions.c`.
 """
 
 from __future__ import annotations
@@ -27,9 +27,35 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tflite_export.errors import ExportError
-from tflite_export.runtime import Case, Measurement, Session, in_batches, joined
 from tflite_export.runtimes.cache import cache_folder
+from tflite_export.runtimes.litert import Case, Measurement, Session, in_batches, joined
 from tflite_export.runtimes.litertjs import ASSETS
+
+__all__ = [
+    "COMMAND",
+    "CPU",
+    "CPUS",
+    "EMULATOR",
+    "KEYRING",
+    "MIRROR",
+    "NUMPY",
+    "PACKAGES",
+    "PYTHON",
+    "RELEASE",
+    "ROUNDS",
+    "TIMEOUT",
+    "TOOLS",
+    "arm64_folder",
+    "describe",
+    "find_arm64_runtime",
+    "guest_command",
+    "install_arm64_runtime",
+    "instructions",
+    "main",
+    "make_root",
+    "measure_on_arm64",
+    "run_on_arm64",
+]
 
 COMMAND = "python -m tflite_export.runtimes.arm64"
 EMULATOR = "qemu-aarch64"
@@ -64,7 +90,7 @@ def find_arm64_runtime() -> Path:
     """Return the folder of the installed runtime.
 
     Raises:
-        ExportError: It is not installed, or qemu is not.
+        ExportError: it is not installed, or qemu is not.
     """
     _require(EMULATOR)
     folder = arm64_folder()
@@ -77,7 +103,7 @@ def install_arm64_runtime() -> Path:
     """Install the runtime into the cache, at once or not at all; return its folder.
 
     Raises:
-        ExportError: A tool is missing or fails.
+        ExportError: a tool is missing or fails.
     """
     folder = arm64_folder()
     for tool in TOOLS:
@@ -174,8 +200,8 @@ def make_root(folder: Path, cpu: str) -> Path:
     holds its own, and links to the packages that all trees share.
 
     Args:
-        folder: Of the runtime.
-        cpu: A key of ``CPUS``.
+        folder: of the runtime.
+        cpu: a key of `CPUS`.
     """
     root = folder / f"root-{cpu}"
     topology = root / "sys" / "devices" / "system" / "cpu" / "cpu0" / "topology"
@@ -196,7 +222,7 @@ def make_root(folder: Path, cpu: str) -> Path:
 
 
 def guest_command(folder: Path, cpu: str, job: Path) -> list[str]:
-    """Return the command that does a job in the guest and writes ``counts`` into the job's folder."""
+    """Return the command that does a job in the guest and writes `counts` into the job's folder."""
     return [
         EMULATOR,
         *("-L", str(folder / f"root-{cpu}"), "-cpu", cpu),
@@ -212,7 +238,7 @@ def measure_on_arm64(
     """Run files in turn in one guest, and count its instructions.
 
     Raises:
-        ExportError: The runtime is missing, or cannot run one of them.
+        ExportError: the runtime is missing, or cannot run one of them.
     """
     outputs, samples = _in_guest(cases, [list(feeds)], rounds, warm_up, cpu)
     return Measurement(
@@ -236,7 +262,7 @@ def run_on_arm64(
     """Return a file's outputs for samples of any number, and the runtime's description.
 
     Raises:
-        ExportError: The runtime is missing, or cannot run the file.
+        ExportError: the runtime is missing, or cannot run the file.
     """
     case = Case(subject, content, tuple(names), tuple(outputs))
     batches = list(in_batches(feeds, Session(content, subject).batch_size or 1))
@@ -307,7 +333,7 @@ def instructions(counts: str, rounds: int, files: int) -> NDArray[np.float64]:
     r"""Return instructions a run, [rounds, files], from the counter's lines: at the start and the end of each.
 
     Raises:
-        ExportError: There are not so many lines.
+        ExportError: there are not so many lines.
 
     Example:
         >>> instructions("100\n350\n400\n600\n", rounds=1, files=2).tolist()

@@ -6,6 +6,8 @@ import os
 import sys
 from pathlib import Path
 
+__all__ = ["VARIABLE", "cache_folder"]
+
 VARIABLE = "KERAS_PRUNE_CACHE"
 """The environment variable that names another folder."""
 
@@ -13,8 +15,8 @@ VARIABLE = "KERAS_PRUNE_CACHE"
 def cache_folder() -> Path:
     """Return the folder of this package's own downloads; it may not exist yet.
 
-    ``$KERAS_PRUNE_CACHE``, else the system's place for caches: ``$XDG_CACHE_HOME`` or ``~/.cache`` on Linux,
-    ``~/Library/Caches`` on macOS, ``%LOCALAPPDATA%`` on Windows; there ``keras-prune``.
+    `$KERAS_PRUNE_CACHE`, else the system's place for caches: `$XDG_CACHE_HOME` or `~/.cache` on Linux,
+    `~/Library/Caches` on macOS, `%LOCALAPPDATA%` on Windows; there `keras-prune`.
 
     Example:
         >>> cache_folder().is_absolute()

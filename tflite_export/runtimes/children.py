@@ -5,13 +5,15 @@ from __future__ import annotations
 import subprocess
 from typing import IO, Any
 
+__all__ = ["end"]
+
 
 def end(process: subprocess.Popen[Any], *files: IO[Any]) -> None:
     """Kill a child process, wait for it, and close its pipes and other files that belong to it.
 
     Args:
-        process: Still running, or ended.
-        files: Closed with it.
+        process: still running, or ended.
+        files: closed with it.
 
     Example:
         >>> import sys

@@ -18,6 +18,8 @@ from tflite_export.runtimes.frames import pack, unpack
 from tflite_export.runtimes.litertjs import ASSETS, find_web_runtime, web_files
 from tflite_export.runtimes.server import GuardedServer, Resource
 
+__all__ = ["FLAGS", "NAMES", "START", "TIMEOUT", "ChromiumHost", "find_chromium"]
+
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 FLAGS = (
     "--headless",
@@ -41,10 +43,10 @@ _POLL = 20.0
 
 
 def find_chromium() -> str:
-    """Return the path of Chromium: ``$CHROME``, else one of the usual names on the PATH.
+    """Return the path of Chromium: `$CHROME`, else one of the usual names on the PATH.
 
     Raises:
-        ExportError: There is none.
+        ExportError: there is none.
     """
     named = os.environ.get("CHROME")
     found = shutil.which(named) if named else next(filter(None, map(shutil.which, NAMES)), None)

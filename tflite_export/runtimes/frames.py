@@ -2,7 +2,7 @@
 
     4 bytes: length of the header, little-endian | header: JSON with "sizes" | blobs of these sizes
 
-JavaScript's side is ``assets/engine.mjs``.
+JavaScript's side is `assets/engine.mjs`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import json
 import struct
 from collections.abc import Callable, Sequence
 from typing import Any
+
+__all__ = ["LARGEST_HEADER", "pack", "read_frame", "unpack"]
 
 LARGEST_HEADER = 2**24
 """Bytes: what is longer is no header, but a stray print."""
@@ -31,11 +33,11 @@ def read_frame(read: Callable[[int], bytes]) -> tuple[dict[str, Any], list[bytes
     """Return header and blobs of the next frame.
 
     Args:
-        read: Returns exactly so many bytes, fewer only at the end of the stream.
+        read: returns exactly so many bytes, fewer only at the end of the stream.
 
     Raises:
-        EOFError: The stream ends inside a frame.
-        ValueError: It holds something else.
+        EOFError: the stream ends inside a frame.
+        ValueError: it holds something else.
 
     Example:
         >>> import io
@@ -60,8 +62,8 @@ def unpack(content: bytes) -> tuple[dict[str, Any], list[bytes]]:
     """Return header and blobs of a frame that is whole.
 
     Raises:
-        EOFError: It is cut short.
-        ValueError: It is something else.
+        EOFError: it is cut short.
+        ValueError: it is something else.
     """
     view = memoryview(content)
     place = 0

@@ -24,10 +24,12 @@ from numpy.typing import NDArray
 
 from tflite_export.errors import ExportError, FlatbufferError
 from tflite_export.file.flatbuffer import read
-from tflite_export.limits import Limits
-from tflite_export.runtime import Case, Measurement, describe_here, fixed_batch, require_names, run_in_batches
 from tflite_export.runtimes.children import end
 from tflite_export.runtimes.frames import pack, read_frame
+from tflite_export.runtimes.limits import Limits
+from tflite_export.runtimes.litert import Case, Measurement, describe_here, fixed_batch, require_names, run_in_batches
+
+__all__ = ["SHARE", "TIMES_EXPECTED", "IsolatedSession", "Worker", "measure_isolated"]
 
 SHARE = 4
 """Inputs, and outputs, may take one part in so many of it: they exist on our side too."""
@@ -42,7 +44,7 @@ from tflite_export.runtimes.worker import serve
 serve()
 """
 _FOLDERS = {name: str(Path(__file__).parents[2] / name) for name in ("keras_prune", "tflite_export")}
-"""Packages whose own modules the child imports, and not their ``__init__``, which would import Keras."""
+"""Packages whose own modules the child imports, and not their `__init__`, which would import Keras."""
 TIMES_EXPECTED = 20
 """A timed loop may take so many times what its runs took before it, on top of the limit of one step."""
 
@@ -78,14 +80,14 @@ class Worker:
         """Ask once; return the answer and its arrays.
 
         Args:
-            header: The request: ``do``, ``subject`` and what it needs.
-            blobs: Bytes that go with it.
-            limits: That it must keep within.
-            more_seconds: That it may take on top of them.
+            header: the request: `do`, `subject` and what it needs.
+            blobs: bytes that go with it.
+            limits: that it must keep within.
+            more_seconds: that it may take on top of them.
 
         Raises:
-            FlatbufferError: The file is damaged.
-            ExportError: The request failed, killed the process, or took too long.
+            FlatbufferError: the file is damaged.
+            ExportError: the request failed, killed the process, or took too long.
         """
         seconds = limits.seconds + more_seconds
         allowed = {"seconds": seconds + 5, "memory": limits.memory, "answer": limits.memory // SHARE}
@@ -170,20 +172,20 @@ atexit.register(_SHARED.close)
 
 
 class IsolatedSession:
-    """A file loaded into an interpreter of the child process; used as :class:`tflite_export.runtime.Session` is.
+    """A file loaded into an interpreter of the child process; used as `litert.Session` is.
 
     Args:
-        content: The file's bytes; its structure is checked here first, so that most damage never reaches the
+        content: the file's bytes; its structure is checked here first, so that most damage never reaches the
             runtime.
-        subject: What to call it in errors.
-        threads: Threads of the runtime.
-        delegate: Use the XNNPACK delegate.
-        limits: Of the child.
-        worker: The process; None for the one that all sessions share.
+        subject: what to call it in errors.
+        threads: threads of the runtime.
+        delegate: use the XNNPACK delegate.
+        limits: of the child.
+        worker: the process; None for the one that all sessions share.
 
     Raises:
-        FlatbufferError: The file is damaged.
-        ExportError: The runtime cannot load it, or does not survive it.
+        FlatbufferError: the file is damaged.
+        ExportError: the runtime cannot load it, or does not survive it.
 
     Example:
         >>> IsolatedSession(b"no model", "model.tflite")
@@ -206,7 +208,7 @@ class IsolatedSession:
         self.subject = subject
         self._fed = -1
         self.took = 0.0
-        """Seconds of the last :meth:`invoke`, measured in the child."""
+        """Seconds of the last `invoke`, measured in the child."""
         self._content = content
         self._worker = _SHARED if worker is None else worker
         self._limits = (limits or Limits()).for_files(content)
@@ -240,13 +242,13 @@ class IsolatedSession:
         """Return the outputs for samples of any number, in batches that the file takes.
 
         Args:
-            feeds: An array [samples, ...] for each name.
-            names: Names of the inputs.
-            outputs: Names of the outputs wanted.
-            batch: Of a file with a free batch: run it in batches of this size.
+            feeds: an array [samples, ...] for each name.
+            names: names of the inputs.
+            outputs: names of the outputs wanted.
+            batch: of a file with a free batch: run it in batches of this size.
 
         Raises:
-            ExportError: A name is unknown, or the runtime fails or dies.
+            ExportError: a name is unknown, or the runtime fails or dies.
         """
         try:
             return run_in_batches(self, feeds, names, outputs, batch)
@@ -311,14 +313,14 @@ def measure_isolated(
     """Run files of one child in turn, timed there: no question and answer lies within what is timed.
 
     Args:
-        sessions: The files, in one process.
-        cases: What each is called, and its names.
-        feeds: An array for each input.
-        rounds: Runs of each that are timed; 0 answers only.
-        warm_up: Runs before that.
+        sessions: the files, in one process.
+        cases: what each is called, and its names.
+        feeds: an array for each input.
+        rounds: runs of each that are timed; 0 answers only.
+        warm_up: runs before that.
 
     Raises:
-        ExportError: A file cannot be run, or does not keep within its limits.
+        ExportError: a file cannot be run, or does not keep within its limits.
     """
     outputs = []
     for session, case in zip(sessions, cases, strict=True):

@@ -2,7 +2,7 @@
 
     python -m tflite_export.runtimes.litertjs
 
-installs it by npm, at the versions and checksums of ``assets/package-lock.json``. Nothing else installs anything.
+installs it by npm, at the versions and checksums of `assets/package-lock.json`. Nothing else installs anything.
 """
 
 from __future__ import annotations
@@ -18,8 +18,21 @@ from tflite_export.errors import ExportError
 from tflite_export.runtimes.cache import cache_folder
 from tflite_export.runtimes.server import Resource
 
+__all__ = [
+    "ASSETS",
+    "BUILDS",
+    "COMMAND",
+    "VERSION",
+    "find_web_runtime",
+    "install_web_runtime",
+    "installed",
+    "main",
+    "web_files",
+    "web_runtime_folder",
+]
+
 VERSION = "2.5.3"
-"""Of ``@litertjs/core``. Which kernels are sparse, and where it fails silently, was measured with this one."""
+"""Of `@litertjs/core`. Which kernels are sparse, and where it fails silently, was measured with this one."""
 COMMAND = "python -m tflite_export.runtimes.litertjs"
 ASSETS = Path(__file__).parent / "assets"
 BUILDS = ("litert_wasm_internal", "litert_wasm_compat_internal")
@@ -28,7 +41,7 @@ _TIMEOUT = 600
 
 
 def web_runtime_folder() -> Path:
-    """Return where the runtime is, or would be: the folder that holds its ``node_modules``."""
+    """Return where the runtime is, or would be: the folder that holds its `node_modules`."""
     return cache_folder() / f"litertjs-{VERSION}"
 
 
@@ -36,7 +49,7 @@ def find_web_runtime() -> Path:
     """Return the folder of the installed runtime.
 
     Raises:
-        ExportError: It is not installed, or another version is there.
+        ExportError: it is not installed, or another version is there.
     """
     folder = web_runtime_folder()
     if not installed(folder):
@@ -58,8 +71,8 @@ def installed(folder: Path) -> bool:
 def install_web_runtime() -> Path:
     """Install the runtime into the cache by npm, at once or not at all; return its folder.
 
-    Only what ``assets/package-lock.json`` lists is fetched, each archive is held against its checksum there
-    (``npm ci``), and no script of a package is run.
+    Only what `assets/package-lock.json` lists is fetched, each archive is held against its checksum there
+    (`npm ci`), and no script of a package is run.
 
     Raises:
         ExportError: npm is missing, or fails.
@@ -89,10 +102,10 @@ def install_web_runtime() -> Path:
 def web_files(folder: Path) -> dict[str, Resource]:
     """Return what a page needs of the runtime, by the path under which a server answers it.
 
-    The page imports ``litertjs/core.mjs`` and loads one of the two builds for one thread beside it.
+    The page imports `litertjs/core.mjs` and loads one of the two builds for one thread beside it.
 
     Raises:
-        ExportError: A file is missing, or is not the one that is expected.
+        ExportError: a file is missing, or is not the one that is expected.
     """
     packages = folder / "node_modules" / "@litertjs"
     try:

@@ -16,6 +16,8 @@ from tflite_export.runtimes.children import end
 from tflite_export.runtimes.frames import pack, read_frame
 from tflite_export.runtimes.litertjs import ASSETS, find_web_runtime
 
+__all__ = ["ENGINE", "RELAXED_FLAG", "TIMEOUT", "NodeHost", "find_node", "node_command"]
+
 RELAXED_FLAG = "--experimental-wasm-relaxed-simd"
 """Of Node 20; from V8 11.4 on relaxed SIMD needs no flag, and the flag is in time withdrawn."""
 ENGINE = ASSETS / "engine.mjs"
@@ -24,10 +26,10 @@ TIMEOUT = 600.0
 
 
 def find_node() -> str:
-    """Return the path of Node: ``$NODE``, else the one on the PATH.
+    """Return the path of Node: `$NODE`, else the one on the PATH.
 
     Raises:
-        ExportError: There is none.
+        ExportError: there is none.
     """
     node = os.environ.get("NODE") or shutil.which("node")
     if node is None or shutil.which(node) is None:
@@ -41,7 +43,7 @@ def node_command(node: str, simd: str) -> list[str]:
     """Return the command that starts Node with relaxed SIMD, or without.
 
     Raises:
-        ExportError: This Node has no relaxed SIMD, or does not start.
+        ExportError: this Node has no relaxed SIMD, or does not start.
     """
     probe = f"import {{hasRelaxedSimd}} from {json.dumps(ENGINE.as_uri())}; process.exit(hasRelaxedSimd() ? 0 : 3)"
     if simd == "plain":
@@ -91,7 +93,7 @@ class NodeHost:
         """Ask once; return the answer's header and blobs.
 
         Raises:
-            ExportError: The process ended, or took too long.
+            ExportError: the process ended, or took too long.
         """
         assert self._process.stdin is not None
         try:

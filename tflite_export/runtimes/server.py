@@ -17,6 +17,8 @@ from socket import AF_INET6
 from typing import Any
 from urllib.parse import urlsplit
 
+__all__ = ["HEADERS", "LARGEST_REQUEST", "LOOPBACK", "POLICY", "TYPES", "GuardedServer", "Handler", "Resource"]
+
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 LARGEST_REQUEST = 2**31
 TYPES = {
@@ -49,8 +51,8 @@ class Resource:
     """What an address answers.
 
     Args:
-        content: The bytes.
-        kind: A key of ``TYPES``.
+        content: the bytes.
+        kind: a key of `TYPES`.
     """
 
     content: bytes
@@ -62,14 +64,14 @@ Handler = Callable[[bytes], bytes | None]
 
 
 class GuardedServer(ThreadingHTTPServer):
-    """Serves a table of resources and handlers, in threads of its own between ``start`` and ``stop``.
+    """Serves a table of resources and handlers, in threads of its own between `start` and `stop`.
 
     Args:
-        resources: By path, without a slash in front; "" is the page at the root. Answered to GET and HEAD.
-        handlers: By path; answered to POST.
-        host: The address to bind to.
+        resources: by path, without a slash in front; "" is the page at the root. Answered to GET and HEAD.
+        handlers: by path; answered to POST.
+        host: the address to bind to.
         port: 0 takes a free one.
-        token: What every path must begin with; "" for none. Without one, the Host header must name this
+        token: what every path must begin with; "" for none. Without one, the Host header must name this
             machine's loopback, so that no page of another site can reach it under a name of its own (DNS
             rebinding).
     """

@@ -1,9 +1,9 @@
 """Run and time files where XNNPACK's sparse kernels are on: LiteRT.js, under Node or in a real Chromium.
 
-On a PC with AVX these kernels never run (XNNPACK ``src/configs``, ``xnn_is_chw_compatible_config``); in
+On a PC with AVX these kernels never run (XNNPACK `src/configs`, `xnn_is_chw_compatible_config`); in
 WebAssembly they do. LiteRT.js fails silently: where it cannot allocate, it answers garbage within a millisecond. So
 whoever times here compares the outputs first, with LiteRT's on this machine or the model's:
-:func:`tflite_export.agreement.require_right`.
+`tflite_export.verification.agreement.require_right`.
 """
 
 from __future__ import annotations
@@ -18,17 +18,29 @@ from numpy.typing import NDArray
 from tflite_export.errors import ExportError
 from tflite_export.file import flatbuffer
 from tflite_export.file.integrity import text
-from tflite_export.runtime import Case, Measurement, require_names, run_in_batches
 from tflite_export.runtimes.chromium import ChromiumHost
 from tflite_export.runtimes.isolation import IsolatedSession
+from tflite_export.runtimes.litert import Case, Measurement, require_names, run_in_batches
 from tflite_export.runtimes.node import NodeHost
+
+__all__ = [
+    "SIMD",
+    "TYPES",
+    "Host",
+    "WebSession",
+    "fix_sizes",
+    "measure_on_web",
+    "open_web",
+    "time_in_turn",
+    "web_refusal",
+]
 
 TYPES: dict[int, type[np.generic]] = {
     schema.TensorType.FLOAT32: np.float32,
     schema.TensorType.INT32: np.int32,
     schema.TensorType.UINT8: np.uint8,
 }
-"""The types of inputs and outputs that LiteRT.js 2.5.3 has (``src/datatypes.ts``)."""
+"""The types of inputs and outputs that LiteRT.js 2.5.3 has (`src/datatypes.ts`)."""
 SIMD = ("relaxed", "plain")
 
 
@@ -48,8 +60,8 @@ def open_web(*, browser: bool = False, simd: str = "relaxed") -> Host:
     """Start LiteRT.js, under Node or in a headless Chromium.
 
     Args:
-        browser: In Chromium.
-        simd: The build with "relaxed" SIMD, which browsers of today take, or with "plain".
+        browser: in Chromium.
+        simd: the build with "relaxed" SIMD, which browsers of today take, or with "plain".
 
     Raises:
         ExportError: Node, Chromium or LiteRT.js is missing, or does not start.
@@ -71,13 +83,13 @@ def fix_sizes(
     as it is.
 
     Args:
-        content: The file.
-        batch: What to fix the batch to.
-        subject: What to call it in errors.
-        feeds: Arrays [batch, ...] by input: what to fix other sizes to.
+        content: the file.
+        batch: what to fix the batch to.
+        subject: what to call it in errors.
+        feeds: arrays [batch, ...] by input: what to fix other sizes to.
 
     Raises:
-        ExportError: Another dimension than the batch is free, and there are no feeds.
+        ExportError: another dimension than the batch is free, and there are no feeds.
     """
     model = flatbuffer.read(content, subject)
     graph = model.subgraphs[0]
@@ -131,14 +143,14 @@ def web_refusal(content: bytes, subject: str = "the file") -> str | None:
 
 
 class WebSession:
-    """A file loaded into LiteRT.js; the interface of :class:`tflite_export.runtime.Session`.
+    """A file loaded into LiteRT.js; the interface of `tflite_export.runtimes.litert.Session`.
 
     Args:
-        host: From :func:`open_web`.
-        content: The file's bytes.
-        subject: What to call it in errors.
-        batch: What a free batch is fixed to.
-        feeds: What other free sizes are fixed to: see :func:`fix_sizes`.
+        host: from `open_web`.
+        content: the file's bytes.
+        subject: what to call it in errors.
+        batch: what a free batch is fixed to.
+        feeds: what other free sizes are fixed to: see `fix_sizes`.
 
     Raises:
         ExportError: LiteRT.js cannot load it.
@@ -193,7 +205,7 @@ class WebSession:
         """Set the inputs, all of them, in the shape that the file is fixed to.
 
         Raises:
-            ExportError: A name is unknown or missing, or a shape is another.
+            ExportError: a name is unknown or missing, or a shape is another.
         """
         require_names(self, names, self.inputs)
         given = dict(zip(names, batch, strict=True))
@@ -246,7 +258,7 @@ def _as_session(detail: dict[str, Any]) -> dict[str, Any]:
 def time_in_turn(sessions: Sequence[WebSession], rounds: int, warm_up: int) -> NDArray[np.float64]:
     """Run files of one host in turn, timed there; return milliseconds a run, [rounds, files].
 
-    Where the clock of the host is coarse, a sample is the mean of several runs (``assets/engine.mjs``).
+    Where the clock of the host is coarse, a sample is the mean of several runs (`assets/engine.mjs`).
     """
     first = sessions[0]
     header = {"do": "time", "ids": [session._id for session in sessions], "rounds": rounds, "warmUp": warm_up}
@@ -266,7 +278,7 @@ def measure_on_web(
     """Run files in LiteRT.js in turn, all in one process.
 
     Raises:
-        ExportError: The runtime is missing, or cannot run one of them.
+        ExportError: the runtime is missing, or cannot run one of them.
     """
     host = open_web(browser=browser, simd=simd)
     try:

@@ -1,7 +1,7 @@
 """The child process in which untrusted files run: answers requests on its standard input.
 
-It imports the runtime and NumPy, and of this package only what needs no Keras: :mod:`tflite_export.runtimes.isolation`
-starts it below empty packages of the same names, so that no ``__init__.py`` of them is run. That takes
+It imports the runtime and NumPy, and of this package only what needs no Keras: `tflite_export.runtimes.isolation`
+starts it below empty packages of the same names, so that no `__init__.py` of them is run. That takes
 0.2 s where TensorFlow would take 4.
 """
 
@@ -18,8 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tflite_export.errors import ExportError, FlatbufferError
-from tflite_export.runtime import Session
 from tflite_export.runtimes.frames import pack, read_frame
+from tflite_export.runtimes.litert import Session
+
+__all__ = ["Answer", "Limited", "serve"]
 
 
 class Limited(ExportError):
@@ -32,7 +34,7 @@ Answer = tuple[dict[str, Any], list[NDArray[Any]]]
 def serve() -> None:
     """Answer requests until the standard input ends.
 
-    A request's ``seconds`` are held by a watchdog of our own as well, so that the process does not outlive a
+    A request's `seconds` are held by a watchdog of our own as well, so that the process does not outlive a
     parent that was killed.
     """
     # Other people's code may print: the frames have a stream of their own.

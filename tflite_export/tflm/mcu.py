@@ -14,9 +14,20 @@ from numpy.typing import NDArray
 
 from tflite_export.errors import ExportError
 from tflite_export.file.flatbuffer import operator_name, read
-from tflite_export.measure import OutputError
-from tflite_export.runtime import Session
+from tflite_export.runtimes.litert import Session
 from tflite_export.tflm.micro import TYPE_NAMES, MicroSession, Port, require_micro, tensor_name
+from tflite_export.verification.measure import OutputError
+
+__all__ = [
+    "FLOAT_TOLERANCE",
+    "SAMPLES",
+    "SEED",
+    "STEPS",
+    "MicroReport",
+    "check_full_int8",
+    "check_micro",
+    "check_structure",
+]
 
 STEPS = 8
 """Steps of an output's quantization, of 255, that TFLM may differ from LiteRT.
@@ -36,15 +47,15 @@ class MicroReport:
     """A file that runs in TensorFlow Lite Micro and answers there as it does in LiteRT.
 
     Args:
-        arena_bytes: The smallest tensor arena in which it allocates and answers the same, in this interpreter, which
+        arena_bytes: the smallest tensor arena in which it allocates and answers the same, in this interpreter, which
             also keeps records, on this 64-bit machine. A chip needs somewhat less: no records, shorter pointers.
-        activation_bytes: The part of it that activations and scratch buffers share, as the interpreter records it.
-        persistent_bytes: The part of it that stays: structures, quantization.
-        model_bytes: Of flash: the file itself.
+        activation_bytes: the part of it that activations and scratch buffers share, as the interpreter records it.
+        persistent_bytes: the part of it that stays: structures, quantization.
+        model_bytes: of flash: the file itself.
         operators: (name, how often) of each operator: what the program has to register.
-        outputs: How far each output is from LiteRT's.
-        samples: Number of inputs compared.
-        runtime: Version of tflite-micro.
+        outputs: how far each output is from LiteRT's.
+        samples: number of inputs compared.
+        runtime: version of tflite-micro.
     """
 
     arena_bytes: int
@@ -80,16 +91,16 @@ def check_micro(
     """Run a file in TensorFlow Lite Micro and compare it with LiteRT; find the arena that it needs.
 
     Args:
-        content: The file's bytes.
-        inputs: Samples [samples, ...] for each input by name, as real numbers. None draws a few from the whole range of
+        content: the file's bytes.
+        inputs: samples [samples, ...] for each input by name, as real numbers. None draws a few from the whole range of
             each input.
-        full_int8: Refuse floats anywhere in the file.
-        subject: What to call it in errors.
+        full_int8: refuse floats anywhere in the file.
+        subject: what to call it in errors.
 
     Raises:
         ImportError: tflite-micro is not installed; the message names the command.
-        FlatbufferError: The file is damaged.
-        ExportError: It holds what TFLM cannot take (sparse tensors, free shapes, an operator that it lacks), or answers
+        FlatbufferError: the file is damaged.
+        ExportError: it holds what TFLM cannot take (sparse tensors, free shapes, an operator that it lacks), or answers
             other than LiteRT does.
 
     Example:
@@ -138,11 +149,11 @@ def check_structure(model: Any, subject: str = "the file") -> None:
     model before it is exported.
 
     Args:
-        model: The file's ``ModelT``.
-        subject: What to call it in errors.
+        model: the file's `ModelT`.
+        subject: what to call it in errors.
 
     Raises:
-        ExportError: With the tensor, and the way out.
+        ExportError: with the tensor, and the way out.
     """
     for graph in model.subgraphs:
         for operator in graph.operators or []:
@@ -165,7 +176,7 @@ def check_full_int8(model: Any, subject: str = "the file") -> None:
     """Refuse a file that computes in floats anywhere, its inputs and outputs included.
 
     Raises:
-        ExportError: With the first such tensor.
+        ExportError: with the first such tensor.
     """
     graph = model.subgraphs[0]
     borders = {

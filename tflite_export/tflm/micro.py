@@ -23,9 +23,11 @@ from numpy.typing import NDArray
 
 from tflite_export.errors import ExportError
 from tflite_export.file.flatbuffer import DTYPES, read
-from tflite_export.runtime import require_names, run_in_batches
 from tflite_export.runtimes.children import end
+from tflite_export.runtimes.litert import require_names, run_in_batches
 from tflite_export.tflm import micro_child
+
+__all__ = ["PATIENCE", "TYPE_NAMES", "MicroSession", "Port", "require_micro", "tensor_name"]
 
 PATIENCE = 120.0
 """Seconds that one answer of the interpreter may take; its reference kernels are slow."""
@@ -37,10 +39,10 @@ class Port:
     """An input or output of a file.
 
     Args:
-        shape: With the batch.
-        dtype: Of its values in the file.
-        scale: Of its quantization, real = scale * (stored - zero_point); None where it is not quantized.
-        zero_point: Likewise.
+        shape: with the batch.
+        dtype: of its values in the file.
+        scale: of its quantization, real = scale * (stored - zero_point); None where it is not quantized.
+        zero_point: likewise.
     """
 
     shape: tuple[int, ...]
@@ -68,21 +70,21 @@ class Port:
 
 
 class MicroSession:
-    """A file loaded into TensorFlow Lite Micro; the methods of :class:`tflite_export.runtime.Session`.
+    """A file loaded into TensorFlow Lite Micro; the methods of `tflite_export.runtimes.litert.Session`.
 
     The interpreter aborts its process, or follows null pointers, where it cannot go on (seen with arenas that are too
     small), so it has a process of its own. Inputs and outputs are real numbers: where the file is quantized, they are
     quantized on the way in and back on the way out.
 
     Args:
-        content: The file's bytes, its structure checked by :func:`tflite_export.tflm.mcu.check_structure`: sparse
+        content: the file's bytes, its structure checked by `tflite_export.tflm.mcu.check_structure`: sparse
             tensors would be read as if they were dense.
-        subject: What to call it in errors.
+        subject: what to call it in errors.
 
     Raises:
         ImportError: tflite-micro is not installed.
-        FlatbufferError: The file is damaged.
-        ExportError: The interpreter cannot take it.
+        FlatbufferError: the file is damaged.
+        ExportError: the interpreter cannot take it.
     """
 
     def __init__(self, content: bytes, subject: str = "the file") -> None:
@@ -136,7 +138,7 @@ class MicroSession:
         """Set the inputs.
 
         Raises:
-            ExportError: A name is unknown, or a shape is another than the file's.
+            ExportError: a name is unknown, or a shape is another than the file's.
         """
         require_names(self, names, self.inputs)
         for values, name in zip(batch, names, strict=True):

@@ -1,7 +1,7 @@
 """The process in which TensorFlow Lite Micro runs: it may die on a file, and the library must not die with it.
 
 Run as a script, with nothing of this package imported. Frames go both ways on the standard streams: eight bytes,
-little-endian, with a length; then a ``.npz`` of that length. What the interpreter prints goes to the standard error.
+little-endian, with a length; then a `.npz` of that length. What the interpreter prints goes to the standard error.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import sys
 from typing import IO, Any
 
 import numpy as np
+
+__all__ = ["GRAIN", "LARGEST_ARENA", "Micro", "read_frame", "serve", "write_frame"]
 
 LARGEST_ARENA = 2**28
 """Bytes. Pages that are not touched cost nothing; no microcontroller comes near."""

@@ -1,17 +1,17 @@
 """Where XNNPACK would switch a .tflite to sparse inference, op by op, and where it would then answer wrongly.
 
 XNNPACK rewrites parts of a graph to channels first (NCHW), where 1x1 convolutions multiply by sparse matrices (SpMM):
-``xnn_subgraph_rewrite_for_nchw`` in XNNPACK's ``src/subgraph.c``, asked for by LiteRT's delegate as soon as one of
+`xnn_subgraph_rewrite_for_nchw` in XNNPACK's `src/subgraph.c`, asked for by LiteRT's delegate as soon as one of
 its operators reads a weight that a DENSIFY unpacks. This module follows the same steps on the file:
 
-1. judge each operator by itself (:mod:`tflite_export.xnnpack.nchw`);
+1. judge each operator by itself (`tflite_export.xnnpack.nchw`);
 2. join operators that read each other; one that reads anything else spoils its part of the graph;
 3. refuse clusters of which a value is read from outside;
 4. switch on those of which more than 2/3 of the 1x1 weights are zero.
 
 Step 3 does not look at values that leave a cluster without being read inside: an operator there that cannot write
 channels last is run on data in the wrong order, without a message. Such places are told as a
-:class:`tflite_export.xnnpack.prediction.Danger`.
+`tflite_export.xnnpack.prediction.Danger`.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from typing import Any
 from tflite_export.xnnpack.nchw import Pads, Role, Verdict, fused_padding, is_pointwise, is_spatial, judge
 from tflite_export.xnnpack.prediction import Analysis, Cluster, Danger, OperatorVerdict, WeightUse
 from tflite_export.xnnpack.subgraphs import Graph
+
+__all__ = ["DENSE", "ZEROS_NEEDED", "analyse"]
 
 ZEROS_NEEDED = (2, 3)
 """More than this share, as a fraction, of a cluster's 1x1 weights must be zero."""
@@ -36,7 +38,7 @@ def analyse(model: Any, *, assume_sparse: Collection[tuple[int, int]] = ()) -> A
     other kernels is treated as one graph per subgraph, in which the other operators are no part of a cluster.
 
     Args:
-        model: A sound ``ModelT``: see :func:`tflite_export.file.flatbuffer.read`.
+        model: a sound `ModelT`: see `tflite_export.file.flatbuffer.read`.
         assume_sparse: (subgraph, tensor) of dense constants to be treated as if they were stored behind a
             DENSIFY, for a plan that considers it.
 
@@ -162,7 +164,7 @@ class _Part:
         return f"#{position} {self.graph.names[position]}"
 
     def analysis(self, first: int) -> Analysis:
-        """Step 4: return the analysis; ``first`` is the number of clusters before these."""
+        """Step 4: return the analysis; `first` is the number of clusters before these."""
         sparse_weights = self._has_sparse_weights()
         clusters: list[Cluster] = []
         of: dict[int, int] = {}

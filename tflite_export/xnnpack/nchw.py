@@ -1,7 +1,7 @@
 """Which operators XNNPACK can run in sparse inference, one by one, the rule that fails, and the cure.
 
-Read in XNNPACK's ``xnn_check_nchw_compatibility`` and ``xnn_subgraph_fusion`` (``src/subgraph.c``) and in what
-LiteRT's delegate hands over at all (``tflite/delegates/xnnpack/xnnpack_delegate.cc``, ``Visit...Node``).
+Read in XNNPACK's `xnn_check_nchw_compatibility` and `xnn_subgraph_fusion` (`src/subgraph.c`) and in what
+LiteRT's delegate hands over at all (`tflite/delegates/xnnpack/xnnpack_delegate.cc`, `Visit...Node`).
 """
 
 from __future__ import annotations
@@ -16,6 +16,21 @@ from ai_edge_litert import schema_py_generated as schema
 from numpy.typing import NDArray
 
 from tflite_export.xnnpack.subgraphs import Graph
+
+__all__ = [
+    "CURES",
+    "FUSED",
+    "MIRRORED",
+    "SAME",
+    "UNARY",
+    "Pads",
+    "Role",
+    "Verdict",
+    "fused_padding",
+    "is_pointwise",
+    "is_spatial",
+    "judge",
+]
 
 SAME = schema.Padding.SAME
 FUSED = frozenset(
@@ -54,7 +69,7 @@ UNARY = frozenset(
 )
 """Operators of one input that the delegate takes."""
 MIRRORED = "an export of the Keras model, whose mirror does away with it once more than 2/3 of the weights are zero"
-"""What to do about padding that an exact rewrite makes symmetric: :mod:`tflite_export.rewrites.mirror`."""
+"""What to do about padding that an exact rewrite makes symmetric: `tflite_export.rewrites.mirror`."""
 CURES = MappingProxyType(
     {
         "AVERAGE_POOL_2D": "GlobalAveragePooling2D where it covers the whole map, else a depthwise convolution",
@@ -101,9 +116,9 @@ def judge(graph: Graph, position: int, fused: Pads = (0, 0, 0, 0)) -> Verdict:
     """Judge an operator by itself.
 
     Args:
-        graph: Its subgraph.
-        position: Of the operator.
-        fused: Padding of a PAD before it that becomes its own: see :func:`fused_padding`.
+        graph: its subgraph.
+        position: of the operator.
+        fused: padding of a PAD before it that becomes its own: see `fused_padding`.
     """
     name = graph.names[position]
     rule = _RULES.get(name)
@@ -244,7 +259,7 @@ def _padded(
     fused: Pads,
     image: tuple[int, ...],
 ) -> Verdict:
-    """Return the role, if the padding is ``wanted`` on each side."""
+    """Return the role, if the padding is `wanted` on each side."""
     layer = f"ZeroPadding2D({wanted}) before it and padding='valid'"
     pads = fused
     if padding == SAME:

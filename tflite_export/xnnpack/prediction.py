@@ -4,21 +4,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+__all__ = ["Analysis", "Cluster", "Danger", "OperatorVerdict", "WeightUse"]
+
 
 @dataclass(frozen=True)
 class OperatorVerdict:
     """What becomes of one operator.
 
     Args:
-        subgraph: Number of its subgraph.
-        index: Its position there.
-        operator: Its kind: ``CONV_2D``.
-        name: Of its first output.
-        shape: Of its first output; None where unknown.
-        eligible: It can run in sparse inference, given enough zeros.
-        rule: Why not, or what it does; empty where there is nothing to say.
-        cure: What would change that; empty where nothing does or need be.
-        cluster: Index in :attr:`Analysis.clusters`, None outside.
+        subgraph: number of its subgraph.
+        index: its position there.
+        operator: its kind: `CONV_2D`.
+        name: of its first output.
+        shape: of its first output; None where unknown.
+        eligible: it can run in sparse inference, given enough zeros.
+        rule: why not, or what it does; empty where there is nothing to say.
+        cure: what would change that; empty where nothing does or need be.
+        cluster: index in `Analysis.clusters`, None outside.
     """
 
     subgraph: int
@@ -37,13 +39,13 @@ class Cluster:
     """Operators that XNNPACK would switch to sparse inference together.
 
     Args:
-        subgraph: Number of their subgraph.
-        nodes: Their positions there.
-        zeros: Zeros of its 1x1 weights.
-        weights: Number of its 1x1 weights.
-        on: It is switched on, on a processor that has the kernels.
-        reason: Why, or why not.
-        whole: It begins and ends where it may, and nothing outside reads its values.
+        subgraph: number of their subgraph.
+        nodes: their positions there.
+        zeros: zeros of its 1x1 weights.
+        weights: number of its 1x1 weights.
+        on: it is switched on, on a processor that has the kernels.
+        reason: why, or why not.
+        whole: it begins and ends where it may, and nothing outside reads its values.
     """
 
     subgraph: int
@@ -60,10 +62,10 @@ class WeightUse:
     """What reads a constant.
 
     Args:
-        subgraph: Number of its subgraph.
-        tensor: Its index there.
-        spmm: A sparse matrix kernel reads it.
-        reason: Which, or why none.
+        subgraph: number of its subgraph.
+        tensor: its index there.
+        spmm: a sparse matrix kernel reads it.
+        reason: which, or why none.
     """
 
     subgraph: int
@@ -77,11 +79,11 @@ class Danger:
     """A place where the file answers wrongly on a processor with the sparse kernels.
 
     Args:
-        subgraph: Number of the subgraph.
-        index: Position of the operator.
-        subject: The operator and its output.
-        rule: What is wrong.
-        cure: What to do about it.
+        subgraph: number of the subgraph.
+        index: position of the operator.
+        subject: the operator and its output.
+        rule: what is wrong.
+        cure: what to do about it.
     """
 
     subgraph: int
@@ -96,10 +98,10 @@ class Analysis:
     """The prediction for a file.
 
     Args:
-        operators: One for each operator, in the file's order.
-        clusters: Those with a 1x1 convolution, switched on or not.
-        weights: One for each constant that an operator reads: second inputs, and others of rank 2 and more.
-        dangers: Where an answer would be wrong.
+        operators: one for each operator, in the file's order.
+        clusters: those with a 1x1 convolution, switched on or not.
+        weights: one for each constant that an operator reads: second inputs, and others of rank 2 and more.
+        dangers: where an answer would be wrong.
     """
 
     operators: tuple[OperatorVerdict, ...]

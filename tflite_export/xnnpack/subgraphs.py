@@ -1,4 +1,4 @@
-"""A subgraph of a ``ModelT`` as a graph: who computes a tensor, who reads it, which constant stands behind it."""
+"""A subgraph of a `ModelT` as a graph: who computes a tensor, who reads it, which constant stands behind it."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from tflite_export.file.flatbuffer import DTYPES, operator_name
 from tflite_export.file.integrity import text
 
+__all__ = ["UNPACKING", "Graph", "Stored"]
+
 UNPACKING = frozenset({"DENSIFY", "DEQUANTIZE"})
 """Operators that XNNPACK's delegate runs once, when the file is loaded, where they read a constant."""
 
@@ -24,10 +26,10 @@ class Stored:
     """The constant that a tensor is unpacked from.
 
     Args:
-        tensor: Its index.
-        densified: A DENSIFY unpacks it, or is assumed to.
-        zeros: Number of its zeros.
-        size: Number of its elements, dense.
+        tensor: its index.
+        densified: a DENSIFY unpacks it, or is assumed to.
+        zeros: number of its zeros.
+        size: number of its elements, dense.
     """
 
     tensor: int
@@ -40,9 +42,9 @@ class Graph:
     """One subgraph.
 
     Args:
-        model: A sound ``ModelT``: see :func:`tflite_export.file.flatbuffer.read`.
-        number: Of the subgraph.
-        assume_sparse: Tensors of this subgraph, dense constants, to be treated as if a DENSIFY unpacked them.
+        model: a sound `ModelT`: see `tflite_export.file.flatbuffer.read`.
+        number: of the subgraph.
+        assume_sparse: tensors of this subgraph, dense constants, to be treated as if a DENSIFY unpacked them.
     """
 
     def __init__(self, model: Any, number: int, assume_sparse: Collection[int] = ()) -> None:

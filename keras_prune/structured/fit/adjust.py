@@ -9,19 +9,19 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_prune.clock import Clock, optimizers_for
-from keras_prune.metric import Metric, check_mode, evaluate_within, value_of
-from keras_prune.optimizers import has_own_step
-from keras_prune.state import TrainingState
+from keras_prune.masks.state import TrainingState
+from keras_prune.optimizers.clock import Clock, optimizers_for
+from keras_prune.optimizers.finding import has_own_step
 from keras_prune.strategy import check_fraction
-from keras_prune.structured.choice import least_kept, order_units
-from keras_prune.structured.counting import Counter
+from keras_prune.structured.analysis.groups import Analysis, Keep, Units, analyse
+from keras_prune.structured.analysis.widths import Kept
+from keras_prune.structured.counting.counting import Counter
 from keras_prune.structured.fit.adjustments import Adjustment, Adjustments, decide
 from keras_prune.structured.fit.gates import Gates
-from keras_prune.structured.groups import Analysis, Keep, Units, analyse
 from keras_prune.structured.importances.names import resolve_importance
+from keras_prune.structured.planning.choice import least_kept, order_units
 from keras_prune.structured.surgery.net2net import check_copies, copy_units, summed_axes
-from keras_prune.structured.widths import Kept
+from keras_prune.training.metric import Metric, check_mode, evaluate_within, value_of
 
 __all__ = ["StructureAdjustment"]
 

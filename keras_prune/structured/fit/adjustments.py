@@ -8,8 +8,8 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from keras_prune.structured.plan import WIDTH
-from keras_prune.tables import plain_lines
+from keras_prune.structured.planning.plan import WIDTH
+from keras_prune.text.tables import plain_lines
 
 __all__ = ["Adjustment", "Adjustments", "decide"]
 

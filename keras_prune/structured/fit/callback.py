@@ -7,17 +7,17 @@ from typing import Any
 
 import keras
 
-from keras_prune.driving import SteppedCallback
 from keras_prune.schedules import PolynomialDecay, Schedule
 from keras_prune.scope import Skipped
-from keras_prune.step import Part, check_parts
 from keras_prune.strategy import check_fraction
-from keras_prune.structured.choice import OPTIONS
 from keras_prune.structured.fit.gates import Gates
 from keras_prune.structured.fit.regularise import GrowingRegularisation
-from keras_prune.structured.fit.session import Goal, StructuredSession
+from keras_prune.structured.fit.structured_run import Goal, StructuredSession
 from keras_prune.structured.importances.importance import Importance
 from keras_prune.structured.importances.names import resolve_importance
+from keras_prune.structured.planning.choice import OPTIONS
+from keras_prune.training.hooks import SteppedCallback
+from keras_prune.training.parts import Part, check_parts
 
 __all__ = ["StructuredPruning"]
 

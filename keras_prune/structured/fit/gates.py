@@ -14,17 +14,17 @@ import keras
 import numpy as np
 import numpy.typing as npt
 
-from keras_prune.averages import all_optimizers
-from keras_prune.clock import synchronise
-from keras_prune.hold import is_held
-from keras_prune.masks import Mask, MaskConstraint, Writer, put_zeros
-from keras_prune.optimizers import hook, hooked, innermost, optimizers_of, unhook
+from keras_prune.masks.bound import Mask, MaskConstraint, Writer, put_zeros
+from keras_prune.masks.hold import is_held
+from keras_prune.masks.state import TrainingState, strategy_scope
+from keras_prune.models.variables import read
+from keras_prune.optimizers.averages import all_optimizers
+from keras_prune.optimizers.clock import synchronise
+from keras_prune.optimizers.finding import hook, hooked, innermost, optimizers_of, unhook
 from keras_prune.scope import Layout, Target
-from keras_prune.state import TrainingState, strategy_scope
-from keras_prune.step import MaskedGradients
-from keras_prune.structured.fit.shrink import is_gate, rebuild_bare, refuse_masks
-from keras_prune.structured.groups import Analysis, Keep
-from keras_prune.variables import read
+from keras_prune.structured.analysis.groups import Analysis, Keep
+from keras_prune.structured.surgery.shrink import is_gate, rebuild_bare, refuse_masks
+from keras_prune.training.parts import MaskedGradients
 
 __all__ = ["Gates", "check_groups"]
 

@@ -19,10 +19,10 @@ from keras import layers as kl
 from keras import ops
 from keras.saving import register_keras_serializable
 
-from keras_prune.optimizers import StepPart, rates_of
-from keras_prune.step import L1, ActivePart, Part
-from keras_prune.structured.groups import Analysis, analyse
-from keras_prune.variables import dense
+from keras_prune.models.variables import dense
+from keras_prune.optimizers.finding import StepPart, rates_of
+from keras_prune.structured.analysis.groups import Analysis, analyse
+from keras_prune.training.parts import L1, ActivePart, Part
 
 __all__ = ["GroupLasso", "GrowingPenalty", "GrowingRegularisation", "Slimming", "UnitPart", "UnitSlices"]
 

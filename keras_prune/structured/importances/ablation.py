@@ -13,7 +13,7 @@ from keras import ops
 
 from keras_prune.statistics.batches import Batch, Batches
 from keras_prune.statistics.evaluation import batch_loss, check_compiled
-from keras_prune.structured.groups import Analysis
+from keras_prune.structured.analysis.groups import Analysis
 
 __all__ = ["ablate"]
 

@@ -15,12 +15,12 @@ from keras import layers as kl
 from keras import ops, tree
 from keras.saving import register_keras_serializable
 
+from keras_prune.graph.graph import Graph, Inside, Ref, place_of_call
+from keras_prune.graph.held import lent
+from keras_prune.graph.symbolic import flat_tensors
 from keras_prune.statistics.batches import Batches
-from keras_prune.structured.graph import Graph, Inside, Ref, place_of_call
-from keras_prune.structured.groups import Analysis
-from keras_prune.structured.held import lent
+from keras_prune.structured.analysis.groups import Analysis
 from keras_prune.structured.importances.importance import NORMALISATIONS, Array, Importance, Scores, data_field
-from keras_prune.structured.symbolic import flat_tensors
 
 __all__ = ["APoZ", "ActivationSum", "Entropy", "MeanActivation"]
 

@@ -11,14 +11,14 @@ import numpy as np
 import numpy.typing as npt
 from keras import layers as kl
 
+from keras_prune.models.variables import read
 from keras_prune.statistics.batches import Batches
 from keras_prune.statistics.gradients import loss_gradients
 from keras_prune.statistics.reading import kept
-from keras_prune.structured.groups import Analysis, Group
+from keras_prune.structured.analysis.groups import Analysis, Group
 from keras_prune.structured.importances.activity import Activity, APoZ, Entropy, MeanActivation
 from keras_prune.structured.importances.importance import REDUCTIONS, Array, Fisher, Gradient, Scores, Taylor
 from keras_prune.structured.importances.slices import over_others, spread, targets_of
-from keras_prune.variables import read
 
 __all__ = ["Features", "features"]
 

@@ -15,10 +15,10 @@ from keras.saving import register_keras_serializable
 
 from keras_prune import criteria, statistics
 from keras_prune.allocation import lamp_scores
+from keras_prune.models.variables import read
 from keras_prune.strategy import Strategy
-from keras_prune.structured.groups import Analysis, Group
+from keras_prune.structured.analysis.groups import Analysis, Group
 from keras_prune.structured.importances.slices import over_others, spread, targets_of
-from keras_prune.variables import read
 
 __all__ = [
     "FPGM",

@@ -10,7 +10,7 @@ import keras
 from keras.saving import register_keras_serializable
 
 from keras_prune.statistics.evaluation import check_compiled
-from keras_prune.structured.groups import Analysis
+from keras_prune.structured.analysis.groups import Analysis
 from keras_prune.structured.importances.features import of_gradients, sides_of
 from keras_prune.structured.importances.importance import Array, Importance, Scores, data_field
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from keras_prune.scope import Layout, Target
-from keras_prune.structured.groups import Group, Slot
+from keras_prune.structured.analysis.groups import Group, Slot
 
 __all__ = ["over_others", "spread", "targets_of"]
 

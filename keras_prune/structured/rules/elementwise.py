@@ -9,6 +9,8 @@ from keras_prune.structured.rules.activations import UNARY, activate, keeps_zero
 from keras_prune.structured.rules.registry import Call, Dims, Effect, rule_for
 from keras_prune.structured.rules.weights import channel_axis, only_channels
 
+__all__ = ["activation", "global_pooling", "over_space", "prelu", "rescaling", "softmax", "unary", "unchanged"]
+
 
 @rule_for(
     kl.Dropout, kl.GaussianDropout, kl.GaussianNoise, kl.AlphaDropout, kl.SpatialDropout1D, kl.SpatialDropout2D,

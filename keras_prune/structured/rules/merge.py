@@ -12,6 +12,19 @@ from keras import tree
 from keras_prune.structured.rules.registry import Axis, Call, Cost, Dims, Effect, rule_for
 from keras_prune.structured.rules.weights import positions
 
+__all__ = [
+    "COMPARISONS",
+    "PRODUCTS",
+    "QUOTIENTS",
+    "contract",
+    "dot",
+    "einsum",
+    "elementwise",
+    "matmul",
+    "power",
+    "reduction",
+]
+
 PRODUCTS = frozenset({"Multiply"})
 COMPARISONS = frozenset({"Equal", "NotEqual", "Less", "LessEqual", "Greater", "GreaterEqual", "LogicalNot"})
 QUOTIENTS = frozenset({"Divide", "TrueDivide", "DivideNoNan"})

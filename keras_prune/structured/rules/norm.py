@@ -13,6 +13,8 @@ from keras import layers as kl
 
 from keras_prune.structured.rules.registry import Axis, Call, Dims, Effect, Width, rule_for
 
+__all__ = ["batch_norm", "group_norm", "layer_norm", "layer_scale", "normalization", "rms_norm", "unit_norm"]
+
 
 @rule_for(kl.BatchNormalization)
 def batch_norm(call: Call) -> Effect:

@@ -6,9 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from keras_prune.structured.elements import OPAQUE
+from keras_prune.arrays.union_find import OPAQUE
 from keras_prune.structured.rules.registry import Axis, Call, Dims, Effect, rule_for
 from keras_prune.structured.rules.shape import widths
+
+__all__ = ["broadcast_to", "slice_operation", "take", "tile", "turned"]
 
 
 @rule_for("Slice")

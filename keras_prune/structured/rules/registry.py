@@ -18,8 +18,8 @@ import keras
 import numpy as np
 from keras import tree
 
-from keras_prune.structured.elements import OPAQUE, Elements, Labels
-from keras_prune.structured.graph import Node, Ref, Shape
+from keras_prune.arrays.union_find import OPAQUE, Elements, Labels
+from keras_prune.graph.graph import Node, Ref, Shape
 
 __all__ = ["Axis", "Call", "Cost", "Dims", "Effect", "Rule", "Tracker", "Width", "find_rule", "rule_for"]
 

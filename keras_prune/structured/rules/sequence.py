@@ -10,11 +10,22 @@ import numpy as np
 from keras import layers as kl
 from keras import tree
 
-from keras_prune.structured.elements import Labels
+from keras_prune.arrays.union_find import Labels
 from keras_prune.structured.rules.activations import activate, keeps_zero
 from keras_prune.structured.rules.merge import contract
 from keras_prune.structured.rules.registry import Axis, Call, Cost, Dims, Effect, Width, find_rule, rule_for
 from keras_prune.structured.rules.weights import positions
+
+__all__ = [
+    "attention",
+    "bidirectional",
+    "dot_product_attention",
+    "grouped_query_attention",
+    "multi_head_attention",
+    "recurrent",
+    "recurrent_of_cell",
+    "time_distributed",
+]
 
 
 def _cell(call: Call, layer: Any, incoming: Axis | None) -> Labels:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from keras import layers as kl
 
-from keras_prune.structured.elements import OPAQUE, Labels
+from keras_prune.arrays.union_find import OPAQUE, Labels
 from keras_prune.structured.rules.registry import Axis, Call, Dims, Effect, Width, rule_for
 from keras_prune.structured.rules.weights import labels_of
 

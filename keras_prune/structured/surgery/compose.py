@@ -11,11 +11,12 @@ from typing import Any
 import keras
 from keras.saving import deserialize_keras_object
 
-from keras_prune.compiling import known_objects
-from keras_prune.structured.graph import Inside, Node, fill
-from keras_prune.structured.groups import Analysis, Copies, Keep
-from keras_prune.structured.held import find, held, is_layer, is_variable
-from keras_prune.structured.replay import departure, record, replay, shape_now, width_choices, widths_inside
+from keras_prune.graph.graph import Inside, Node, fill
+from keras_prune.graph.held import find, held, is_layer, is_variable
+from keras_prune.graph.symbolic import specified_by_call, stand_in, unrecorded
+from keras_prune.optimizers.compiling import known_objects
+from keras_prune.structured.analysis.groups import Analysis, Copies, Keep
+from keras_prune.structured.analysis.replay import departure, record, replay, shape_now, width_choices, widths_inside
 from keras_prune.structured.surgery.constructor import (
     config_of,
     configurations,
@@ -25,7 +26,6 @@ from keras_prune.structured.surgery.constructor import (
     written,
 )
 from keras_prune.structured.surgery.resized import Changes, Resized, resized
-from keras_prune.structured.symbolic import specified_by_call, stand_in, unrecorded
 
 __all__ = ["compose"]
 

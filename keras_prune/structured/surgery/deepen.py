@@ -14,13 +14,13 @@ import numpy as np
 from keras import layers as kl
 from keras import ops
 
-from keras_prune.agreement import check_agreement
-from keras_prune.structured.calls import find_call, graph_of
-from keras_prune.structured.fit.shrink import refuse_masks
-from keras_prune.structured.graph import Inside, Shape
-from keras_prune.structured.groups import analyse
+from keras_prune.graph.calls import find_call, graph_of
+from keras_prune.graph.graph import Inside, Shape
+from keras_prune.models.agreement import check_agreement
+from keras_prune.models.variables import assign, read
+from keras_prune.structured.analysis.groups import analyse
 from keras_prune.structured.surgery.rewrite import rebuild
-from keras_prune.variables import assign, read
+from keras_prune.structured.surgery.shrink import refuse_masks
 
 __all__ = ["deepen"]
 

@@ -11,15 +11,15 @@ import keras
 import numpy as np
 from keras import layers as kl
 
+from keras_prune.graph.calls import find_call, graph_of, open_graphs
+from keras_prune.graph.graph import Graph, Inside, Node
 from keras_prune.statistics.batches import Batches
 from keras_prune.statistics.evaluation import batch_loss, check_compiled
-from keras_prune.structured.calls import find_call, graph_of, open_graphs
-from keras_prune.structured.counting import Counter
-from keras_prune.structured.fit.shrink import refuse_masks
-from keras_prune.structured.graph import Graph, Inside, Node
-from keras_prune.structured.groups import Analysis, analyse
+from keras_prune.structured.analysis.groups import Analysis, analyse
+from keras_prune.structured.counting.counting import Counter
 from keras_prune.structured.surgery.reference import needed
 from keras_prune.structured.surgery.rewrite import rebuild
+from keras_prune.structured.surgery.shrink import refuse_masks
 
 __all__ = ["Block", "BlockCost", "depth_costs", "drop_layers", "droppable"]
 

@@ -18,13 +18,12 @@ import numpy as np
 import numpy.typing as npt
 from keras import layers as kl
 
-from keras_prune.structured.calls import find_call
-from keras_prune.structured.choice import labels_of_layer
-from keras_prune.structured.fit.shrink import refuse_masks
-from keras_prune.structured.graph import Graph, Node
-from keras_prune.structured.groups import Analysis, Copies, Units, analyse
+from keras_prune.graph.calls import find_call
+from keras_prune.graph.graph import Graph, Node
+from keras_prune.models.variables import assign, read
+from keras_prune.structured.analysis.groups import Analysis, Copies, Units, analyse, labels_of_layer
 from keras_prune.structured.surgery.rewrite import rebuild
-from keras_prune.variables import assign, read
+from keras_prune.structured.surgery.shrink import refuse_masks
 
 __all__ = ["check_copies", "copy_units", "summed_axes", "widen"]
 

@@ -11,11 +11,11 @@ import numpy as np
 import numpy.typing as npt
 from keras import ops, tree
 
-from keras_prune.agreement import Given, State, check_agreement, kept_state
-from keras_prune.structured.graph import Graph, Inside, Node
-from keras_prune.structured.groups import Analysis, Copies, Keep
-from keras_prune.structured.trace import trace
-from keras_prune.variables import read
+from keras_prune.graph.graph import Graph, Inside, Node
+from keras_prune.graph.trace import trace
+from keras_prune.models.agreement import Given, State, check_agreement, kept_state
+from keras_prune.models.variables import read
+from keras_prune.structured.analysis.groups import Analysis, Copies, Keep
 
 __all__ = ["check_rebuilt", "needed", "run_graph"]
 

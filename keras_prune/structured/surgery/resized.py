@@ -9,7 +9,7 @@ from typing import Any
 import keras
 from keras.saving import deserialize_keras_object, register_keras_serializable
 
-from keras_prune.structured.held import Place, exchange, find
+from keras_prune.graph.held import Place, exchange, find
 from keras_prune.structured.surgery.constructor import write_down
 
 __all__ = ["Changes", "Resized", "resized"]

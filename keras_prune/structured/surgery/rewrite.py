@@ -11,13 +11,14 @@ import numpy as np
 from keras import layers as kl
 from keras import tree
 
-from keras_prune.carrying import carry_attributes, carry_state
-from keras_prune.compiling import compile_like, known_objects
-from keras_prune.hold import hold, is_held
+from keras_prune.graph.graph import Graph, Inside, Node
+from keras_prune.layers.carrying import carry_attributes, carry_state
+from keras_prune.masks.hold import hold, is_held
+from keras_prune.models.variables import assign, read
+from keras_prune.optimizers.compiling import compile_like, known_objects
 from keras_prune.strip import takes_graph
-from keras_prune.structured.graph import Graph, Inside, Node
-from keras_prune.structured.groups import Analysis, Copies, Keep, Units, inside_of
-from keras_prune.structured.replay import evaluate, shape_now
+from keras_prune.structured.analysis.groups import Analysis, Copies, Keep, Units, inside_of
+from keras_prune.structured.analysis.replay import evaluate, shape_now
 from keras_prune.structured.rules.registry import Effect
 from keras_prune.structured.surgery.arrays import cut_arrays
 from keras_prune.structured.surgery.compose import compose
@@ -25,7 +26,6 @@ from keras_prune.structured.surgery.constructor import made_again, unbuilt
 from keras_prune.structured.surgery.reference import check_rebuilt, needed
 from keras_prune.structured.surgery.resized import Resized
 from keras_prune.structured.surgery.training import copy_training_state
-from keras_prune.variables import assign, read
 
 __all__ = ["rebuild"]
 

@@ -9,9 +9,9 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_prune.averages import all_optimizers
-from keras_prune.compiling import compile_like
-from keras_prune.variables import assign, read
+from keras_prune.models.variables import assign, read
+from keras_prune.optimizers.averages import all_optimizers
+from keras_prune.optimizers.compiling import compile_like
 
 __all__ = ["copy_training_state"]
 

@@ -1,8 +1,8 @@
-"""Run files in the guest's LiteRT, between marks that the instruction counter sees: see ``count_instructions.c``.
+"""Run files in the guest's LiteRT, between marks that the instruction counter sees: see `count_instructions.c`.
 
     python3.11 guest_litert.py SITE JOB
 
-SITE holds the guest's packages. JOB holds ``job.json`` and ``feeds.npz``; the outputs are written beside them. This
+SITE holds the guest's packages. JOB holds `job.json` and `feeds.npz`; the outputs are written beside them. This
 file runs in the guest, so it imports nothing of tflite_export.
 """
 

@@ -1,0 +1,273 @@
+"""A mask bound to a variable: attached as a constraint, updated in place, detached without a trace.
+
+Keras runs a variable's constraint at the end of the optimizer's step, inside the compiled function, so a constraint
+that selects by a mask keeps pruned weights at zero at no cost to the host and under every way of running the step.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import numpy.typing as npt
+from keras import ops
+from keras.src.backend.common.stateless_scope import in_stateless_scope
+
+from keras_prune.masks.state import TrainingState
+from keras_prune.models.variables import assign, read, resource_of
+from keras_prune.optimizers.averages import average_of, averages_of, optimizer_at_work
+from keras_prune.scope import Target
+
+__all__ = ["Mask", "MaskConstraint", "Writer", "bind", "mask_of", "release", "select"]
+
+LARGE = 1 << 24
+"""From so many weights on, an array of zeros of a tensor's size is too much to make."""
+
+TOGETHER = 1 << 20
+"""Up to so many weights in all, the masks of a session are written by one compiled function."""
+
+
+class MaskConstraint(keras.constraints.Constraint):
+    """Selects: $w_i$ where the mask is on, +0.0 elsewhere; after the constraint that the variable had before, if any.
+
+    Args:
+        mask: a boolean variable of the weight's shape.
+        inner: the user's own constraint, applied first, or None.
+    """
+
+    def __init__(self, mask: keras.Variable, inner: Any = None) -> None:
+        self.mask = mask
+        self.inner = inner
+
+    def __call__(self, w: Any) -> Any:
+        """Return the weight with pruned entries at +0.0 (selected, not multiplied: that would leave -0.0).
+
+        Called in an optimizer's step, it also holds the average that the optimizer keeps of the weight.
+        """
+        optimizer = optimizer_at_work()
+        average = None if optimizer is None or not isinstance(w, keras.Variable) else average_of(optimizer, w)
+        if average is not None:
+            average.assign(select(self.mask, average))
+        return select(self.mask, w if self.inner is None else self.inner(w))
+
+    def get_config(self) -> dict[str, Any]:
+        """Refuse: a mask is state of a training, not configuration."""
+        raise NotImplementedError("A mask cannot be written into a configuration. Call keras_prune.strip(model) first.")
+
+
+def select(mask: Any, weight: Any) -> Any:
+    """Return the weight where the mask is on and +0.0 elsewhere."""
+    mask, value = ops.convert_to_tensor(mask), ops.convert_to_tensor(weight)
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        if math.prod(value.shape) <= LARGE:
+            # The kernel for equal shapes; that of `where` is made for broadcasting, and a third slower.
+            return tf.raw_ops.Select(condition=mask, x=value, y=tf.zeros_like(value))
+        # As fast on a large tensor, and no zeros of its size beside it.
+        return tf.where(mask, value, tf.zeros((), value.dtype))
+    return ops.where(mask, value, ops.zeros_like(value))
+
+
+def put_zeros(variable: keras.Variable, mask: npt.NDArray[np.bool_]) -> None:
+    """Put weights at +0.0 where the mask is off.
+
+    Args:
+        variable: a kernel.
+        mask: True where kept, of the kernel's shape.
+    """
+    # TensorFlow's scatters and assignments to slices would save a copy here and cost one in every later step: from then
+    # on, the variable is copied whenever it is read.
+    resource = resource_of(variable)
+    if resource is not None:
+        resource.assign(select(mask, resource.value()), read_value=False)
+    else:
+        variable.assign(select(mask, variable.value))
+
+
+class Mask:
+    """The mask of one target.
+
+    Args:
+        target: the tensor.
+        variable: a boolean variable of its shape. On the JAX backend the compiled step sees only state that is handed
+            to it, so for a mask that changes during training it has to be one of the optimizer's (`masks.state`
+            makes it so).
+        hold: keep pruned weights at zero by a constraint. False where they go on learning: the one who binds then
+            holds them.
+        averages: what an optimizer keeps as averages of the weight, which are held like it.
+
+    Attributes:
+        zeros: how many weights are off.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        variable: keras.Variable,
+        *,
+        hold: bool = True,
+        averages: Sequence[keras.Variable] = (),
+    ) -> None:
+        self.target = target
+        self.variable = variable
+        self.averages = () if target.straight_through else tuple(averages)
+        self.count(read(variable))
+        self.hold(hold)
+
+    def hold(self, on: bool = True) -> None:
+        """Attach the constraint, or take it off and leave the user's own."""
+        kernel = self.target.variable
+        inner = release(kernel)
+        if on:
+            kernel.constraint = MaskConstraint(self.variable, inner)
+
+    def read(self) -> npt.NDArray[np.bool_]:
+        """Return the mask (True: kept), to be read only."""
+        return read(self.variable)
+
+    def put(self, values: npt.NDArray[np.bool_]) -> None:
+        """Set the mask, here and in the wrapper layer if there is one; the weights stay as they are."""
+        assign(self.variable, values)
+        if self.target.mask is not None:
+            self.target.mask.assign(values)
+        self.count(values)
+
+    def count(self, values: npt.NDArray[np.bool_]) -> None:
+        """Take note of a mask that is in force already."""
+        self.zeros = int(values.size - np.count_nonzero(values))
+
+    def write(self, values: npt.NDArray[np.bool_]) -> None:
+        """Set the mask, and put pruned weights at +0.0.
+
+        Where a wrapper lets masked weights go on learning (straight through), the weights stay as they are.
+        """
+        self.put(values)
+        if not self.target.straight_through:
+            put_zeros(self.target.variable, values)
+            self.apply_to_averages()
+
+    def apply(self) -> None:
+        """Put the weights that the mask prunes at +0.0, and their averages."""
+        if not self.target.straight_through:
+            self.target.variable.assign(select(self.variable, self.target.variable.value))
+            self.apply_to_averages()
+
+    def apply_to_averages(self) -> None:
+        """Put the averages of weights that the mask prunes at +0.0."""
+        for average in self.averages:
+            average.assign(select(self.variable, average.value))
+
+    def guard(self, on: bool = True) -> None:
+        """Let nothing but an optimizer write to what is pruned, or end that.
+
+        Between two steps of a training other callbacks write weights: those that average them, or restore some. What
+        they write is pruned too, at once, so that the next one to look (validation, a checkpoint) sees zeros.
+        """
+        variable = self.target.variable
+        vars(variable).pop("assign", None)
+        if not on or self.target.straight_through:
+            return
+
+        def assign(value: Any) -> Any:
+            known = tuple(getattr(value, "shape", ())) == tuple(variable.shape)
+            # On JAX the compiled step holds all values while it runs, and hands them back one by one.
+            known = known and self.variable._value is not None
+            if known and optimizer_at_work() is None and not in_stateless_scope():
+                value = select(self.variable, ops.cast(value, variable.dtype))
+            return type(variable).assign(variable, value)
+
+        variable.assign = assign
+
+
+class Writer:
+    """Puts new masks in force, all of a session's at once.
+
+    Where the tensors are small, calls into TensorFlow cost more than the work: then one compiled function does it all.
+
+    Args:
+        masks: always written together, in this order.
+    """
+
+    def __init__(self, masks: Sequence[Mask]) -> None:
+        self.masks = tuple(masks)
+        size = sum(int(np.prod(mask.target.variable.shape)) for mask in self.masks)
+        plain = all(resource_of(mask.variable) is not None for mask in self.masks)
+        self._together = self._compile() if plain and size <= TOGETHER else None
+
+    def __call__(self, values: Sequence[npt.NDArray[np.bool_]]) -> None:
+        """Set every mask, and put pruned weights at +0.0."""
+        if self._together is None:
+            for mask, value in zip(self.masks, values, strict=True):
+                mask.write(value)
+            return
+        import tensorflow as tf
+
+        self._together(tf.constant(np.concatenate([value.reshape(-1) for value in values])))
+        for mask, value in zip(self.masks, values, strict=True):
+            mask.count(value)
+
+    def _compile(self) -> Any:
+        import tensorflow as tf
+
+        shapes = [tuple(mask.variable.shape) for mask in self.masks]
+        sizes = [math.prod(shape) for shape in shapes]
+
+        def write(packed: Any) -> None:
+            for mask, part, shape in zip(self.masks, tf.split(packed, sizes), shapes, strict=True):
+                value = tf.reshape(part, shape)
+                mask.variable.assign(value)
+                if mask.target.mask is not None:
+                    mask.target.mask.assign(value)
+                if not mask.target.straight_through:
+                    for held in (mask.target.variable, *mask.averages):
+                        held.assign(select(value, held.value))
+
+        # One argument, and no look for the function that fits it: on small models TensorFlow takes longer to check a
+        # call than to run it.
+        return tf.function(write).get_concrete_function(tf.TensorSpec((sum(sizes),), tf.bool))
+
+
+def bind(target: Target, state: TrainingState, *, hold: bool = True) -> Mask:
+    """Return the mask of a target: that of the loaded file, of the weight or its layer, or a new one with all on.
+
+    Args:
+        target: the tensor.
+        state: of the target's model; it makes the variable.
+        hold: as for `Mask`; a target whose weights learn straight through is never held.
+    """
+    earlier = mask_of(target.variable)
+    if earlier is None and target.mask is not None:
+        earlier = read(target.mask)
+    key = f"mask:{target.index}"
+    in_file = key in state.arrays
+    variable = state.variable(key, target.variable.shape, "bool", True)
+    if earlier is not None and not in_file:
+        variable.assign(np.array(earlier))
+        if not earlier.all():
+            state.restored.add(key)
+    averages = averages_of(state.optimizer, target.variable)
+    return Mask(target, variable, hold=hold and not target.straight_through, averages=averages)
+
+
+def mask_of(variable: keras.Variable) -> npt.NDArray[np.bool_] | None:
+    """Return the mask that is bound to a variable, or None.
+
+    Example:
+        >>> layer = keras.layers.Dense(2)
+        >>> layer.build((None, 3))
+        >>> mask_of(layer.kernel) is None
+        True
+    """
+    constraint = variable.constraint
+    return read(constraint.mask) if isinstance(constraint, MaskConstraint) else None
+
+
+def release(variable: keras.Variable) -> Any:
+    """Take a mask off a variable; what remains is the constraint that the user gave it, which is returned."""
+    while isinstance(variable.constraint, MaskConstraint):
+        variable.constraint = variable.constraint.inner
+    return variable.constraint

@@ -1,0 +1,192 @@
+"""What a pruned model carries while it trains: state of the compiled step, saved and restored with the model.
+
+A mask that changes during training has to be state of the step on every backend: on JAX a free variable is baked into
+the compiled function as a constant. The optimizer's variables are state everywhere, so masks and sums of gradients
+are made by `optimizer.add_variable`. In files they stand apart from the optimizer's own variables: a model saved in
+the middle of a pruned training loads, moments and all, where this library is not installed; and a file without them
+loads into a model that has them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import numpy.typing as npt
+from keras import ops
+
+# Keras saves whatever a model holds that is a KerasSaveable; the class has no public name.
+from keras.src.saving.keras_saveable import KerasSaveable
+
+from keras_prune.models.variables import read
+from keras_prune.optimizers.finding import innermost
+from keras_prune.scope import Skipped
+
+__all__ = ["TrainingState", "strategy_scope"]
+
+
+def strategy_scope(model: keras.Model) -> Any:
+    """Return the scope in which the model's variables live under `tf.distribute`, to be entered with `with`."""
+    strategy: Any = getattr(model, "distribute_strategy", None)
+    return strategy.scope() if hasattr(strategy, "scope") else contextlib.nullcontext()
+
+
+class TrainingState(KerasSaveable):
+    """Variables and arrays that pruning adds to one model.
+
+    The model holds it as `model._pruning_state`, where Keras finds it when it saves.
+
+    Attributes:
+        variables: state of the compiled step, by key.
+        arrays: state of the host (snapshots, curves), and values read from a file that no variable has claimed yet.
+        sessions: the trainings that follow the model now; `keras_prune.training.optimizer_steps`.
+        guard: what ends those of them that were interrupted, while there are any.
+    """
+
+    def __init__(self) -> None:
+        self.variables: dict[str, keras.Variable] = {}
+        self.arrays: dict[str, npt.NDArray[Any]] = {}
+        self.sessions: list[Any] = []
+        self.guard: Any = None
+        self.restored: set[str] = set()
+        self.left_alone: tuple[Skipped, ...] = ()
+        self._owners: dict[int, tuple[Any, Any]] = {}
+        self._optimizer: Any = None
+
+    @classmethod
+    def of(cls, model: keras.Model) -> TrainingState:
+        """Return the state of a model, made on first use and following the model to a new optimizer."""
+        state = getattr(model, "_pruning_state", None)
+        if state is None:
+            state = cls()
+            model._pruning_state = state
+        state._bind(getattr(model, "optimizer", None))
+        return state
+
+    def _obj_type(self) -> str:
+        # Keras asks what attributes an object of a kind has anyway, to pass over them; of all kinds a Loss has the
+        # fewest.
+        return "Loss"
+
+    @property
+    def optimizer(self) -> Any:
+        """The innermost optimizer whose step this is state of, or None."""
+        return self._optimizer
+
+    # -- variables of the step ----------------------------------------------------------------------------------------
+
+    def _bind(self, outer: Any) -> None:
+        optimizer = innermost(outer)
+        if optimizer is self._optimizer:
+            return
+        # A new compile: the old optimizer's variables hand their values over as they are asked for.
+        self.arrays.update({key: np.array(read(variable)) for key, variable in self.variables.items()})
+        self.variables = {}
+        self._owners = {}
+        self._optimizer = optimizer
+        if optimizer is not None:
+            self._keep_out_of_optimizer_files(outer)
+            if outer is not optimizer:
+                self._keep_out_of_optimizer_files(optimizer)
+
+    def variable(self, key: str, shape: Sequence[int], dtype: str, fill: float) -> keras.Variable:
+        """Return the variable of this key, made if need be: with the value that was loaded for it, or filled."""
+        if key in self.variables:
+            # Of an earlier run of the same optimizer: its value goes on.
+            self.restored.add(key)
+            return self.variables[key]
+        name = "pruning_" + key.replace(":", "_")
+
+        def initializer(shape: Any, dtype: Any = None) -> Any:
+            # Keras's own Constant multiplies, which TensorFlow before 2.21 cannot do with booleans.
+            return ops.full(shape, fill, dtype)
+
+        if self._optimizer is None:
+            variable = keras.Variable(initializer, shape=tuple(shape), dtype=dtype, trainable=False, name=name)
+        else:
+            variable = self._optimizer.add_variable(
+                tuple(shape), initializer=initializer, dtype=dtype, name=name, aggregation="only_first_replica"
+            )
+        self.variables[key] = variable
+        value = self.arrays.pop(key, None)
+        if value is not None and value.shape == tuple(shape):
+            variable.assign(value)
+            self.restored.add(key)
+        return variable
+
+    # -- who prunes what ----------------------------------------------------------------------------------------------
+
+    def claim(self, session: Any, variable: keras.Variable, path: str, run: Any) -> None:
+        """Note that a session prunes a variable in this run; two at once are refused.
+
+        A session of an earlier run (one that was interrupted, say) no longer counts.
+        """
+        other, when = self._owners.get(id(variable), (None, None))
+        if other is not None and when is run:
+            raise ValueError(
+                f"Two pruning callbacks act on {path!r} in one training: {other.owner!r} and {session.owner!r}. "
+                "Remove one, or give them scopes that do not overlap: scope=Scope(include=..., exclude=...)."
+            )
+        if other is not None:
+            other.abandon()
+        self._owners[id(variable)] = (session, run)
+
+    @property
+    def owners(self) -> list[Any]:
+        """Who prunes the model's variables now; each has `recount()`, for masks that something else has set."""
+        return list({id(session): session for session, _ in self._owners.values()}.values())
+
+    def unclaim(self, session: Any) -> None:
+        """Forget a session whose training is over."""
+        self._owners = {key: value for key, value in self._owners.items() if value[0] is not session}
+
+    # -- files --------------------------------------------------------------------------------------------------------
+
+    def save_own_variables(self, store: Any) -> None:
+        """Write every variable and array; called by Keras."""
+        for key, variable in self.variables.items():
+            store[key] = read(variable)
+        for key, array in self.arrays.items():
+            store[key] = array
+
+    def load_own_variables(self, store: Any) -> None:
+        """Take over what the file holds; called by Keras. What it lacks is rebuilt from the weights by the session."""
+        self.restored.clear()
+        for key in list(store.keys()):  # a view of a file knows no iteration of its own
+            value = np.asarray(store[key])
+            if key in self.variables:
+                self.variables[key].assign(value)
+                self.restored.add(key)
+            else:
+                self.arrays[key] = value
+
+    def _keep_out_of_optimizer_files(self, optimizer: Any) -> None:
+        """Make an optimizer save and load its own variables only, in the layout that it has without pruning."""
+
+        def own() -> list[keras.Variable]:
+            mine = {id(variable) for variable in self.variables.values()}
+            return [variable for variable in optimizer.variables if id(variable) not in mine]
+
+        def save_own_variables(store: Any) -> None:
+            for i, variable in enumerate(own()):
+                store[str(i)] = read(variable)
+
+        def load_own_variables(store: Any) -> None:
+            variables = own()
+            if len(store.keys()) != len(variables):
+                warnings.warn(
+                    f"Optimizer {optimizer.name!r} has {len(variables)} variables of its own and the file has "
+                    f"{len(store.keys())}: its state is not loaded, and training goes on with fresh moments. "
+                    "Was the file saved with another optimizer?",
+                    stacklevel=2,
+                )
+                return
+            for i, variable in enumerate(variables):
+                variable.assign(store[str(i)])
+
+        optimizer.save_own_variables = save_own_variables
+        optimizer.load_own_variables = load_own_variables

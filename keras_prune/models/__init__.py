@@ -1,0 +1,1 @@
+"""What every stage asks of a Keras model: values of variables, drawn inputs, whether two models agree."""

@@ -1,0 +1,1 @@
+"""Which units of a graph can be removed, in groups, with all that each takes along."""

@@ -1,0 +1,1 @@
+"""Parameters, multiplications and memory of a model, as it is and as it would be."""

@@ -1,0 +1,141 @@
+"""A target for measured latency: plans along the order of removal are made and measured until one meets it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from importlib.metadata import entry_points
+from typing import Any
+
+import keras
+from keras import ops, tree
+
+from keras_prune.statistics.batches import Batches
+from keras_prune.structured.analysis.groups import Keep
+from keras_prune.structured.planning.bracket import search
+
+__all__ = ["GROUP", "Latency", "Measure", "Trial", "Trials", "find_measure"]
+
+GROUP = "keras_prune.latency"
+"""Entry points of packages that measure latency: functions that take `data`, inputs or None, and give a `Measure`."""
+
+Measure = Callable[[keras.Model], float]
+"""Seconds of a run of a model. It is called with the whole model first; a slow spell of the machine should not count,
+so what it gives of the others had better be measured in turn with the first."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """A plan that was measured.
+
+    Attributes:
+        macs: the share of multiplications that is left.
+        share: the share of latency.
+    """
+
+    macs: float
+    share: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Latency:
+    """What was measured for a plan.
+
+    Attributes:
+        before: seconds of a run of the whole model.
+        after: seconds of a run of the planned one.
+        trials: all plans that were measured on the way to this one, in order.
+    """
+
+    before: float
+    after: float
+    trials: tuple[Trial, ...]
+
+    def __str__(self) -> str:
+        share = self.after / self.before
+        return (
+            f"latency {1e3 * self.before:.3f} ms -> {1e3 * self.after:.3f} ms ({share:.1%} left, as measured; "
+            f"{len(self.trials)} smaller models measured)"
+        )
+
+
+def find_measure(model: keras.Model, data: Any) -> Measure:
+    """The way to measure latency that an installed package offers.
+
+    Args:
+        model: whose inputs `data` has.
+        data: as for an importance, or None; its first batch is what is run.
+
+    Raises:
+        ImportError: no package offers one.
+    """
+    found = sorted(entry_points(group=GROUP), key=lambda entry: entry.name)
+    if not found:
+        raise ImportError(
+            "plan: latency is measured on an exported file, by a package that exports; none is installed (no entry "
+            f"point in the group {GROUP!r}). Install tflite_export: pip install keras-prune. Or give measure=, a "
+            "function from a model to the seconds of a run."
+        )
+    inputs = None
+    if data is not None:
+        inputs = tree.map_structure(ops.convert_to_numpy, next(iter(Batches(data, model, labels=False))).x)
+    measure: Measure = found[0].load()(inputs)
+    return measure
+
+
+class Trials:
+    """Plans by the number of units that go, each measured once.
+
+    Args:
+        measure: gives the seconds of a run.
+        whole: the model as it is; it is measured first.
+        keep: for a number of units that go, whether each unit stays.
+        build: makes the smaller model.
+        macs: the share of multiplications that is left for a number of units.
+    """
+
+    def __init__(
+        self,
+        measure: Measure,
+        whole: keras.Model,
+        keep: Callable[[int], Keep],
+        build: Callable[[Keep], keras.Model],
+        macs: Callable[[int], float],
+    ) -> None:
+        self.measure, self.keep, self.build, self.macs = measure, keep, build, macs
+        self.before = _seconds(measure, whole)
+        self.done: dict[bytes, Trial] = {}
+
+    def meet(self, target: float, low: int, high: int) -> tuple[int, Latency] | None:
+        """The fewest units of those in [low, high] that were measured to meet a target; None if none did."""
+        found = search(self.share, self.macs, low, high, target)
+        if found is None:
+            return None
+        return found, Latency(self.before, self.before * self.share(found), tuple(self.done.values()))
+
+    def share(self, number: int) -> float:
+        """Latency as a share of the whole model's."""
+        keep = self.keep(number)
+        if keep.all():
+            return 1.0
+        key = keep.tobytes()
+        if key not in self.done:
+            share = _seconds(self.measure, self.build(keep)) / self.before
+            self.done[key] = Trial(self.macs(number), share)
+        return self.done[key].share
+
+    def __str__(self) -> str:
+        best = min(self.done.values(), key=lambda trial: trial.share)
+        return (
+            f"of {len(self.done)} smaller models measured, the fastest takes {best.share:.4f} of the whole one's "
+            f"{1e3 * self.before:.3f} ms, with {best.macs:.4f} of its multiplications left"
+        )
+
+
+def _seconds(measure: Measure, model: keras.Model) -> float:
+    """Measure, and refuse what cannot be a time."""
+    seconds = float(measure(model))
+    if not (math.isfinite(seconds) and seconds > 0):
+        raise ValueError(f"plan: measure must give the seconds of a run, above 0. Received: {seconds}")
+    return seconds

@@ -1,0 +1,1 @@
+"""Text that is shown: tables, and strings of others made harmless."""

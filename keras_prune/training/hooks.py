@@ -1,0 +1,239 @@
+"""Drives a session: from the hooks of `fit`, or by hand in a training loop of one's own."""
+
+from __future__ import annotations
+
+import warnings
+from abc import abstractmethod
+from typing import Any, Generic, TypeVar
+
+import keras
+
+# What Keras's own callbacks print with: to the terminal, or to the log where interactive logging is off.
+from keras.src.utils.io_utils import print_msg
+
+from keras_prune.models.keras2 import refuse_keras2
+from keras_prune.schedules import Schedule
+from keras_prune.schedules.spans import Extent
+from keras_prune.training.optimizer_steps import SteppedSession
+
+__all__ = ["SteppedCallback"]
+
+NEVER_KNOWN = (
+    "how long the training is was not known before its end, and the schedule counts in shares or epochs of it: nothing "
+    "was pruned. Give fit(..., steps_per_epoch=...), train for two epochs or more, or write a schedule in steps."
+)
+
+Running = TypeVar("Running", bound=SteppedSession)
+
+
+class SteppedCallback(keras.callbacks.Callback, Generic[Running]):
+    """Drives a session from the hooks of `fit`, or from `attach`, `on_step` and `detach` in a loop of one's own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._session: Running | None = None
+        self._last_batch = -1
+        self._foreseen = False
+        self._told = False
+        self._extent = Extent()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy has: everything but the training that this one is in."""
+        return {**vars(self), "_session": None, "_model": None}
+
+    # -- what a callback says of itself -------------------------------------------------------------------------------
+
+    @abstractmethod
+    def _begin(self, model: keras.Model, run: Any) -> Running:
+        """Return a session on a model."""
+
+    @abstractmethod
+    def _shown(self, session: Running) -> dict[str, float]:
+        """Return what is shown beside the loss."""
+
+    def _counted(self, session: Running) -> dict[str, float]:
+        """Return the same for the history, where it may take a look at the weights."""
+        return self._shown(session)
+
+    @abstractmethod
+    def _too_late(self, session: Running, total: int, end: str) -> str:
+        """Return what is said, as training begins, of a target that lies after its end, at step `total`.
+
+        Args:
+            session: it.
+            total: the step at which training ends.
+            end: that in words.
+        """
+
+    @abstractmethod
+    def _fell_short(self, session: Running) -> str:
+        """Return what is said, as training ends, of a target that was not reached."""
+
+    @abstractmethod
+    def _written(self, number: int) -> str:
+        """Return what is said of so many weights that another callback wrote to, and that are zero again."""
+
+    def _running(self) -> Running:
+        if self._session is None:
+            raise RuntimeError(
+                f"{type(self).__name__} is not attached to a model. Hand it to model.fit(callbacks=[...]), "
+                "or call attach(model)."
+            )
+        return self._session
+
+    @property
+    def resolved_schedule(self) -> Schedule:
+        """The schedule in steps: shares and epochs become steps when training begins, or after its first epoch."""
+        return self._running().schedule_in_steps
+
+    # -- custom loops -------------------------------------------------------------------------------------------------
+
+    def attach(
+        self,
+        model: keras.Model,
+        run: Any = None,
+        *,
+        total_steps: int | None = None,
+        steps_per_epoch: float | None = None,
+    ) -> None:
+        """Take hold of a built and compiled model, in a training loop of your own.
+
+        Args:
+            model: what will be trained; the steps of its optimizer count, or of others that it holds and that move
+                what is pruned.
+            run: which training this is; `fit` gives its History.
+            total_steps: how many steps of the optimizer the loop makes from now, for schedules in shares of a training.
+            steps_per_epoch: how many of them an epoch has, for schedules in epochs.
+
+        Raises:
+            ValueError: the schedule counts in shares, and `total_steps` is not given; as for the callback.
+        """
+        for name, number in (("total_steps", total_steps), ("steps_per_epoch", steps_per_epoch)):
+            if number is not None and (not isinstance(number, int | float) or not number >= 1):
+                raise ValueError(f"{type(self).__name__}: {name} must be 1 or more, or None. Received: {number!r}")
+        self._attach(model, run)
+        total = None if total_steps is None else int(total_steps)
+        self._extent = Extent(total=total, epoch_steps=steps_per_epoch)
+        if self._running().is_relative and total_steps is None:
+            self._running().abandon()
+            self._session = None
+            raise ValueError(
+                f"{type(self).__name__}: the schedule counts in shares or epochs of a training, whose length a loop of "
+                "your own has to say. Received: total_steps=None. Write attach(model, total_steps=...), or a schedule "
+                "in steps."
+            )
+
+    def _attach(self, model: keras.Model, run: Any) -> None:
+        refuse_keras2(type(self).__name__, model)
+        if self._session is not None:
+            self._session.abandon()
+        self._session = self._begin(model, run)
+        self._foreseen = self._told = False
+        self._extent = Extent()
+
+    def on_step(self, steps: int = 1) -> None:
+        """Note that the optimizer was called `steps` times more, and act if the schedule says so.
+
+        Call it once before the first step with `steps=0`, if there is something to do at step 0, and after every step.
+        """
+        session = self._running()
+        if not session.started:
+            session.start(self._extent)
+        if steps:
+            session.on_step(steps)
+
+    def detach(self) -> None:
+        """End the training: what is pruned is exactly zero and stays so; everything else leaves the step."""
+        self._end()
+
+    def _end(self) -> None:
+        session = self._running()
+        if session.started:
+            session.look()
+        if session.started and not session.at_target and not self._foreseen:
+            unknown = session.is_relative and session.span is None
+            text = NEVER_KNOWN if unknown else self._fell_short(session)
+            warnings.warn(f"{type(self).__name__}: {text}", stacklevel=3)
+        self._warn_of(session.end(), stacklevel=4)
+
+    # -- Keras's hooks ------------------------------------------------------------------------------------------------
+
+    def set_model(self, model: keras.Model) -> None:
+        """Take hold before anything is traced or restored; called by `fit`, once the model is built."""
+        super().set_model(model)
+        self._attach(model, run=getattr(model, "history", None))
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Begin the session with the first epoch: by then every callback has restored what it restores."""
+        self._last_batch = -1
+        session = self._running()
+        if not session.started:
+            session.start(Extent(epoch, self.params.get("epochs"), self.params.get("steps")))
+            self._tell(session)
+            self._foresee(session, epoch)
+
+    def _tell(self, session: Running) -> None:
+        """Print, once, in which steps a schedule was put that had none."""
+        if session.span is None or self._told:
+            return
+        self._told = True
+        if self.params.get("verbose", 0) != 0:
+            schedule = session.schedule_in_steps
+            print_msg(
+                f"{type(self).__name__}: from step {schedule.first_step} on, the target of {schedule.final:g} in force "
+                f"at step {schedule.target_step}; training ends at step {session.span.end}."
+            )
+
+    def _foresee(self, session: Running, epoch: int) -> None:
+        """Warn of a schedule that will not be over when training is."""
+        steps, epochs = self.params.get("steps"), self.params.get("epochs")
+        if not steps or not epochs:
+            return
+        left = epochs - epoch
+        total = session.step_limit(steps * left)
+        if total is not None and session.last_step > total:
+            self._foreseen = True
+            end = f"{total} ({left} epoch{'s' if left > 1 else ''} of {steps} steps)"
+            warnings.warn(f"{type(self).__name__}: {self._too_late(session, total, end)}", stacklevel=3)
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Follow the optimizer; show how far it is beside the loss."""
+        session = self._running()
+        session.on_step(batch - self._last_batch)
+        self._last_batch = batch
+        if logs is not None:
+            logs.update(self._shown(session))
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Record how far it is in the history."""
+        session = self._running()
+        session.end_epoch()
+        self._tell(session)
+        amiss = session.look_back()
+        if amiss:
+            warnings.warn(f"{type(self).__name__}: {amiss}", stacklevel=2)
+        if logs is not None:
+            logs.update(self._counted(session))
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        """Leave exact zeros behind, held against callbacks that end later, as those that restore weights do."""
+        self._end()
+        history = getattr(self.model, "history", None)
+        if not isinstance(history, keras.callbacks.History):
+            return
+        # Keras runs its History last: by then every other callback has written what it writes. Another callback of
+        # this kind may have got hold of it before.
+        before = vars(history).get("on_train_end")
+
+        def after_all(logs: dict[str, Any] | None = None) -> None:
+            del history.on_train_end
+            if before is not None:
+                history.on_train_end = before
+            self._warn_of(self._running().settle())
+            history.on_train_end(logs)
+
+        history.on_train_end = after_all
+
+    def _warn_of(self, written: int, stacklevel: int = 3) -> None:
+        if written:
+            warnings.warn(f"{type(self).__name__}: {self._written(written)}", stacklevel=stacklevel)

@@ -1,0 +1,331 @@
+"""What acts inside the compiled step: weights that learn while pruned, clipping, the L1 objective.
+
+All of it is traced with the optimizer's step, on every backend; nothing here runs on the host while training.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import keras
+from keras import ops
+from keras.saving import register_keras_serializable
+
+from keras_prune.masks.bound import select
+from keras_prune.models.variables import dense
+from keras_prune.optimizers.averages import averages_of
+from keras_prune.optimizers.finding import StepPart, leaves, owns, rates_of
+from keras_prune.schedules import Schedule
+from keras_prune.strategy import Strategy, to_numbers
+
+__all__ = [
+    "L1",
+    "ActivePart",
+    "ClipGradients",
+    "HiddenWeights",
+    "MaskedGradients",
+    "Part",
+    "Snapshot",
+    "check_parts",
+    "merge",
+]
+
+_register = register_keras_serializable(package="keras_prune")
+
+
+class HiddenWeights:
+    r"""Lets pruned weights learn on out of sight: all $w \leftarrow w - \alpha\, \partial L / \partial (w \odot m)$.
+
+    The variable holds w where the mask is on and 0 elsewhere, so that the loss, checkpoints and exports see the
+    sparse model; before the optimizer's step the hidden values are put in, after it they are taken out again.
+
+    Args:
+        hidden: for each weight (by id) its mask and the variable for the values of pruned weights.
+        optimizer: the one in whose step they learn.
+
+    Source: Guo et al. 2016, "Dynamic network surgery for efficient DNNs", equation 2.
+    """
+
+    def __init__(self, hidden: Mapping[int, tuple[keras.Variable, keras.Variable]], optimizer: Any = None) -> None:
+        self.hidden = hidden
+        self.optimizer = optimizer
+
+    def before(self, gradients: list[Any], variables: list[keras.Variable]) -> list[Any]:
+        """Put the hidden values in."""
+        for variable in variables:
+            if id(variable) in self.hidden:
+                mask, values = self.hidden[id(variable)]
+                # Past what guards the variable.
+                type(variable).assign(variable, merge(mask, variable, values))
+        return gradients
+
+    def after(self, variables: list[keras.Variable]) -> None:
+        """Take the values of pruned weights out again."""
+        for variable in variables:
+            if id(variable) in self.hidden:
+                mask, values = self.hidden[id(variable)]
+                values.assign(ops.convert_to_tensor(variable))
+                variable.assign(select(mask, variable))
+                for average in averages_of(self.optimizer, variable):
+                    average.assign(select(mask, average))
+
+
+class MaskedGradients:
+    """Makes gradients of what is off 0 before the optimizer sees them, so that its state gathers nothing there.
+
+    Args:
+        masks: for each weight (by id) its mask.
+    """
+
+    def __init__(self, masks: Mapping[int, keras.Variable]) -> None:
+        self.masks = masks
+
+    def before(self, gradients: list[Any], variables: list[keras.Variable]) -> list[Any]:
+        """Select the gradients of what is on."""
+        return [
+            g if g is None or id(v) not in self.masks else select(self.masks[id(v)], dense(g))
+            for g, v in zip(gradients, variables, strict=True)
+        ]
+
+    def after(self, variables: list[keras.Variable]) -> None:
+        """Nothing: the masks hold the weights."""
+
+
+class Snapshot:
+    """Keeps the weights that an optimizer has made in so many steps, whatever else happens between two looks.
+
+    Args:
+        at: a scalar, the number of steps.
+        kept: for each weight (by id) the variable that its value is put in.
+        optimizer: whose steps count; of a MultiOptimizer, those of the one that a weight belongs to.
+    """
+
+    def __init__(self, at: keras.Variable, kept: Mapping[int, keras.Variable], optimizer: Any) -> None:
+        self.at = at
+        self.kept = kept
+        self.optimizer = optimizer
+
+    def before(self, gradients: list[Any], variables: list[keras.Variable]) -> list[Any]:
+        """Nothing: weights are kept once they have moved."""
+        return gradients
+
+    def after(self, variables: list[keras.Variable]) -> None:
+        """Keep the weights, if this is the step."""
+        for leaf in leaves(self.optimizer):
+            own = [variable for variable in variables if id(variable) in self.kept and owns(leaf, variable)]
+            steps = leaf._iterations // (leaf.gradient_accumulation_steps or 1)
+            reached = ops.equal(ops.cast(steps, "int32"), ops.convert_to_tensor(self.at))
+            if own and _may_branch():
+                ops.cond(reached, functools.partial(self._keep, own), lambda: None)
+            elif own:
+                self._keep(own, reached)
+
+    def _keep(self, variables: list[keras.Variable], reached: Any = True) -> None:
+        for variable in variables:
+            kept, value = self.kept[id(variable)], ops.convert_to_tensor(variable)
+            kept.assign(value if reached is True else ops.where(reached, value, ops.convert_to_tensor(kept)))
+
+
+def _may_branch() -> bool:
+    """Whether variables may be set in a branch of the step: not by JAX, and not by one replica of several."""
+    if keras.backend.backend() != "tensorflow":
+        return keras.backend.backend() != "jax"
+    import tensorflow as tf
+
+    context = tf.distribute.get_replica_context()
+    return context is not None and context.num_replicas_in_sync == 1
+
+
+def merge(mask: Any, weight: Any, hidden: Any) -> Any:
+    """Return the weight where the mask is on and the hidden value elsewhere."""
+    return ops.where(ops.convert_to_tensor(mask), ops.convert_to_tensor(weight), ops.convert_to_tensor(hidden))
+
+
+@dataclasses.dataclass(frozen=True)
+class Part(Strategy):
+    """A part of pruning-aware training that combines with any pruning callback: `kp.Pruning(..., parts=[kp.L1(1e-4)])`.
+
+    `before` may change the gradient of a weight, `after` the weight itself, once the optimizer has moved it. Both are
+    traced.
+
+    Example:
+        >>> class Shrink(Part):
+        ...     def before(self, gradient, weight, level):
+        ...         return gradient
+        ...
+        ...     def after(self, weight, learning_rate, level):
+        ...         return 0.5 * ops.convert_to_tensor(weight)
+        >>> Shrink().after([2.0, 4.0], 0.1, 1.0).numpy()
+        array([1., 2.], dtype=float32)
+    """
+
+    kind: ClassVar[str] = "part"
+    ramp: Schedule | None = dataclasses.field(default=None, kw_only=True)
+    """A schedule whose share of its final value scales the part; None: full strength at once."""
+
+    @property
+    def on_biases(self) -> bool:
+        """Whether the part acts on biases too, besides the tensors in scope."""
+        return False
+
+    @abstractmethod
+    def before(self, gradient: Any, weight: Any, level: Any) -> Any:
+        """Return the gradient that the optimizer is to use.
+
+        Args:
+            gradient: one tensor of the weight's shape, for an Embedding too.
+            weight: the variable, before the step.
+            level: where the ramp stands, from 0 to 1.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define before(gradient, weight, level)")
+
+    def after(self, weight: Any, learning_rate: Any, level: Any) -> Any | None:
+        """Return the weight's new value, or None to leave it."""
+        return None
+
+    def bind(self, model: keras.Model, weights: Sequence[int], level: Any, optimizer: Any) -> StepPart:
+        """Return what acts in the step: this part on each of the weights alone; one that acts otherwise overrides it.
+
+        Args:
+            model: compiled.
+            weights: ids of the variables in scope.
+            level: where the ramp stands, a scalar variable, or 1.0.
+            optimizer: gives the learning rate, by `rates_of`. A model with several optimizers
+                has one part for each, which sees the variables that this one moves.
+        """
+        return ActivePart(self, weights, level, optimizer)
+
+
+def check_parts(name: str, parts: Part | Sequence[Part]) -> tuple[Part, ...]:
+    """Return the parts of a callback; a single one may stand for itself.
+
+    Raises:
+        TypeError: one is no part, or its ramp is no schedule.
+    """
+    found = (parts,) if isinstance(parts, Part) else tuple(parts)
+    for part in found:
+        if not isinstance(part, Part):
+            raise TypeError(f"{name}: each of parts must be a keras_prune.Part. Received: {part!r}")
+        if part.ramp is not None and not isinstance(part.ramp, Schedule):
+            raise TypeError(
+                f"{name}: the ramp of a part must be a keras_prune.schedules.Schedule, or None. Received: "
+                f"{type(part).__name__}(ramp={part.ramp!r})"
+            )
+    return found
+
+
+@_register
+@dataclasses.dataclass(frozen=True)
+class ClipGradients(Part):
+    r"""$|g| > \gamma$ becomes $\gamma$ with the sign of g, element by element, on the tensors in scope and on biases.
+
+    Args:
+        gamma: $\gamma$, above 0.
+        ramp: not used for clipping; leave None.
+
+    Example:
+        >>> ClipGradients(gamma=1.0).before(ops.convert_to_tensor([-3.0, 0.5]), None, 1.0).numpy()
+        array([-1. ,  0.5], dtype=float32)
+    """
+
+    gamma: float = 1.0
+
+    def __post_init__(self) -> None:
+        to_numbers(self, "gamma")
+        if not self.gamma > 0:
+            raise ValueError(f"ClipGradients: gamma must be above 0. Received: gamma={self.gamma}")
+        if self.ramp is not None:
+            raise ValueError(f"ClipGradients has no strength to ramp. Received: ramp={self.ramp}")
+
+    @property
+    def on_biases(self) -> bool:
+        return True
+
+    def before(self, gradient: Any, weight: Any, level: Any) -> Any:
+        return ops.clip(gradient, -self.gamma, self.gamma)
+
+
+@_register
+@dataclasses.dataclass(frozen=True)
+class L1(Part):
+    r"""The objective $f = g + \lambda h$ with $h = \sum |w|$, by its gradient or by its proximal step.
+
+    Plain: $\lambda\, sign(w)$ is added to the gradient; weights come near zero and never reach it. Proximal: after
+    the optimizer's step $w \leftarrow sign(w) \max(|w| - \eta \lambda, 0)$ with the learning rate $\eta$, which gives
+    exact zeros. The loss that Keras reports is g alone.
+
+    Args:
+        strength: $\lambda$, 0 or more.
+        ramp: a schedule; $\lambda$ at a step is `strength * ramp(step) / ramp.final`.
+        biases: whether $h$ counts the biases too.
+        proximal: take the proximal step.
+
+    Source: Parikh and Boyd 2014, "Proximal algorithms", section 6.5.2 (soft thresholding).
+
+    Example:
+        >>> L1(0.5, proximal=True).after(ops.convert_to_tensor([1.0, -0.1]), 0.4, 1.0).numpy()
+        array([0.8, 0. ], dtype=float32)
+    """
+
+    strength: float = 1e-4
+    biases: bool = False
+    proximal: bool = False
+
+    def __post_init__(self) -> None:
+        to_numbers(self, "strength")
+        if not self.strength >= 0:
+            raise ValueError(f"L1: strength must be 0 or more. Received: strength={self.strength}")
+
+    @property
+    def on_biases(self) -> bool:
+        return self.biases
+
+    def before(self, gradient: Any, weight: Any, level: Any) -> Any:
+        if self.proximal:
+            return gradient
+        weight = ops.convert_to_tensor(weight)
+        return gradient + ops.cast(self.strength * level, gradient.dtype) * ops.cast(ops.sign(weight), gradient.dtype)
+
+    def after(self, weight: Any, learning_rate: Any, level: Any) -> Any | None:
+        if not self.proximal:
+            return None
+        weight = ops.convert_to_tensor(weight)
+        bound = ops.cast(self.strength * level * learning_rate, weight.dtype)
+        # Selected, not multiplied by the sign: the zeros are positive.
+        return ops.where(ops.abs(weight) > bound, weight - ops.sign(weight) * bound, ops.zeros_like(weight))
+
+
+class ActivePart:
+    """A `Part` at work on given weights.
+
+    Args:
+        part: the strategy.
+        weights: ids of the variables that it acts on.
+        level: where its ramp stands, a scalar variable, or 1.0.
+        optimizer: gives the learning rate.
+    """
+
+    def __init__(self, part: Part, weights: Sequence[int], level: keras.Variable | float, optimizer: Any) -> None:
+        self.part = part
+        self.weights = frozenset(weights)
+        self.level = level
+        self.optimizer = optimizer
+
+    def before(self, gradients: list[Any], variables: list[keras.Variable]) -> list[Any]:
+        """Change the gradients of the weights that the part acts on."""
+        return [
+            self.part.before(dense(g), v, self.level) if g is not None and id(v) in self.weights else g
+            for g, v in zip(gradients, variables, strict=True)
+        ]
+
+    def after(self, variables: list[keras.Variable]) -> None:
+        """Change the weights."""
+        for variable, rate in zip(variables, rates_of(self.optimizer, variables), strict=True):
+            if id(variable) in self.weights:
+                value = self.part.after(variable, rate, self.level)
+                if value is not None:
+                    variable.assign(value)

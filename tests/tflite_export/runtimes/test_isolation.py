@@ -1,0 +1,206 @@
+"""The child process: the same answers, and its end is an error of ours."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from ai_edge_litert import schema_py_generated as schema
+
+from tflite_export import ExportError, FlatbufferError, export
+from tflite_export.file import flatbuffer
+from tflite_export.runtimes import isolation
+from tflite_export.runtimes.isolation import IsolatedSession, Worker, measure_isolated
+from tflite_export.runtimes.limits import Limits
+from tflite_export.runtimes.litert import Case, Session
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory, make_dense_net, inputs):
+    net = make_dense_net()
+    path = tmp_path_factory.mktemp("isolation") / "model.tflite"
+    export(net, path, data=inputs(net)[0])
+    return path.read_bytes()
+
+
+@pytest.fixture(scope="module")
+def worker():
+    with Worker() as shared:
+        yield shared
+
+
+def data(samples, seed=0):
+    return np.random.default_rng(seed).normal(size=(samples, 64)).astype("float32")
+
+
+@pytest.mark.parametrize(("threads", "delegate"), [(1, True), (4, False)])
+def test_it_answers_as_the_runtime_here(worker, file, threads, delegate):
+    here = Session(file, "model.tflite", threads=threads, delegate=delegate)
+    there = IsolatedSession(file, "model.tflite", threads=threads, delegate=delegate, worker=worker)
+    assert there.subject == here.subject
+    assert there.batch_size == here.batch_size
+    assert list(there.inputs) == list(here.inputs)
+    assert list(there.outputs) == list(here.outputs)
+    for name, detail in here.inputs.items():
+        assert there.inputs[name]["dtype"] is detail["dtype"]
+        assert there.inputs[name]["shape"].tolist() == detail["shape"].tolist()
+    x = data(7)
+    (got,) = there.run([x], list(there.inputs), list(there.outputs))
+    (wanted,) = here.run([x], list(here.inputs), list(here.outputs))
+    np.testing.assert_array_equal(got, wanted)
+    assert there.tensor_shapes() == here.tensor_shapes()
+    assert there.took > 0
+
+
+def test_an_unknown_name_is_refused(worker, file):
+    session = IsolatedSession(file, worker=worker)
+    with pytest.raises(ExportError, match=r"knows the names .*Received: \['nobody'\]"):
+        session.run([data(1)], ["nobody"], list(session.outputs))
+
+
+def test_damage_is_refused_before_a_process_is_asked(file):
+    idle = Worker()
+    with pytest.raises(FlatbufferError, match=r"^cut\.tflite: "):
+        IsolatedSession(file[:-64], "cut.tflite", worker=idle)
+    assert idle._process is None
+
+
+def test_a_crash_is_an_error_with_the_signal_and_the_next_file_runs(file):
+    with Worker() as own:
+        session = IsolatedSession(file, "model.tflite", worker=own)
+        other = IsolatedSession(file, "other.tflite", worker=own)
+        other.feed([data(1)], list(other.inputs))
+        os.kill(own._process.pid, signal.SIGSEGV)
+        with pytest.raises(
+            ExportError,
+            match=r"^model\.tflite \(1 thread, XNNPACK on\): the runtime must survive it\. Received: SIGSEGV",
+        ):
+            session.run([data(1)], list(session.inputs), list(session.outputs))
+        assert own.generation == 1
+        # What was fed to the process that died must not be taken for fed.
+        with pytest.raises(ExportError, match="must live from feed to fetch"):
+            other.invoke()
+        assert session.run([data(3)], list(session.inputs), list(session.outputs))[0].shape == (3, 16)
+
+
+def test_a_process_that_does_not_answer_is_ended(file):
+    with Worker() as own:
+        session = IsolatedSession(file, "model.tflite", worker=own)
+        session._limits = Limits(seconds=0.5)  # from here on: a busy machine may take longer to start the process
+        os.kill(own._process.pid, signal.SIGSTOP)
+        with pytest.raises(
+            ExportError,
+            match=r"survive it\. Received: no answer within 0\.5 s\. .* its limits, 0\.5 s for a step and 4\.0 GiB of "
+            "memory: .* raise them by limits=Limits",
+        ):
+            session.run([data(1)], list(session.inputs), list(session.outputs))
+        assert own._process is None
+
+
+def fill(elements):
+    """A file of one operator, whose output has so many float32."""
+    tensor, options = schema.TensorT, schema.BuiltinOptions.FillOptions
+    graph = schema.SubGraphT(
+        tensors=[
+            tensor(shape=[1], type=schema.TensorType.INT32, buffer=1, name=b"sizes"),
+            tensor(shape=[], type=schema.TensorType.FLOAT32, buffer=0, name=b"x"),
+            tensor(shape=[elements], type=schema.TensorType.FLOAT32, buffer=0, name=b"y"),
+        ],
+        inputs=[1],
+        outputs=[2],
+        operators=[
+            schema.OperatorT(
+                inputs=[0, 1], outputs=[2], builtinOptionsType=options, builtinOptions=schema.FillOptionsT()
+            )
+        ],
+    )
+    code = schema.BuiltinOperator.FILL
+    model = schema.ModelT(
+        version=3,
+        operatorCodes=[schema.OperatorCodeT(builtinCode=code, deprecatedBuiltinCode=code, version=3)],
+        subgraphs=[graph],
+        buffers=[schema.BufferT(), schema.BufferT(data=np.array([elements], dtype=np.int32).view(np.uint8))],
+    )
+    return flatbuffer.write(model)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux holds a limit of the address space")
+def test_memory_is_limited(worker):
+    content = fill(2**29)  # 2 GB, never touched
+    assert len(content) < 1000
+    assert list(IsolatedSession(content, worker=worker).outputs) == ["y"]
+    with pytest.raises(
+        ExportError, match=r"^small\.tflite.*: the runtime must .* 120 s for a step and 1\.0 GiB of memory: .*--memory"
+    ):
+        IsolatedSession(content, "small.tflite", worker=worker, limits=Limits(memory=2**30))
+    assert list(IsolatedSession(content, worker=worker).outputs) == ["y"]
+
+
+def test_an_answer_that_is_too_large_is_refused(worker):
+    content = fill(2**20)
+    session = IsolatedSession(content, worker=worker)
+    session.feed([np.float32(3).reshape(())], ["x"])
+    session.invoke()
+    assert session.fetch(["y"])[0].tolist()[:2] == [3.0, 3.0]
+    session._limits = Limits(memory=2**22 * isolation.SHARE - 1)
+    with pytest.raises(ExportError, match=r"its outputs must take at most 4194303 bytes\. Received: 4194304 bytes"):
+        session.fetch(["y"])
+
+
+def test_inputs_that_are_too_large_are_refused(worker, file, monkeypatch):
+    monkeypatch.setattr(isolation, "SHARE", 2**32 // 100)
+    with pytest.raises(ExportError, match=r"its inputs must fit .*Received: 256 bytes"):
+        IsolatedSession(file, worker=worker)
+
+
+def test_the_child_needs_no_keras(file):
+    """What it imports is read from its own list of modules."""
+    code = isolation._START.replace("serve()", "print(sorted(m.split('.')[0] for m in sys.modules))")
+    command = [sys.executable, "-c", code, json.dumps(sys.path), json.dumps(isolation._FOLDERS)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "'tflite_export'" in done.stdout
+    assert "'ai_edge_litert'" in done.stdout
+    assert not {"'keras'", "'tensorflow'", "'rich'"} & set(done.stdout.replace("[", "").split(", "))
+
+
+def test_the_child_ends_with_its_parent(file):
+    with Worker() as own:
+        IsolatedSession(file, worker=own)
+        own._process.stdin.close()
+        assert own._process.wait(timeout=10) == 0
+
+
+def test_files_are_timed_in_turn_in_the_child(file):
+    with Worker() as own:
+        sessions = [IsolatedSession(file, name, worker=own) for name in ("a", "b")]
+        names = tuple(sessions[0].inputs), tuple(sessions[0].outputs)
+        cases = [Case(name, file, *names) for name in ("a", "b")]
+        found = measure_isolated(sessions, cases, [data(1)], 7, 2)
+        assert found.samples.shape == (7, 2)
+        assert (found.samples > 0).all()
+        # Below a millisecond: no way to the child and back lies within.
+        assert np.median(found.samples) < 1
+        np.testing.assert_array_equal(found.outputs[0][0], found.outputs[1][0])
+        assert measure_isolated(sessions, cases, [data(1)], 0, 5).samples.shape == (0, 2)
+
+
+def test_a_timed_loop_that_does_not_end_is_ended_by_what_its_runs_took(file, monkeypatch):
+    with Worker() as own:
+        session = IsolatedSession(file, "slow.tflite", worker=own)
+        session.feed([data(1)], list(session.inputs))
+        session.invoke()
+        session._limits = Limits(seconds=0.3)
+        session.took = 0.01
+        os.kill(own._process.pid, signal.SIGSTOP)
+        with pytest.raises(ExportError, match=r"^slow\.tflite.*Received: no answer within 1\.3 s"):
+            isolation._time_in_turn([session], 5)
+
+
+@pytest.mark.parametrize("bad", [{"seconds": 0}, {"memory": -1}, {"seconds": float("nan")}, {"memory": "4 GB"}])
+def test_limits_are_positive_numbers(bad):
+    with pytest.raises(ExportError, match=r"must be a positive number\. Received: "):
+        Limits(**bad)
+    assert Limits(memory=100).for_files(b"x" * 20, b"y").memory == 8 * 21

@@ -1,0 +1,129 @@
+"""Choose encodings by timing them on this machine, instead of by a target's table."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from tflite_export.edits.encode import encode
+from tflite_export.errors import ExportError
+from tflite_export.file.encoding import Encoding
+from tflite_export.model.reference import Reference
+from tflite_export.plan.eligibility import Weight
+from tflite_export.plan.plan import LARGEST_SHARE, TABLES, Options, Plan, PlanLine, as_dense, dense_bytes, weigh
+from tflite_export.runtimes.litert import Session
+from tflite_export.targets import Target
+
+__all__ = ["NOISE", "ROUNDS", "SECONDS", "measure", "tune_plan"]
+
+ROUNDS = 60
+"""Timed runs of each file, at most."""
+SECONDS = 2.0
+"""For the rounds of one weight; at least 10 rounds are run."""
+NOISE = 0.03
+"""Files whose median ratios differ by less are as fast as each other; then the smaller one is taken."""
+
+
+def tune_plan(dense: bytes, plan: Plan, weights: list[Weight], target: Target, reference: Reference) -> Plan:
+    """Return a plan in which each weight with a choice has the encoding that is the fastest on this machine.
+
+    For each weight that a sparse kernel can read: the whole file with that weight dense, and with it in each
+    encoding that is right, all other weights dense; run in turn, each once to warm up and once timed; ratio =
+    median over the rounds of (time with it dense / time with it so).
+
+    Args:
+        dense: the converter's file.
+        plan: by the target's table; lines without a choice stay as they are.
+        weights: that it was made from.
+        target: of this machine.
+        reference: its inputs are what is run.
+
+    Raises:
+        ExportError: the dense file cannot be run.
+    """
+    total = dense_bytes(weights)
+    by_tensors = {weight.tensors: weight for weight in weights}
+    lines = []
+    for line in plan.lines:
+        options = weigh(by_tensors[line.tensors], target, total_bytes=total)
+        if options.kernels:
+            line = _fastest(dense, plan, line, options, weights, reference)
+        lines.append(line)
+    return Plan(tuple(lines))
+
+
+def _fastest(
+    dense: bytes, plan: Plan, line: PlanLine, options: Options, weights: list[Weight], reference: Reference
+) -> PlanLine:
+    """Return the line of the encoding with the best median ratio, the fewest bytes among equals."""
+    candidates = {Encoding.DENSE: as_dense(line, "dense")}
+    candidates |= {option.encoding: option for option in options.kernels}
+    if options.densified is not None:
+        candidates[Encoding.DENSIFY] = options.densified
+    sessions = {}
+    for encoding, candidate in candidates.items():
+        content = encode(dense, _only(plan, candidate), weights)
+        try:
+            sessions[encoding] = _ready(content, f"the file with '{line.name}' as {encoding.value}", reference)
+        except ExportError:
+            if encoding is Encoding.DENSE:
+                raise
+            # Not a candidate then; the reason is in the table of ratios by its absence.
+            continue
+    ratios = measure(sessions)
+    best = max(ratios.values())
+    equal = [encoding for encoding, ratio in ratios.items() if ratio >= best * (1 - NOISE)]
+    chosen = candidates[min(equal, key=lambda encoding: _size(candidates[encoding]))]
+    said = ", ".join(f"{encoding.value} {ratio:.2f} x" for encoding, ratio in ratios.items() if ratio != 1.0)
+    reason = f"timed here against dense, whole file: {said}"
+    return replace(chosen, reason=reason, gain=round(ratios[chosen.encoding], 3))
+
+
+def _size(line: PlanLine) -> int:
+    """Return the bytes of a line; a DENSIFY that saves next to nothing counts as more than dense."""
+    saves = line.encoding is Encoding.DENSE or line.stored_bytes + TABLES <= LARGEST_SHARE * line.dense_bytes
+    return line.stored_bytes if saves else line.dense_bytes + line.stored_bytes
+
+
+def _only(plan: Plan, candidate: PlanLine) -> Plan:
+    """Return the plan with this line, and all others dense."""
+    return Plan(
+        tuple(candidate if line.tensors == candidate.tensors else as_dense(line, line.reason) for line in plan.lines)
+    )
+
+
+def _ready(content: bytes, subject: str, reference: Reference) -> Session:
+    """Return a session that has run once on the first sample."""
+    session = Session(content, subject)
+    batch = session.batch_size or 1
+    feeds = [np.repeat(array[:1], batch, axis=0) for array in reference.inputs.arrays]
+    session.feed(feeds, reference.input_names)
+    session.invoke()
+    return session
+
+
+def measure(sessions: Mapping[Encoding, Session]) -> dict[Encoding, float]:
+    """Return the median over the rounds of (time of the dense file / time of each).
+
+    In each round every file is run twice in a row and its second run timed: what the files before it pushed
+    out of the caches is not charged to it.
+    """
+    order = list(sessions)
+    shuffle = random.Random(0)
+    times: dict[Encoding, list[int]] = {encoding: [] for encoding in sessions}
+    end = time.monotonic() + SECONDS
+    for done in range(ROUNDS):
+        if done >= 10 and time.monotonic() > end:
+            break
+        shuffle.shuffle(order)
+        for encoding in order:
+            sessions[encoding].invoke()
+            start = time.perf_counter_ns()
+            sessions[encoding].invoke()
+            times[encoding].append(time.perf_counter_ns() - start)
+    base = np.array(times[Encoding.DENSE], dtype=np.float64)
+    return {encoding: float(np.median(base / np.array(taken))) for encoding, taken in times.items()}

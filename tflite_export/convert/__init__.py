@@ -1,0 +1,1 @@
+"""TensorFlow's own converter, and the number types that a file may have."""

@@ -1,0 +1,1 @@
+"""Edits of a .tflite file, one a module."""

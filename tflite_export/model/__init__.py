@@ -1,0 +1,1 @@
+"""What a Keras model takes, gives and answers: signature, inputs, shapes, state, reference answers."""

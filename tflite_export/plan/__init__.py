@@ -1,0 +1,1 @@
+"""How each weight is stored, which kernel reads it, and why."""

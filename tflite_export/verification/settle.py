@@ -1,0 +1,129 @@
+"""The stages encode and verify: a plan is written into the file, and what makes the file wrong is taken back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from tflite_export.convert.number_types import FLOAT32, NumberType
+from tflite_export.edits.encode import encode
+from tflite_export.edits.metadata import summarize
+from tflite_export.errors import ExportError
+from tflite_export.file.encoding import Encoding
+from tflite_export.model.reference import Reference
+from tflite_export.plan.eligibility import Weight
+from tflite_export.plan.plan import Plan, PlanLine
+from tflite_export.targets import ANY, MCU, Target
+from tflite_export.verification.sparse_run import sparse_runtime, verify_where_sparse, why_not_executed
+from tflite_export.verification.verify import Verification, answers, compare
+
+__all__ = ["SPARSE_SAMPLES", "Settlement"]
+
+SPARSE_SAMPLES = 4
+"""Samples that a file is verified on where sparse kernels are on: an emulated processor takes a second for each."""
+
+
+@dataclass(frozen=True, eq=False)
+class Settlement:
+    """The stages encode and verify: a plan -> a file that was found to be right.
+
+    Args:
+        dense: the dense file.
+        weights: of it.
+        reference: what the model answers.
+        device: the target.
+        kind: number type of the file.
+        tolerance: in place of the number type's.
+        strict: raise instead of leaving a weight dense.
+        runs_sparse: XNNPACK's sparse inference will be on where the target has it.
+    """
+
+    dense: bytes
+    weights: list[Weight]
+    reference: Reference
+    device: Target
+    kind: NumberType
+    tolerance: float | None
+    strict: bool
+    runs_sparse: bool
+
+    def settle(self, plan: Plan) -> tuple[Plan, bytes, Verification, str | None]:
+        """Encode and verify; where the file is wrong, find the weights that make it so and leave them dense.
+
+        Raises:
+            ExportError: the dense file is wrong too, or `strict`.
+        """
+        # In float32 the model itself is the sharpest measure; a quantized file is held against its dense twin as well.
+        quantized = self.kind is not FLOAT32 and bool(plan.sparse)
+        twin = answers(self.dense, self.reference, "the dense file") if quantized else None
+
+        def check(tried: Plan, subject: str) -> tuple[bytes, Verification, str | None]:
+            content = self.encode(tried)
+            beside = twin if tried.sparse else None
+            verification = compare(content, self.reference, subject, self.kind, self.tolerance, beside)
+            return content, verification, self._where_sparse(tried, content)
+
+        try:
+            return plan, *check(plan, "the sparse file" if plan.sparse else "the dense file")
+        except ExportError as error:
+            if not plan.sparse:
+                raise
+            failure = error
+        check(plan.only([], ""), "the dense file, before any weight was stored sparse")
+        wrong = [line for line in plan.sparse if not _passes(check, plan.only([line], ""), line)]
+        if self.strict:
+            culprit = wrong[0].name if wrong else "several weights together"
+            raise ExportError(
+                f"weight '{culprit}'",
+                "stored sparse must leave the outputs as they are",
+                failure,
+                "Export with strict=False to leave it dense.",
+            ) from failure
+        kept = [line for line in plan.sparse if line not in wrong] if wrong else []
+        reason = f"stored sparse, the file was wrong: {failure.rule}, received {failure.received}"
+        settled = plan.only(kept, reason)
+        try:
+            return settled, *check(settled, "the sparse file")
+        except ExportError:
+            settled = plan.only([], reason)
+            return settled, *check(settled, "the dense file")
+
+    def encode(self, plan: Plan) -> bytes:
+        """Return the file of a plan, with a summary of it inside."""
+        # A microcontroller's flash is short.
+        summary = summarize(plan.lines, target=self.device.name, quantize=self.kind.name, detail=self.device is not MCU)
+        return encode(self.dense, plan, self.weights, summary)
+
+    def _where_sparse(self, plan: Plan, content: bytes) -> str | None:
+        """Run a file where sparse inference is on, if it will be, and say what came of it.
+
+        Raises:
+            ExportError: an output is off there.
+        """
+        if not self.runs_sparse or all(line.encoding is not Encoding.DENSIFY for line in plan.sparse):
+            return None
+        stands_for = "web" if self.device is ANY else self.device.name
+        why = why_not_executed(content, stands_for, "the sparse file")
+        if why is not None:
+            return why
+        reference = self.reference.first(SPARSE_SAMPLES)
+        run = verify_where_sparse(
+            content,
+            reference.inputs.arrays,
+            reference.outputs,
+            reference.input_names,
+            reference.output_names,
+            runtime=sparse_runtime(stands_for) or "web",
+            subject="the sparse file",
+            tolerance=self.kind.tolerance if self.tolerance is None else self.tolerance,
+        )
+        return str(run)
+
+
+def _passes(check: Callable[[Plan, str], Any], plan: Plan, line: PlanLine) -> bool:
+    try:
+        check(plan, f"the file with '{line.name}' sparse")
+    except ExportError:
+        return False
+    return True

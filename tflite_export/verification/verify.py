@@ -1,0 +1,331 @@
+"""Compare a .tflite, in the runtime, with the Keras model that it came from."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import keras
+from numpy.typing import NDArray
+
+from keras_prune.text.plaintext import printable
+from tflite_export.convert.number_types import FLOAT32, NumberType, check_tolerance, number_type_of
+from tflite_export.convert.workspace import in_turn
+from tflite_export.errors import ExportError
+from tflite_export.file import flatbuffer
+from tflite_export.model.inputs import SAMPLES
+from tflite_export.model.reference import Reference
+from tflite_export.model.signature import Signature
+from tflite_export.runtimes.isolation import IsolatedSession
+from tflite_export.runtimes.limits import Limits
+from tflite_export.runtimes.litert import Runnable, Session, load
+from tflite_export.source.loading import open_source
+from tflite_export.verification.measure import NOTABLE, NOTABLE_AGREEMENT, OutputError, measure, scale_of, worst_of
+
+__all__ = ["CONFIGURATIONS", "Answers", "Run", "Verification", "answers", "compare", "verify"]
+
+CONFIGURATIONS = ((True, 1), (True, 4), (False, 1), (False, 4))
+"""(XNNPACK delegate, threads) that a file is run with."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One configuration of the runtime."""
+
+    delegate: bool
+    threads: int
+    outputs: tuple[OutputError, ...]
+
+
+@dataclass(frozen=True)
+class Verification:
+    """A file that agrees with its model.
+
+    Args:
+        runs: one for each configuration.
+        samples: number of inputs.
+        drawn: the inputs were random, not real.
+        tolerance: largest relative error allowed.
+        encoding_tolerance: largest difference from the dense file allowed, where it was compared.
+    """
+
+    runs: tuple[Run, ...]
+    samples: int
+    drawn: bool
+    tolerance: float
+    encoding_tolerance: float | None = None
+
+    @property
+    def outputs(self) -> tuple[OutputError, ...]:
+        """The largest errors of each output, over configurations."""
+        return tuple(map(worst_of, zip(*(run.outputs for run in self.runs), strict=True)))
+
+    @property
+    def max_absolute(self) -> float:
+        """Largest absolute error over outputs and configurations."""
+        return max(output.max_absolute for output in self.outputs)
+
+    @property
+    def max_relative(self) -> float:
+        """Largest error as a share of its output's scale."""
+        return max(output.max_relative for output in self.outputs)
+
+    @property
+    def top1(self) -> float | None:
+        """Smallest share of samples that keep their class, over outputs with classes and configurations; else None."""
+        return min((output.top1 for output in self.outputs if output.top1 is not None), default=None)
+
+    @property
+    def encoding(self) -> float | None:
+        """Largest difference from the dense file, where it was compared."""
+        return max((output.encoding for output in self.outputs if output.encoding is not None), default=None)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What a reader should look at, though it is allowed: outputs that are far from the model's."""
+        return tuple(_warning(output) for output in self.outputs if output.is_notable)
+
+    def __str__(self) -> str:
+        """Return the figures: one line, and with several outputs one more for each."""
+        encoding = (
+            f"; beside the dense file {self.encoding:.2g} (allowed {self.encoding_tolerance:g})"
+            if self.encoding is not None
+            else ""
+        )
+        threads = sorted({run.threads for run in self.runs})
+        head = (
+            f"verified on {self.samples} {'random' if self.drawn else 'given'} inputs, "
+            f"XNNPACK on and off, {' and '.join(map(str, threads))} threads: "
+        )
+        relative = f"relative error {self.max_relative:.2g} (allowed {self.tolerance:g}){encoding}"
+        named = [f"output '{output.name}': {output}" for output in self.outputs]
+        if len(named) == 1:
+            return printable(f"{head}{named[0]}; {relative}")
+        return printable("\n".join([head + relative, *(f"  {line}" for line in named)]))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the figures as a JSON-able dictionary."""
+        return {
+            "samples": self.samples,
+            "drawn": self.drawn,
+            "tolerance": self.tolerance,
+            "top1": self.top1,
+            "encoding": self.encoding,
+            "encoding_tolerance": self.encoding_tolerance,
+            "max_absolute": self.max_absolute,
+            "max_relative": self.max_relative,
+            "outputs": [dict(vars(output)) for output in self.outputs],
+            "warnings": list(self.warnings),
+            "runs": [
+                {
+                    "delegate": run.delegate,
+                    "threads": run.threads,
+                    "outputs": [dict(vars(output)) for output in run.outputs],
+                }
+                for run in self.runs
+            ],
+        }
+
+
+def _warning(output: OutputError) -> str:
+    """Return what there is to say about an output that is far from the model's."""
+    if output.top1 is not None:
+        limit = f"above {1 - NOTABLE_AGREEMENT:.0%} is warned about"
+        what = f"{1 - output.top1:.1%} of the samples change their class; {limit}"
+    else:
+        what = (
+            f"values are off by up to {output.max_absolute:.2g}, {output.mean_absolute:.2g} on average; the largest is "
+            f"{output.share:.1%} of what they reach, and above {NOTABLE:.0%} is warned about"
+        )
+    return printable(
+        f"output '{output.name}' is far from the model's: {what}. Look whether your application bears that; else give "
+        "more data, quantize less, or pass a smaller tolerance, which refuses such a file."
+    )
+
+
+def verify(
+    path: str | os.PathLike[str],
+    model: keras.Model | Any,
+    data: Any = None,
+    *,
+    samples: int = SAMPLES,
+    tolerance: float | None = None,
+    signature_key: str | None = None,
+    limits: Limits | None = None,
+) -> Verification:
+    """Compare a .tflite with the model that it came from, in LiteRT: with and without XNNPACK, on 1 and 4 threads.
+
+    The file may come from anywhere: it is run in a process of its own, which it may crash.
+
+    error = max |file - model| / max |model|, for each float output; NaN fails. Integer outputs must be equal; in a
+    quantized file, the error is the share of them that are not.
+
+    Args:
+        path: the file.
+        model: the model that it came from, or its path: what `tflite_export.export` takes.
+        data: inputs: see `tflite_export.model.inputs.collect_inputs`. None draws a few, with a warning.
+        samples: use at most so many.
+        tolerance: largest error allowed; None: that of the file's number type.
+        signature_key: of a SavedModel: which signature.
+        limits: what the file may take; None: 120 seconds for a run, and 4 GiB of memory or 8 times the file.
+
+    Returns:
+        The errors, all within the tolerance.
+
+    Raises:
+        ExportError: they are not, or the file cannot be run.
+
+    Warns:
+        UserWarning: an output is far from the model's, though within the tolerance.
+
+    Example:
+        >>> verify("missing.tflite", keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)]))
+        Traceback (most recent call last):
+            ...
+        tflite_export.errors.ExportError: 'missing.tflite': must be a readable file. Received: No such ...
+    """
+    check_tolerance(tolerance)
+    subject = os.fspath(path)
+    content = load(path)
+    kind = number_type_of(flatbuffer.read(content, subject))
+    source = open_source(model, signature_key)
+    open_session = partial(IsolatedSession, limits=limits)
+    session = open_session(content, subject)
+    signature = _sized_as(session, source.signature(data))
+    reference = in_turn(source.answer)(signature, source.inputs(signature, data, samples))
+    reference = _names_of_file(session, reference)
+    found = compare(content, reference, subject, kind, tolerance, open_session=open_session)
+    for text in found.warnings:
+        warnings.warn(text, UserWarning, stacklevel=2)
+    return found
+
+
+Answers = Mapping[tuple[bool, int, int], Sequence[NDArray[Any]]]
+"""The outputs of a file for (delegate, threads, which run of that configuration)."""
+
+
+def answers(content: bytes, reference: Reference, subject: str) -> Answers:
+    """Return what a file gives out in every configuration, for `compare` to hold another one against.
+
+    Raises:
+        ExportError: it cannot be run.
+    """
+    return {
+        (delegate, threads, turn): outputs
+        for delegate, threads, turn, _, _, outputs in _configurations(content, reference, subject)
+    }
+
+
+def compare(
+    content: bytes,
+    reference: Reference,
+    subject: str,
+    kind: NumberType = FLOAT32,
+    tolerance: float | None = None,
+    dense: Answers | None = None,
+    *,
+    open_session: Callable[..., Any] = Session,
+) -> Verification:
+    """Run a file in every configuration and compare it with the reference.
+
+    A file with a free batch is run on one sample, on all, and on one again, in the same interpreter: what an
+    operator has unpacked must survive that tensors are allocated anew, larger and smaller.
+
+    Args:
+        content: the file's bytes.
+        reference: what the model answers.
+        subject: what to call the file in errors.
+        kind: its number type, for the tolerances.
+        tolerance: largest error against the model, in place of the number type's.
+        dense: what the dense file of the same number type gives out, to be compared with too.
+        open_session: makes what runs the file: a `Session` for one that was just made here, an
+            `IsolatedSession` for any other.
+
+    Raises:
+        ExportError: an output is off, or the file cannot be run.
+    """
+    allowed = kind.tolerance if tolerance is None else tolerance
+    scales = [scale_of(output) for output in reference.outputs]
+    have_classes = reference.has_classes()
+    found: dict[tuple[bool, int], tuple[OutputError, ...]] = {}
+    for delegate, threads, turn, place, count, outputs in _configurations(content, reference, subject, open_session):
+        twins = [None] * len(outputs) if dense is None else dense[delegate, threads, turn]
+        errors = tuple(
+            measure(name, output, wanted[:count], scale, allowed, kind, twin, place, classes)
+            for name, output, wanted, scale, twin, classes in zip(
+                reference.output_names, outputs, reference.outputs, scales, twins, have_classes, strict=True
+            )
+        )
+        if count == len(reference.inputs):
+            found[delegate, threads] = errors
+    runs = tuple(Run(delegate, threads, errors) for (delegate, threads), errors in found.items())
+    return Verification(
+        runs,
+        len(reference.inputs),
+        reference.inputs.drawn,
+        allowed,
+        None if dense is None else kind.encoding_tolerance,
+    )
+
+
+def _configurations(
+    content: bytes, reference: Reference, subject: str, open_session: Callable[..., Any] = Session
+) -> Iterator[tuple[bool, int, int, str, int, list[NDArray[Any]]]]:
+    """Yield (delegate, threads, turn, place for errors, number of samples, outputs) of each run."""
+    for delegate, threads in CONFIGURATIONS:
+        session = open_session(content, subject, threads=threads, delegate=delegate)
+        resized = session.batch_size is None and reference.batch is None and len(reference.inputs) > 1
+        for turn, count in enumerate((1, len(reference.inputs), 1) if resized else (len(reference.inputs),)):
+            outputs = session.run(
+                [array[:count] for array in reference.inputs.arrays],
+                reference.input_names,
+                reference.output_names,
+                reference.batch,
+            )
+            yield delegate, threads, turn, f"{session.subject}, {count} samples", count, outputs
+        # The next one is not to be made while this one still holds its copy of the weights.
+        del session
+
+
+def _sized_as(session: Runnable, signature: Signature) -> Signature:
+    """Return the model's signature with the sizes that the file is fixed to, so far as the model has them free."""
+    if len(session.inputs) != len(signature.inputs):
+        return signature
+    names = _by_position([spec.name for spec in signature.inputs], list(session.inputs))
+    inputs = []
+    for spec, name in zip(signature.inputs, names, strict=True):
+        sizes = [int(size) for size in session.inputs[name]["shape_signature"][1:]]
+        if len(sizes) == len(spec.shape):
+            fixed = (size if have is None and size > 0 else have for size, have in zip(sizes, spec.shape, strict=True))
+            spec = replace(spec, shape=tuple(fixed))
+        inputs.append(spec)
+    return replace(signature, inputs=tuple(inputs), batch=signature.batch or session.batch_size)
+
+
+def _names_of_file(session: Runnable, reference: Reference) -> Reference:
+    """Return the reference with the file's own names, by position where another tool chose them."""
+    inputs, outputs = tuple(session.inputs), tuple(session.outputs)
+    ours = set(reference.input_names) == set(inputs) and set(reference.output_names) == set(outputs)
+    if ours:
+        return reference
+    if len(inputs) != len(reference.input_names) or len(outputs) != len(reference.output_names):
+        raise ExportError(
+            session.subject,
+            f"must have {len(reference.input_names)} inputs and {len(reference.output_names)} outputs",
+            f"{len(inputs)} and {len(outputs)}",
+            "Was the file made from this model?",
+        )
+    return replace(
+        reference,
+        input_names=_by_position(reference.input_names, inputs),
+        output_names=_by_position(reference.output_names, outputs),
+    )
+
+
+def _by_position(ours: Sequence[str], theirs: Sequence[str]) -> tuple[str, ...]:
+    """Return the file's names in the model's order: the same name where there is one, else by position."""
+    return tuple(name if name in theirs else theirs[position] for position, name in enumerate(ours))
