@@ -11,7 +11,6 @@ NAMES = {
     "tflite_export.encode": "tflite_export.edits.encode",
     "tflite_export.encoding": "tflite_export.file.encoding",
     "tflite_export.golden": "tflite_export.verification.golden",
-    "tflite_export.hollow": "tflite_export.convert.hollow",
     "tflite_export.inputs": "tflite_export.model.inputs",
     "tflite_export.keras2": "tflite_export.source.keras2",
     "tflite_export.limits": "tflite_export.runtimes.limits",

@@ -10,7 +10,6 @@ from typing import Any
 
 import keras
 
-from tflite_export.convert.hollow import Hollow
 from tflite_export.convert.memory import release
 from tflite_export.convert.number_types import FLOAT32, NumberType, batches, check_loops, configure
 from tflite_export.convert.workspace import temporary_folder
@@ -111,13 +110,8 @@ def _convert_at(
         assert calibration is not None  # asked for by number types that need it only
         return batches(calibration, input_names, batch)
 
-    made = [make()]
-    hollow = _convert_hollow(made[0], signature, batch) if kind is FLOAT32 else None
-    if hollow is not None:
-        content, names = hollow
-        return Converted(content, batch, input_names, names, notes)
     with temporary_folder() as folder:
-        names, size = _save(made.pop(), folder, signature, batch, kind)
+        names, size = _save(make(), folder, signature, batch, kind)
         release(size)
         with named_errors(signature):
             content = _run_converter(folder, kind, samples)
@@ -128,43 +122,13 @@ def _convert_at(
     return Converted(content, batch, input_names, names, notes)
 
 
-def _convert_hollow(
-    model: keras.Model, signature: Signature, batch: int | None
-) -> tuple[bytes, tuple[str, ...]] | None:
-    """Convert a model to float32 without its large kernels, and put them into the file.
-
-    Returns:
-        The file and the names of its outputs; None for a model that has none, or has to be converted whole.
-    """
-    hollow = Hollow.of(model)
-    if not hollow.kernels:
-        return None
-    try:
-        with temporary_folder() as folder:
-            names, size = _save(model, folder, signature, batch, FLOAT32, hollow)
-            release(size)
-            with named_errors(signature):
-                content = bytearray(_run_converter(folder, FLOAT32, dict))
-    except ExportError:  # the conversion of the whole model decides
-        return None
-    file = flatbuffer.read(content, "the converter's file")
-    if not hollow.fill(file):
-        return None
-    return _share(file), names
-
-
 def _save(
-    model: keras.Model,
-    folder: str,
-    signature: Signature,
-    batch: int | None,
-    kind: NumberType,
-    hollow: Hollow | None = None,
+    model: keras.Model, folder: str, signature: Signature, batch: int | None, kind: NumberType
 ) -> tuple[tuple[str, ...], int]:
     """Write a model as a SavedModel for a batch; return the names of its outputs, and the bytes of its weights.
 
     Raises:
-        ExportError: TensorFlow cannot trace it, or, without its large kernels, not so that they can be put back.
+        ExportError: TensorFlow cannot trace it.
     """
     import tensorflow as tf
 
@@ -172,8 +136,7 @@ def _save(
     names: list[str] = []
 
     def serve(*tensors: Any) -> dict[str, Any]:
-        packed = signature.pack(tensors)
-        outputs = model(packed, training=False) if hollow is None else hollow.call(model, packed)
+        outputs = model(signature.pack(tensors), training=False)
         names[:] = output_names(outputs)
         return dict(zip(names, keras.tree.flatten(outputs), strict=True))
 
@@ -181,8 +144,7 @@ def _save(
         if kind.calibrated:
             check_loops(kind, _operations(tf.function(serve).get_concrete_function(*specs)), f"model '{model.name}'")
         archive = keras.export.ExportArchive()
-        if hollow is None:
-            archive.track(model)
+        archive.track(model)
         archive.add_endpoint("serve", serve, input_signature=specs)
         archive.write_out(folder, verbose=False)
     return tuple(names), 4 * model.count_params()

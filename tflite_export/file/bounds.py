@@ -130,7 +130,7 @@ _UNIONS: MappingProxyType[str, MappingProxyType[int, str]] = MappingProxyType(
 )
 
 
-def check_bounds(content: bytes | bytearray, subject: str) -> None:
+def check_bounds(content: bytes, subject: str) -> None:
     r"""Follow every offset of a .tflite once, without unpacking it.
 
     Args:
@@ -153,7 +153,7 @@ def check_bounds(content: bytes | bytearray, subject: str) -> None:
 class _Walk:
     """One pass over a file; the state is what is left of the budget."""
 
-    def __init__(self, content: bytes | bytearray, subject: str) -> None:
+    def __init__(self, content: bytes, subject: str) -> None:
         self._content = content
         self._subject = subject
         self._bytes = BUDGET * len(content)

@@ -64,7 +64,7 @@ _DAMAGE = (
 """What the object API raises on offsets that lead outside the file."""
 
 
-def read(content: bytes | bytearray, subject: str = "the file") -> Any:
+def read(content: bytes, subject: str = "the file") -> Any:
     """Return the `ModelT` of a .tflite file, its structure checked.
 
     Args:
@@ -251,7 +251,7 @@ def _fill_absent_lists(model: Any) -> None:
         signature.inputs, signature.outputs = signature.inputs or [], signature.outputs or []
 
 
-def _bring_buffers_inside(model: Any, content: bytes | bytearray, subject: str) -> None:
+def _bring_buffers_inside(model: Any, content: bytes, subject: str) -> None:
     """Read buffers that lie behind the flatbuffer, by offset and size; offsets 0 and 1 mean none."""
     for buffer in model.buffers or []:
         if buffer.offset > 1:

@@ -20,7 +20,7 @@ convert_module = importlib.import_module("tflite_export.export")
 
 @pytest.fixture
 def no_work(monkeypatch):
-    monkeypatch.setattr("tflite_export.export.open_source", lambda *_: pytest.fail("work began"))
+    monkeypatch.setattr(convert_module, "open_source", lambda *_: pytest.fail("work began"))
 
 
 @pytest.mark.parametrize(
