@@ -16,20 +16,10 @@ from keras_prune.structured.fit.regularise import GroupLasso, GrowingRegularisat
 from keras_prune.structured.importances.ablation import ablate
 from keras_prune.structured.importances.activity import ActivationSum, APoZ, Entropy, MeanActivation
 from keras_prune.structured.importances.features import Features, features
-from keras_prune.structured.importances.importance import (
-    FPGM,
-    L1,
-    L2,
-    LAMP,
-    BatchNormScale,
-    Fisher,
-    Gradient,
-    Importance,
-    Random,
-    Scored,
-    Taylor,
-)
+from keras_prune.structured.importances.importance import AxisImportance, Importance, ScoredUnits
 from keras_prune.structured.importances.learned import Learned
+from keras_prune.structured.importances.of_gradients import Fisher, Gradient, Taylor
+from keras_prune.structured.importances.of_weights import FPGM, L1, L2, BatchNormScale, LAMPScore, Random
 from keras_prune.structured.importances.second_order import SecondOrder
 from keras_prune.structured.planning.distill import Distillation
 from keras_prune.structured.planning.latency import Latency
@@ -41,17 +31,20 @@ from keras_prune.structured.surgery.depth import Block, BlockCost, depth_costs, 
 from keras_prune.structured.surgery.net2net import widen
 from keras_prune.structured.surgery.shrink import shrink
 
+LAMP = LAMPScore  # former names
+Scored = ScoredUnits
+
 __all__ = [
     "FPGM",
     "L1",
     "L2",
-    "LAMP",
     "APoZ",
     "ActivationSum",
     "Adjustment",
     "Adjustments",
     "Analysis",
     "Axis",
+    "AxisImportance",
     "BatchNormScale",
     "Block",
     "BlockCost",
@@ -72,13 +65,14 @@ __all__ = [
     "GroupLasso",
     "GrowingRegularisation",
     "Importance",
+    "LAMPScore",
     "Latency",
     "Learned",
     "MeanActivation",
     "Plan",
     "Random",
     "Round",
-    "Scored",
+    "ScoredUnits",
     "SecondOrder",
     "Slimming",
     "Slot",

@@ -3,7 +3,7 @@ import pytest
 from keras import tree
 
 from keras_prune.structured import Plan, analyse
-from keras_prune.structured.importances.activity import _graphs, results_of, run
+from keras_prune.structured.analysis.running import all_graphs, results_of, run_graph
 
 
 def _randomise(model, rng):
@@ -32,7 +32,7 @@ def _flat(outputs):
 def _check_zeros(analysis, keep, x):
     """What rules call zero has to be zero; gives the outputs."""
     promised = {}
-    for graph in _graphs(analysis.graph):
+    for graph in all_graphs(analysis.graph):
         for node in graph.nodes:
             if node.body is None:
                 outputs = analysis.effects[id(node)].outputs
@@ -46,7 +46,7 @@ def _check_zeros(analysis, keep, x):
                 gone = np.moveaxis(np.asarray(value), axis, 0)[(units >= 0) & ~keep[units]]
                 assert not gone.any(), graph.symbols[number]
 
-    return [np.asarray(output) for output in run(analysis.graph, tree.flatten(x), see, results_of)]
+    return [np.asarray(output) for output in run_graph(analysis.graph, tree.flatten(x), see, results_of)]
 
 
 def _random_keep(analysis, rng, share=0.5):

@@ -127,6 +127,7 @@ class StructureAdjustment(keras.callbacks.Callback):
         self.tolerance = tolerance
         self.step = step
         self.importance = resolve_importance(importance, data)
+        self.importance.check_data("StructureAdjustment")
         self.scope = scope
         self.grow = grow
         self.patience = patience

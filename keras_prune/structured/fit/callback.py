@@ -103,11 +103,7 @@ class StructuredPruning(SteppedCallback[StructuredSession]):
             if not isinstance(number, Mapping) and (not isinstance(number, int) or number < 1):
                 raise ValueError(f"StructuredPruning: {name} must be a whole number from 1. Received: {number!r}")
         chosen = resolve_importance(importance, data)
-        if hasattr(chosen, "data") and chosen.data is None:
-            raise ValueError(
-                f"StructuredPruning: {type(chosen).__name__} is taken on data. Received: data=None. "
-                "Give a few hundred samples: data=(x, y)."
-            )
+        chosen.check_data("StructuredPruning")
         parts = check_parts("StructuredPruning", parts)
         if sum(isinstance(part, GrowingRegularisation) for part in parts) > 1:
             raise ValueError(f"StructuredPruning: one GrowingRegularisation at most. Received: parts={list(parts)}")

@@ -66,7 +66,7 @@ class Goal:
 
         Example:
             >>> from keras_prune.schedules import Linear
-            >>> from keras_prune.structured.importances.importance import L2
+            >>> from keras_prune.structured.importances.of_weights import L2
             >>> Goal({"params": 0.5}, Linear(0.0, 0.5, begin_step=0, end_step=10), L2()).targets(5)
             {'params': 0.75}
         """
@@ -249,7 +249,7 @@ class StructuredSession(SteppedSession):
         """Scores in which only what stands counts for a group's normalisation, and the others are below all."""
         synchronise(self.model)
         importance = self.goal.importance
-        scores = dataclasses.replace(importance, normalise="none")(self.model, self.analysis).astype(np.float64)
+        scores = importance.as_measured()(self.model, self.analysis).astype(np.float64)
         for group in self.analysis.groups:
             part = scores[group.start : group.stop]
             on = standing[group.start : group.stop] & np.isfinite(part)

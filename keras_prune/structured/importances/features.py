@@ -16,8 +16,10 @@ from keras_prune.statistics.batches import Batches
 from keras_prune.statistics.gradients import loss_gradients
 from keras_prune.statistics.reading import kept
 from keras_prune.structured.analysis.groups import Analysis, Group
-from keras_prune.structured.importances.activity import Activity, APoZ, Entropy, MeanActivation
-from keras_prune.structured.importances.importance import REDUCTIONS, Array, Fisher, Gradient, Scores, Taylor
+from keras_prune.structured.importances.activity import APoZ, Entropy, MeanActivation
+from keras_prune.structured.importances.importance import REDUCTIONS, Array, Scores
+from keras_prune.structured.importances.observing import of_units, read_tensors, watch
+from keras_prune.structured.importances.of_gradients import Fisher, Gradient, Taylor
 from keras_prune.structured.importances.slices import over_others, spread, targets_of
 
 __all__ = ["Features", "features"]
@@ -225,40 +227,34 @@ def of_gradients(model: keras.Model, analysis: Analysis, sides: Sequence[_Sides]
     return columns
 
 
-class _Moments(Activity):
-    """Several statistics of activations in one walk over the data."""
-
-    def of_values(self, values: Array) -> Array:
-        over = (0, 1)
-        mean, square = values.mean(axis=over), np.square(values).mean(axis=over)
-        return np.stack([MeanActivation().of_values(values), APoZ().of_values(values), mean, square])
-
-    def columns(self, model: keras.Model, analysis: Analysis) -> Columns:
-        """The statistics by name."""
-        watched = self._watched(analysis)
-        sums: dict[Any, Array] = {}
-        means: dict[Any, list[Array]] = {}
-        for tensor, values in self._observations(model, analysis, watched):
-            sums[tensor] = sums.get(tensor, 0.0) + self.of_values(values) * len(values)
-            means.setdefault(tensor, []).append(values.mean(axis=1, keepdims=True))
-        found: dict[str, dict[Any, Array]] = {"entropy": {}}
-        for tensor, parts in means.items():
-            samples = np.concatenate(parts)
-            absolute, share, mean, square = sums[tensor] / len(samples)
-            deviation = np.sqrt(np.maximum(square - np.square(mean), 0.0))
-            found["entropy"][tensor] = Entropy().of_values(samples)
-            for name, values in (
-                ("mean_activation", absolute),
-                ("apoz", share),
-                ("mean_signed", mean),
-                ("std_activation", deviation),
-            ):
-                found.setdefault(name, {})[tensor] = values
-        return {name: _filled(self._spread(analysis, watched, values)) for name, values in found.items()}
-
-
 def _of_activations(model: keras.Model, analysis: Analysis, data: Any) -> Columns:
-    return _Moments(normalise="none", data=data).columns(model, analysis)
+    """Several statistics of activations in one walk over the data."""
+    watched = read_tensors(analysis)
+    sums: dict[Any, Array] = {}
+    means: dict[Any, list[Array]] = {}
+    for tensor, values in watch(model, analysis, watched, data):
+        sums[tensor] = sums.get(tensor, 0.0) + _moments(values) * len(values)
+        means.setdefault(tensor, []).append(values.mean(axis=1, keepdims=True))
+    found: dict[str, dict[Any, Array]] = {"entropy": {}}
+    for tensor, parts in means.items():
+        samples = np.concatenate(parts)
+        absolute, share, mean, square = sums[tensor] / len(samples)
+        deviation = np.sqrt(np.maximum(square - np.square(mean), 0.0))
+        found["entropy"][tensor] = Entropy().of_values(samples)
+        for name, row in (
+            ("mean_activation", absolute),
+            ("apoz", share),
+            ("mean_signed", mean),
+            ("std_activation", deviation),
+        ):
+            found.setdefault(name, {})[tensor] = row
+    return {name: _filled(of_units(analysis, watched, rows)) for name, rows in found.items()}
+
+
+def _moments(values: Array) -> Array:
+    """Mean of |a|, share above 0, mean of a and of a squared, `[4, indices]`, from `[samples, positions, indices]`."""
+    mean, square = values.mean(axis=(0, 1)), np.square(values).mean(axis=(0, 1))
+    return np.stack([MeanActivation().of_values(values), APoZ().of_values(values), mean, square])
 
 
 def _filled(scores: Scores) -> Scores:

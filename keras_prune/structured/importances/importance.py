@@ -1,43 +1,37 @@
-"""Model -> a score for each unit that could be removed: the lower, the sooner it goes."""
+"""Model -> a score for each unit that could be removed: the lower the score, the sooner the unit goes."""
 
 from __future__ import annotations
 
 import dataclasses
-from abc import abstractmethod
+import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self, cast
 
 import keras
 import numpy as np
 import numpy.typing as npt
-from keras import layers as kl
-from keras.saving import register_keras_serializable
 
-from keras_prune import criteria, statistics
-from keras_prune.allocation import lamp_scores
+from keras_prune import statistics
 from keras_prune.models.variables import read
-from keras_prune.strategy import Strategy
+from keras_prune.strategy import S, Strategy
 from keras_prune.structured.analysis.groups import Analysis, Group
-from keras_prune.structured.importances.slices import over_others, spread, targets_of
+from keras_prune.structured.importances.slices import spread, targets_of
 
 __all__ = [
-    "FPGM",
-    "L1",
-    "L2",
-    "LAMP",
-    "BatchNormScale",
-    "Fisher",
-    "Gradient",
+    "NORMALISATIONS",
+    "REDUCTIONS",
+    "Array",
+    "AxisImportance",
     "Importance",
-    "Random",
-    "Scored",
-    "Taylor",
+    "ScoredUnits",
+    "Scores",
+    "check_choice",
+    "data_field",
 ]
 
 Array = npt.NDArray[np.floating[Any]]
 Scores = npt.NDArray[np.float64]
-
-_register = register_keras_serializable(package="keras_prune_structured")
 
 REDUCTIONS: Mapping[str, Callable[[Array], Array]] = {
     "mean": lambda rows: np.mean(rows, axis=0),
@@ -45,12 +39,15 @@ REDUCTIONS: Mapping[str, Callable[[Array], Array]] = {
     "sum": lambda rows: np.sum(rows, axis=0),
     "first": lambda rows: rows[0],
 }
+"""How the scores `[axes, units]` of a group's axes become `[units]`."""
+
 NORMALISATIONS: Mapping[str, Callable[[Array], float]] = {
     "none": lambda scores: 1.0,
     "mean": lambda scores: float(np.mean(scores)),
     "max": lambda scores: float(np.max(scores)),
     "sum": lambda scores: float(np.sum(scores)),
 }
+"""What a group's scores `[units]` are divided by."""
 
 
 def data_field() -> Any:
@@ -58,8 +55,19 @@ def data_field() -> Any:
     return dataclasses.field(default=None, metadata={"config": False}, compare=False, repr=False)
 
 
+def check_choice(strategy: Strategy, field: str, known: Mapping[str, Any]) -> None:
+    """Refuse a field that is not one of the known names.
+
+    Raises:
+        ValueError: with the class, the field, the names and the value.
+    """
+    value = getattr(strategy, field)
+    if value not in known:
+        raise ValueError(f"{type(strategy).__name__}: {field} must be one of {sorted(known)}. Received: {value!r}")
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
-class Scored:
+class ScoredUnits:
     """The scores of all units, and what an importance found on the way.
 
     Attributes:
@@ -71,68 +79,81 @@ class Scored:
     notes: tuple[str, ...] = ()
 
 
-@dataclasses.dataclass(frozen=True)
-class Importance(Strategy):
-    """A score for every unit.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Importance(Strategy, ABC):
+    """A score for every unit of a model.
 
-    Each axis of a variable that a unit lies on gives a score (`of_axis`); a group's axes are reduced to one score a
-    unit, and a group's scores divided by a number of their own, so that groups can be compared in one ranking.
+    An importance that scores weights along one axis is an `AxisImportance`, which needs one short method; one that
+    scores units in another way (by their activations, by taking them out) defines `__call__`. Either is used by `plan`,
+    `prune`, `iterate`, `StructuredPruning` and `StructureAdjustment` without registration.
 
-    Attributes:
-        needs: statistics of gradients that `of_axis` takes (`keras_prune.criteria.Criterion.needs`).
-        every: whether biases and normalisations count beside kernels.
+    An importance that is taken on data has a field for it, `data: Any = None`. Those who use it hand over the `data`
+    that they were given themselves, if the field is None.
 
     Args:
-        reduction: of a group's axes: "mean", "max", "sum", or "first" for the layer alone that makes the units.
-        normalise: by the "mean", "max" or "sum" of a group's scores, or "none".
+        normalise: each group's scores are divided by a number of their own, their "mean", "max" or "sum", so that
+            groups can be compared in one ranking; or by "none".
+
+    Example:
+        >>> class Place(Importance):
+        ...     def __call__(self, model, analysis):
+        ...         return self.normalised(analysis, np.arange(analysis.size, dtype=float))
+        >>> from keras_prune.structured import analyse
+        >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3), keras.layers.Dense(1)])
+        >>> Place(normalise="max")(model, analyse(model))
+        array([0. , 0.5, 1. ])
     """
 
     kind: ClassVar[str] = "importance"
-    needs: ClassVar[frozenset[str]] = frozenset()
-    every: ClassVar[bool] = False
+    # No field here, and no class variable for type checkers: an importance on data makes a field of it.
+    data = cast(Any, None)
 
-    reduction: str = "mean"
     normalise: str = "mean"
 
-    def __post_init__(self) -> None:
-        for field, known in (("reduction", REDUCTIONS), ("normalise", NORMALISATIONS)):
-            if getattr(self, field) not in known:
-                raise ValueError(
-                    f"{type(self).__name__}: {field} must be one of {sorted(known)}. Received: {getattr(self, field)!r}"
-                )
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "of_axis" in vars(cls) and cls.__module__ != __name__ and AxisImportance not in cls.__mro__:
+            warnings.warn(
+                f"{cls.__name__} scores weights along an axis: derive it from keras_prune.structured.AxisImportance. "
+                "As an Importance with of_axis() it works until 0.2.",
+                DeprecationWarning,
+                stacklevel=2,
+            )
+            cls.__bases__ = tuple(AxisImportance if base is Importance else base for base in cls.__bases__)
 
-    @abstractmethod
-    def of_axis(self, weight: Array, axis: int, statistics: Mapping[str, Any]) -> Array:
-        """Return a score for each index of an axis, `[indices]`.
+    def __post_init__(self) -> None:
+        check_choice(self, "normalise", NORMALISATIONS)
+
+    @classmethod
+    def from_config(cls: type[S], config: Mapping[str, Any]) -> S:
+        """Make the importance that `get_config` described.
 
         Args:
-            weight: a variable's value.
-            axis: the axis that units lie on.
-            statistics: the arrays that `needs` names, of the weight's shape.
+            config: of this version, or of one in which every importance had a `reduction`.
         """
-        raise NotImplementedError(f"{type(self).__name__} must define of_axis(weight, axis, statistics)")
+        known = {field.name for field in dataclasses.fields(cls)}
+        given = {key: value for key, value in config.items() if key != "reduction" or key in known}
+        return super().from_config(given)
 
+    @abstractmethod
     def __call__(self, model: keras.Model, analysis: Analysis) -> Scores:
-        """Return the scores of all units, `[units]`.
+        """Return the scores of all units, `[units]`; infinity for a unit that has to stay.
+
+        Args:
+            model: built; it stays as it is.
+            analysis: of the model.
 
         Raises:
-            ValueError: statistics are needed and no data was given, or the model is not compiled.
+            ValueError: there is no data to take the scores on, or the model is not compiled and has to be.
         """
-        gathered = self._statistics(model, analysis)
-        scores = np.zeros(analysis.size)
-        for group in analysis.groups:
-            rows = [self._row(analysis, group, i, gathered) for i in self._used(analysis, group)]
-            reduced = REDUCTIONS[self.reduction](np.stack(rows)) if rows else np.inf
-            scores[group.start : group.stop] = reduced
-        return self.normalised(analysis, scores)
 
-    def score(self, model: keras.Model, analysis: Analysis) -> Scored:
+    def score(self, model: keras.Model, analysis: Analysis) -> ScoredUnits:
         """Return the scores, with notes for the plan; an importance that has something to tell defines this, too.
 
         Raises:
             ValueError: as calling it.
         """
-        return Scored(self(model, analysis))
+        return ScoredUnits(self(model, analysis))
 
     def normalised(self, analysis: Analysis, scores: Scores) -> Scores:
         """Return scores `[units]` with each group's divided by its own number, where that is above 0 and finite."""
@@ -143,8 +164,87 @@ class Importance(Strategy):
                 result[group.start : group.stop] /= scale
         return result
 
-    def _used(self, analysis: Analysis, group: Group) -> list[int]:
-        """The slots of a group that count: all, or those of kernels if there are any."""
+    def as_measured(self) -> Self:
+        """Return the same importance without normalisation."""
+        return dataclasses.replace(self, normalise="none")
+
+    @property
+    def takes_data(self) -> bool:
+        """Whether the scores are taken on data: whether the importance has a field `data`."""
+        return any(field.name == "data" for field in dataclasses.fields(self))
+
+    def on(self, data: Any) -> Self:
+        """Return the same importance on this data, if it takes some and has none of its own."""
+        if data is None or self.data is not None or not self.takes_data:
+            return self
+        return dataclasses.replace(self, data=data)  # type: ignore[call-arg]
+
+    def check_data(self, owner: str = "plan") -> None:
+        """Refuse to score on data that nobody has given.
+
+        Args:
+            owner: who is to be given data, for the message.
+
+        Raises:
+            ValueError: the importance is taken on data, and has none.
+        """
+        if self.takes_data and self.data is None:
+            raise ValueError(
+                f"{owner}: {type(self).__name__} is taken on data. Received: data=None. "
+                f"Give a few hundred samples: {owner}(..., data=(x, y))."
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AxisImportance(Importance):
+    """A score for every unit from its weights: each axis of a variable that a unit lies on gives a score.
+
+    Attributes:
+        needs: statistics of gradients that `of_axis` takes (`keras_prune.criteria.Criterion.needs`).
+        every: whether biases and normalisations count beside kernels.
+
+    Args:
+        reduction: how the scores of a group's axes become one score a unit: "mean", "max", "sum", or "first" for the
+            layer alone that makes the units.
+
+    Example:
+        >>> class Largest(AxisImportance):
+        ...     def of_axis(self, weight, axis, statistics):
+        ...         return np.abs(weight).max(axis=tuple(a for a in range(weight.ndim) if a != axis))
+        >>> Largest().of_axis(np.array([[1.0, -2.0], [3.0, 0.0]]), 1, {})
+        array([3., 2.])
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+    every: ClassVar[bool] = False
+
+    reduction: str = "mean"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice(self, "reduction", REDUCTIONS)
+
+    @abstractmethod
+    def of_axis(self, weight: Array, axis: int, statistics: Mapping[str, Any]) -> Array:
+        """Return a score for each index of an axis, `[indices]`.
+
+        Args:
+            weight: a variable's value.
+            axis: the axis that units lie on.
+            statistics: the arrays that `needs` names, of the weight's shape.
+        """
+
+    def __call__(self, model: keras.Model, analysis: Analysis) -> Scores:
+        gathered = self._statistics(model, analysis)
+        scores = np.zeros(analysis.size)
+        for group in analysis.groups:
+            rows = [self._row(analysis, group, i, gathered) for i in self.counted(analysis, group)]
+            reduced = REDUCTIONS[self.reduction](np.stack(rows)) if rows else np.inf
+            scores[group.start : group.stop] = reduced
+        return self.normalised(analysis, scores)
+
+    def counted(self, analysis: Analysis, group: Group) -> list[int]:
+        """Return the slots of a group that count, by number: all, or those of kernels if there are any."""
         on = [i for i in group.slots if (v := analysis.slots[i].variable) is not None and v.trainable]
         if self.every:
             return on
@@ -163,177 +263,5 @@ class Importance(Strategy):
         if not self.needs:
             return {}
         variables = {id(v): v for slot in analysis.slots if (v := slot.variable) is not None and v.trainable}
-        found = statistics.collect(
-            model, targets_of(model, variables.values()), self.needs, getattr(self, "data", None)
-        )
+        found = statistics.collect(model, targets_of(model, variables.values()), self.needs, self.data)
         return dict(zip(variables, found, strict=True))
-
-
-@_register
-@dataclasses.dataclass(frozen=True)
-class L1(Importance):
-    r"""$\sum |w|$ over a unit's weights.
-
-    Source: Li et al. 2017, "Pruning filters for efficient ConvNets", section 3.1.
-
-    Example:
-        >>> L1().of_axis(np.array([[1.0, -2.0], [3.0, 0.0]]), 1, {})
-        array([4., 2.])
-    """
-
-    def of_axis(self, weight: Array, axis: int, statistics: Mapping[str, Any]) -> Array:
-        return over_others(criteria.Magnitude()(weight, {}), axis)
-
-
-@_register
-@dataclasses.dataclass(frozen=True)
-class L2(Importance):
-    r"""$\sqrt{\sum w^2}$ over a unit's weights.
-
-    Example:
-        >>> L2().of_axis(np.array([[3.0, -2.0], [4.0, 0.0]]), 1, {})
-        array([5., 2.])
-    """
-
-    def of_axis(self, weight: Array, axis: int, statistics: Mapping[str, Any]) -> Array:
-        return np.sqrt(over_others(np.square(weight), axis))
-
-
-@_register
-@dataclasses.dataclass(frozen=True)
-class FPGM(Importance):
-    r"""$\sum_j \lVert w_i - w_j \rVert_2$: the unit nearest to the geometric median of all can be said by the others.
-
-    Source: He et al. 2019, "Filter pruning via geometric median for deep convolutional neural networks acceleration",
-    equation 7.
-
-    Example:
-        >>> FPGM().of_axis(np.array([[0.0, 1.0, 5.0]]), 1, {})
-        array([6., 5., 9.])
-    """
-
-    reduction: str = "first"
-
-    def of_axis(self, weight: Array, axis: int, statistics: Mapping[str, Any]) -> Array:
-        rows = np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1)
-        squares = np.square(rows).sum(axis=1)
-        distances = squares[:, None] + squares[None, :] - 2.0 * rows @ rows.T
-        np.fill_diagonal(distances, 0.0)
-        return np.asarray(np.sqrt(np.maximum(distances, 0.0)).sum(axis=1))
-
-
-@_register
-@dataclasses.dataclass(frozen=True)
-class LAMP(L2):
-    r"""$\lVert w_i \rVert^2 / \sum_{j: \lVert w_j \rVert \ge \lVert w_i \rVert} \lVert w_j \rVert^2$ within a group.
-
-    Source: Lee et al. 2021, "Layer-adaptive sparsity for the magnitude-based pruning", equation 4, on units.
-    """
-
-    normalise: str = "none"
-
-    def __call__(self, model: keras.Model, analysis: Analysis) -> Scores:
-        scores = super().__call__(model, analysis)
-        for group in analysis.groups:
-            part = scores[group.start : group.stop]
-            order = np.argsort(part, kind="stable")
-            part[order] = lamp_scores(part)
-        return scores
-
-
-@_register
-@dataclasses.dataclass(frozen=True)
-class Random(Importance):
-    """Uniform noise: the baseline that every other importance has to beat.
-
-    Args:
-        seed: fixes the noise.
-    """
-
-    seed: int = 0
-
-    def of_axis(self, weight: Array, axis: int, statistics: Mapping[str, Any]) -> Array:
-        return np.asarray(np.random.default_rng((self.seed, weight.size)).random(weight.shape[axis]))
-
-    def __call__(self, model: keras.Model, analysis: Analysis) -> Scores:
-        return np.random.default_rng(self.seed).random(analysis.size)
-
-
-@_register
-@dataclasses.dataclass(frozen=True)
-class BatchNormScale(Importance):
-    r"""$|\gamma|$ of the batch normalisations that a unit passes; units that pass none always stay.
-
-    Source: Liu et al. 2017, "Learning efficient convolutional networks through network slimming", section 3.
-    """
-
-    every: ClassVar[bool] = True
-
-    def of_axis(self, weight: Array, axis: int, statistics: Mapping[str, Any]) -> Array:
-        return np.abs(weight)
-
-    def _used(self, analysis: Analysis, group: Group) -> list[int]:
-        owned = {
-            id(layer.gamma)
-            for layer in analysis.graph.model._flatten_layers()
-            if isinstance(layer, kl.BatchNormalization)
-        }
-        return [i for i in super()._used(analysis, group) if id(analysis.slots[i].variable) in owned]
-
-
-@_register
-@dataclasses.dataclass(frozen=True)
-class Gradient(Importance):
-    r"""$\sum \overline{|g|}$ over a unit's weights.
-
-    Args:
-        data: `(x, y)` or batches of it.
-    """
-
-    needs: ClassVar[frozenset[str]] = criteria.Gradient.needs
-    every: ClassVar[bool] = True
-
-    data: Any = data_field()
-
-    def of_axis(self, weight: Array, axis: int, statistics: Mapping[str, Any]) -> Array:
-        return over_others(criteria.Gradient()(weight, statistics), axis)
-
-
-@_register
-@dataclasses.dataclass(frozen=True)
-class Taylor(Importance):
-    r"""$\sum |w| \, \overline{|g|}$ over a unit's weights: the first-order change of the loss without them.
-
-    Args:
-        data: `(x, y)` or batches of it.
-
-    Source: Molchanov et al. 2019, "Importance estimation for neural network pruning", section 3.1.
-    """
-
-    needs: ClassVar[frozenset[str]] = criteria.Taylor.needs
-    every: ClassVar[bool] = True
-
-    data: Any = data_field()
-
-    def of_axis(self, weight: Array, axis: int, statistics: Mapping[str, Any]) -> Array:
-        return over_others(criteria.Taylor()(weight, statistics), axis)
-
-
-@_register
-@dataclasses.dataclass(frozen=True)
-class Fisher(Importance):
-    r"""$\sum w^2 \, \overline{g^2} / 2$ over a unit's weights.
-
-    Args:
-        data: `(x, y)` or batches of it.
-
-    Source: Theis et al. 2018, "Faster gaze prediction with dense networks and Fisher pruning", equation 8.
-    """
-
-    needs: ClassVar[frozenset[str]] = criteria.Fisher.needs
-    every: ClassVar[bool] = True
-
-    data: Any = data_field()
-
-    def of_axis(self, weight: Array, axis: int, statistics: Mapping[str, Any]) -> Array:
-        return over_others(criteria.Fisher()(weight, statistics), axis)

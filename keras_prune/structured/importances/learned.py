@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 import keras
@@ -16,7 +15,14 @@ from keras_prune.statistics.reading import kept
 from keras_prune.structured.analysis.groups import Analysis
 from keras_prune.structured.importances.ablation import ablate
 from keras_prune.structured.importances.features import features
-from keras_prune.structured.importances.importance import Array, Importance, Scored, Scores, data_field
+from keras_prune.structured.importances.importance import (
+    REDUCTIONS,
+    Importance,
+    ScoredUnits,
+    Scores,
+    check_choice,
+    data_field,
+)
 from keras_prune.structured.importances.predictors import PREDICTORS, Predictor
 
 __all__ = ["Learned", "Prediction", "predict_costs", "rank_correlation", "sample_units"]
@@ -31,7 +37,7 @@ WEIGHTS = (0.0, *(4.0**k for k in range(-5, 6)))
 
 
 @register_keras_serializable(package="keras_prune_structured")
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Learned(Importance):
     r"""The change of the loss without a unit: measured for a sample of units, predicted for the others from features.
 
@@ -69,6 +75,7 @@ class Learned(Importance):
     """
 
     normalise: str = "none"
+    reduction: str = "mean"
     sample: float | int = 0.2
     model: str = "forest"
     seed: int = 0
@@ -76,8 +83,8 @@ class Learned(Importance):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.model not in PREDICTORS:
-            raise ValueError(f"Learned: model must be one of {sorted(PREDICTORS)}. Received: {self.model!r}")
+        check_choice(self, "reduction", REDUCTIONS)
+        check_choice(self, "model", PREDICTORS)
         number = isinstance(self.sample, int | float) and not isinstance(self.sample, bool)
         if not number or not (0.0 < self.sample <= 1.0 if isinstance(self.sample, float) else self.sample >= 1):
             raise ValueError(
@@ -87,26 +94,20 @@ class Learned(Importance):
         if not isinstance(self.seed, int) or self.seed < 0:
             raise ValueError(f"Learned: seed must be a whole number from 0. Received: {self.seed!r}")
 
-    def of_axis(self, weight: Array, axis: int, statistics: Mapping[str, Any]) -> Array:
-        raise TypeError("Learned scores whole units, not axes of weights")
-
     def __call__(self, model: keras.Model, analysis: Analysis) -> Scores:
         return self.score(model, analysis).scores
 
-    def score(self, model: keras.Model, analysis: Analysis) -> Scored:
+    def score(self, model: keras.Model, analysis: Analysis) -> ScoredUnits:
         """Return the costs, and a note with the rank correlation on units that the fits had not seen."""
-        if self.data is None:
-            raise ValueError(
-                "Learned is taken on data. Received: data=None. Give the importance some: plan(..., data=(x, y))."
-            )
+        self.check_data()
         check_compiled(model)
         if not analysis.size:
-            return Scored(np.zeros(0))
+            return ScoredUnits(np.zeros(0))
         data = kept(self.data)
         sample = sample_units([group.size for group in analysis.groups], self._count(analysis), self.seed)
         costs = ablate(model, analysis, sample, data)
         if len(sample) == analysis.size:
-            return Scored(self.normalised(analysis, costs), (f"cost of all {len(sample)} units measured",))
+            return ScoredUnits(self.normalised(analysis, costs), (f"cost of all {len(sample)} units measured",))
         table = features(model, analysis, data, self.reduction)
         made = predict_costs(
             table.values, table.column("first_order"), table.column("curvature"), sample, costs, self.model, self.seed
@@ -116,7 +117,7 @@ class Learned(Importance):
             f"correlation on held-out units {made.correlation:.3f} (of the second-order estimate alone "
             f"{made.estimate_correlation:.3f})"
         )
-        return Scored(self.normalised(analysis, made.costs), (note,))
+        return ScoredUnits(self.normalised(analysis, made.costs), (note,))
 
     def _count(self, analysis: Analysis) -> int:
         """How many units to measure."""

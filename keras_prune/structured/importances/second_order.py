@@ -1,9 +1,8 @@
-"""Importance by what a Taylor series of the loss says of a whole unit: no unit is taken out for it."""
+"""Importance by what a Taylor series of the loss says of a whole unit, which is not taken out for it."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 import keras
@@ -12,13 +11,13 @@ from keras.saving import register_keras_serializable
 from keras_prune.statistics.evaluation import check_compiled
 from keras_prune.structured.analysis.groups import Analysis
 from keras_prune.structured.importances.features import of_gradients, sides_of
-from keras_prune.structured.importances.importance import Array, Importance, Scores, data_field
+from keras_prune.structured.importances.importance import Importance, Scores, data_field
 
 __all__ = ["SecondOrder"]
 
 
 @register_keras_serializable(package="keras_prune_structured")
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class SecondOrder(Importance):
     r"""$-q + \tfrac12 h$: the expected change of the loss without a unit, in one pass over data.
 
@@ -28,7 +27,6 @@ class SecondOrder(Importance):
     they are, and may be below 0.
 
     Args:
-        reduction: not used: the derivatives of a unit's readers are summed.
         data: `(x, y)` or batches of it. Data in one batch have no spread, and h is $q^2$.
 
     Raises:
@@ -51,14 +49,8 @@ class SecondOrder(Importance):
     normalise: str = "none"
     data: Any = data_field()
 
-    def of_axis(self, weight: Array, axis: int, statistics: Mapping[str, Any]) -> Array:
-        raise TypeError("SecondOrder scores whole units, not axes of weights")
-
     def __call__(self, model: keras.Model, analysis: Analysis) -> Scores:
-        if self.data is None:
-            raise ValueError(
-                "SecondOrder is taken on data. Received: data=None. Give the importance some: plan(..., data=(x, y))."
-            )
+        self.check_data()
         check_compiled(model)
         sides = [sides_of(analysis, group) for group in analysis.groups]
         found = of_gradients(model, analysis, sides, "sum", self.data)["second_order"]

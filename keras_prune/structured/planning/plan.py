@@ -197,9 +197,10 @@ def plan(
     least = least_kept(analysis, max_share, min_width, step)
     check_reachable(analysis, counter, targets, least)
     chosen = resolve_importance(importance, data)
-    given = data if data is not None else getattr(chosen, "data", None)
+    chosen.check_data()
+    given = data if data is not None else chosen.data
     if threshold is not None:
-        scored = dataclasses.replace(chosen, normalise="none").score(model, analysis)
+        scored = chosen.as_measured().score(model, analysis)
         gone = np.flatnonzero(scored.scores <= threshold)
         stays = keep_best(analysis, scored.scores, kept_after(analysis, gone, least, step))
         return Plan(analysis, stays, scored.notes, inputs=first_inputs(given))

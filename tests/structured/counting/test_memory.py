@@ -8,8 +8,8 @@ from keras import tree
 
 from keras_prune.graph.trace import trace
 from keras_prune.structured import analyse, count, plan
+from keras_prune.structured.analysis.running import results_of
 from keras_prune.structured.counting.memory import Memory, item_bytes
-from keras_prune.structured.importances.activity import results_of
 
 
 def live(model):

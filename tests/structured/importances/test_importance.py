@@ -5,14 +5,15 @@ import numpy as np
 import pytest
 from keras import layers as kl
 
+import keras_prune as kp
 from keras_prune.structured import (
     FPGM,
     L1,
     L2,
-    LAMP,
     BatchNormScale,
     Fisher,
     Gradient,
+    LAMPScore,
     Random,
     Taylor,
     analyse,
@@ -80,7 +81,7 @@ def test_fpgm_is_the_sum_of_distances(model):
 
 
 def test_lamp_by_hand(model):
-    np.testing.assert_allclose(scores(LAMP(reduction="first"), model), [1, 4 / 29, 2 / 31])
+    np.testing.assert_allclose(scores(LAMPScore(reduction="first"), model), [1, 4 / 29, 2 / 31])
 
 
 def test_random_depends_on_the_seed_alone(model):
@@ -101,8 +102,34 @@ def test_a_unit_that_lies_on_an_axis_twice_is_summed():
 def test_names_and_configurations(name):
     found = resolve_importance(name)
     assert type(found) is NAMES[name]
-    changed = dataclasses.replace(found, reduction="sum", normalise="max")
+    changed = dataclasses.replace(found, normalise="max", **({"reduction": "sum"} if with_reduction(found) else {}))
     assert type(changed).from_config(changed.get_config()) == changed
+    # As they were written when each importance had a reduction.
+    assert type(changed).from_config({"reduction": "sum", **changed.get_config()}) == changed
+
+
+def with_reduction(importance):
+    return "reduction" in importance.get_config()
+
+
+def test_only_those_have_a_reduction_that_reduce():
+    assert {name for name, kind in NAMES.items() if with_reduction(kind())} == {
+        "batch_norm_scale", "fisher", "fpgm", "gradient", "l1", "l2", "lamp", "learned", "taylor",
+    }  # fmt: skip
+
+
+def test_lamp_is_normalised_only_when_asked(model):
+    expected = np.array([1, 4 / 29, 2 / 31])
+    np.testing.assert_allclose(scores(LAMPScore(reduction="first", normalise="max"), model), expected)
+    np.testing.assert_allclose(scores(LAMPScore(reduction="first", normalise="sum"), model), expected / expected.sum())
+
+
+def test_former_names():
+    assert kp.structured.LAMP is LAMPScore
+    assert kp.structured.Scored is kp.structured.ScoredUnits
+    saved = {"module": None, "class_name": "LAMP", "config": LAMPScore(normalise="max").get_config()}
+    saved["registered_name"] = "keras_prune_structured>LAMP"
+    assert keras.saving.deserialize_keras_object(saved) == LAMPScore(normalise="max")
 
 
 def test_bad_input_is_named(model):

@@ -11,6 +11,7 @@ from keras_prune.structured import (
     L1,
     L2,
     APoZ,
+    AxisImportance,
     Entropy,
     Fisher,
     Gradient,
@@ -23,7 +24,7 @@ from keras_prune.structured import (
 )
 from keras_prune.structured.importances.ablation import ablate
 from keras_prune.structured.importances.features import features
-from keras_prune.structured.importances.importance import Scored
+from keras_prune.structured.importances.importance import ScoredUnits
 from keras_prune.structured.importances.learned import Learned, predict_costs, rank_correlation, sample_units
 from keras_prune.structured.importances.predictors import PREDICTORS
 
@@ -176,7 +177,8 @@ def test_features_agree_with_the_importances_of_their_names(cnn):
         "entropy": Entropy,
     }
     for name, importance in same.items():
-        expected = importance(reduction="sum", normalise="none", data=data)(model, analysis)
+        options = {"reduction": "sum"} if issubclass(importance, AxisImportance) else {}
+        expected = importance(normalise="none", data=data, **options)(model, analysis)
         np.testing.assert_allclose(found.column(name), expected, rtol=1e-6, err_msg=name)
     both = L1(reduction="sum", normalise="none")(model, analysis)
     np.testing.assert_allclose(found.column("l1_in") + found.column("l1_out"), both)
@@ -284,7 +286,7 @@ def test_all_units_measured_is_the_truth(cnn):
     analysis = analyse(model)
     truth = ablate(model, analysis, range(analysis.size), data)
     scored = Learned(sample=1.0, data=data).score(model, analysis)
-    assert isinstance(scored, Scored)
+    assert isinstance(scored, ScoredUnits)
     np.testing.assert_array_equal(scored.scores, truth)
     assert scored.notes == ("cost of all 28 units measured",)
     normalised = Learned(sample=28, normalise="max", data=data)(model, analysis)
