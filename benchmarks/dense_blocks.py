@@ -18,7 +18,6 @@ import os
 import statistics
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +28,10 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 import numpy as np
 
 from benchmarks.never_slower import Case, measure, ratio
-from benchmarks.timing import machine, print_table
+from benchmarks.timing import interleave, machine, print_table
 from tflite_export import export
 from tflite_export.file.encoding import encode_blocks, encode_csr
-from tflite_export.runtimes.litert import Session
+from tflite_export.runtimes.opening import open_own
 
 UNITS, LAYERS, SHARE = 1024, 4, 0.9
 ASKED_GAIN = 5.0
@@ -54,7 +53,7 @@ def stock(model: Any, *, sparse: bool) -> bytes:
 
 def error(content: bytes, feed: Any, wanted: Any) -> float:
     """Return the largest error as a share of the scale."""
-    session = Session(content)
+    session = open_own(content)
     (got,) = session.run([feed], list(session.inputs), list(session.outputs))
     return float(np.abs(got - wanted).max() / np.abs(wanted).max())
 
@@ -104,11 +103,8 @@ def encoder_speed(rounds: int = 9) -> dict[str, float]:
         count = 4096 * 4096 // block
         kept = np.repeat(rng.permutation(count) >= round(SHARE * count), block).reshape(4096, 4096)
         weight = (rng.standard_normal((4096, 4096), dtype=np.float32) * kept).astype(np.float32)
-        taken = []
-        for _ in range(rounds):
-            start = time.perf_counter()
-            encode_blocks(weight) if block > 1 else encode_csr(weight)
-            taken.append(time.perf_counter() - start)
+        encode = encode_blocks if block > 1 else encode_csr
+        (taken,) = interleave({zeros: lambda weight=weight, encode=encode: encode(weight)}, rounds).values()
         speeds[zeros] = weight.nbytes / 1e6 / statistics.median(taken)
     return speeds
 

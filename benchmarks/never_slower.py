@@ -20,7 +20,6 @@ import random
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -44,7 +43,9 @@ from tflite_export.model.inputs import collect_inputs
 from tflite_export.model.reference import answer
 from tflite_export.model.signature import signature_of
 from tflite_export.plan.plan import Plan, as_dense, dense_bytes, make_plan, weigh
-from tflite_export.runtimes.litert import Session
+from tflite_export.runtimes.interleaved import time_in_turn
+from tflite_export.runtimes.opening import open_own
+from tflite_export.runtimes.sessions import Session
 from tflite_export.source.loading import open_source
 from tflite_export.targets import Kernel, resolve_target
 
@@ -145,25 +146,24 @@ def measure(
     for _ in range(sessions):
         order = list(files)
         draw.shuffle(order)  # also of the allocations
-        loaded = {name: _session(files[name], feed) for name in order}
-        repeats = {name: _repeats(session) for name, session in loaded.items()}
-        end, done = time.perf_counter() + seconds / sessions, 0
-        while done < 5 or (time.perf_counter() < end and done < 1000):
-            done += 1
-            draw.shuffle(order)
-            for name in order:
-                session = loaded[name]
-                count, before = (1, other.sum) if cold else (repeats[name], session.invoke)
-                before()
-                start = time.perf_counter()
-                for _ in range(count):
-                    session.invoke()
-                times[name].append((time.perf_counter() - start) / count)
+        loaded = [_session(files[name], feed) for name in order]
+        runs = [session.invoke for session in loaded]
+        taken = time_in_turn(
+            runs,
+            1000,
+            seconds=seconds / sessions,
+            fewest=5,
+            before=(lambda _: other.sum()) if cold else (lambda place, runs=runs: runs[place]()),
+            repeats=None if cold else [_repeats(session) for session in loaded],
+            shuffle=draw,
+        )
+        for name, own in zip(order, taken.T, strict=True):
+            times[name] += own.tolist()
     return times
 
 
 def _session(content: bytes, feed: Any) -> Session:
-    session = Session(content)
+    session = open_own(content)
     session.feed([feed[: session.batch_size or 1]], list(session.inputs))
     session.invoke()
     return session
@@ -171,10 +171,8 @@ def _session(content: bytes, feed: Any) -> Session:
 
 def _repeats(session: Session) -> int:
     """Return how often to run for 100 microseconds: a run of three is at the clock's and the interpreter's mercy."""
-    session.invoke()
-    start = time.perf_counter()
-    session.invoke()
-    return max(1, round(1e-4 / (time.perf_counter() - start)))
+    once = float(time_in_turn([session.invoke], 1, before=lambda _: session.invoke())[0, 0])
+    return max(1, round(1e-4 / once))
 
 
 def ratio(times: list[float], reference: list[float]) -> float:

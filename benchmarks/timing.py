@@ -7,7 +7,6 @@ import os
 import platform
 import statistics
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 
 from rich.console import Console
@@ -20,16 +19,11 @@ def interleave(tasks: Mapping[str, Callable[[], object]], rounds: int) -> dict[s
     Returns:
         Seconds by name and round; a first round, which warms up, is left out.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in tasks}
-    for turn in range(rounds + 1):
-        for name, task in tasks.items():
-            start = time.perf_counter()
-            result = task()
-            took = time.perf_counter() - start
-            del result  # freed outside the time, as the garbage of a task is
-            if turn:
-                seconds[name].append(took)
-    return seconds
+    # Here: a process that only prints a table, or trains in another library, is to import neither of ours.
+    from tflite_export.runtimes.interleaved import time_in_turn
+
+    taken = time_in_turn(list(tasks.values()), rounds + 1)[1:]
+    return {name: own.tolist() for name, own in zip(tasks, taken.T, strict=True)}
 
 
 def median_ratio(seconds: Sequence[float], reference: Sequence[float]) -> float:

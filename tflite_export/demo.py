@@ -19,7 +19,8 @@ from keras_prune.text.tables import plain_text
 from tflite_export.bench.timing import Timing, benchmark
 from tflite_export.export import export
 from tflite_export.report import ExportReport
-from tflite_export.runtimes.litert import Session, load
+from tflite_export.runtimes.litert import load
+from tflite_export.runtimes.opening import open_own
 
 __all__ = [
     "BATCH",
@@ -222,7 +223,7 @@ def run(folder: Path, verbose: int = 1) -> DemoResult:
 
 def _outputs(path: Path, x: NDArray[np.float32]) -> NDArray[np.float32]:
     """What the file itself answers, in the runtime."""
-    session = Session(load(path), path.name)
+    session = open_own(load(path), path.name)
     return session.run([x], list(session.inputs), list(session.outputs))[0]
 
 

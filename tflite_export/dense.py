@@ -23,7 +23,7 @@ from tflite_export.rewrites.heads import HeadsPass
 from tflite_export.rewrites.mirror import MirrorPass
 from tflite_export.rewrites.pooling import PoolingPass
 from tflite_export.rewrites.rewrite import Change, rewrite_model
-from tflite_export.runtimes.litert import in_batches
+from tflite_export.runtimes.sessions import in_batches
 from tflite_export.source.source import KerasSource, Source
 from tflite_export.targets import ANY, Target
 from tflite_export.xnnpack.clusters import analyse

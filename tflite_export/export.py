@@ -42,7 +42,7 @@ from tflite_export.plan.plan import Optimize, Plan, check_strict, make_plan
 from tflite_export.plan.weights import Names, collect
 from tflite_export.plan.zeros import lost_zeros, match_kernels, with_paths
 from tflite_export.report import ExportReport, Size
-from tflite_export.runtimes.litert import Session
+from tflite_export.runtimes.opening import open_own
 from tflite_export.source.loading import files_of, open_source
 from tflite_export.source.source import Source
 from tflite_export.targets import MCU, Target, resolve_target
@@ -308,7 +308,7 @@ def _rows(model: Any, converted: Converted, reference: Reference) -> dict[tuple[
 
     In the main graph as the runtime sees them, in the others as declared.
     """
-    session = Session(converted.content, "the converter's file", delegate=False)
+    session = open_own(converted.content, "the converter's file", delegate=False)
     count = converted.batch_size or reference.batch or 1
     session.run([array[:count] for array in reference.inputs.arrays], converted.inputs, converted.outputs, count)
     rows = {(0, index): prod(shape[:-1]) for index, shape in session.tensor_shapes().items()}

@@ -34,7 +34,6 @@ from tflite_export.xnnpack.subgraphs import UNPACKING
 
 __all__ = ["MODEL_FILES", "Inspection", "WeightView", "inspect"]
 
-_TYPES = {code: name for name, code in vars(flatbuffer.schema.TensorType).items() if isinstance(code, int)}
 _FORMATS = {0: "dense", 1: "CSR"}
 
 
@@ -296,7 +295,7 @@ def _views(model: Any, analysis: Analysis) -> list[WeightView]:
                 tensor=use.tensor,
                 name=text(tensor.name),
                 shape=shape,
-                dtype=_TYPES[tensor.type].lower(),
+                dtype=flatbuffer.TYPE_NAMES[tensor.type],
                 encoding=_encoding(tensor, (use.subgraph, use.tensor) in densified),
                 sparsity=max(0.0, 1.0 - zeros[place] / size),
                 stored_bytes=stored + _index_bytes(tensor.sparsity),

@@ -17,7 +17,10 @@ import numpy as np
 
 from tflite_export.convert.workspace import temporary_folder
 from tflite_export.export import export
-from tflite_export.runtimes.litert import Session, load
+from tflite_export.runtimes.interleaved import time_in_turn
+from tflite_export.runtimes.litert import load
+from tflite_export.runtimes.opening import open_own
+from tflite_export.runtimes.sessions import Session
 from tflite_export.targets import Target
 from tflite_export.verification.golden import read_golden
 
@@ -91,7 +94,7 @@ class Stopwatch:
                 warnings.filterwarnings("ignore", about, UserWarning)
             path, golden = Path(folder) / "model.tflite", Path(folder) / "golden.safetensors"
             export(model, path, target=self.target, quantize=self.quantize, data=self.data, samples=2, golden=golden)
-            session = Session(load(path), f"the file of {model.name!r}", threads=self.threads)
+            session = open_own(load(path), f"the file of {model.name!r}", threads=self.threads)
             inputs = read_golden(golden).inputs
         batch = session.batch_size or 1
         session.feed([np.repeat(values[:1], batch, axis=0) for values in inputs.values()], list(inputs))
@@ -101,14 +104,8 @@ class Stopwatch:
         """Return the seconds of a run of each, run in turn."""
         # The system's clock of a thread ticks every 16 ms on Windows.
         clock = time.thread_time if self.threads == 1 and sys.platform != "win32" else time.perf_counter
-        rows: list[list[float]] = []
-        end = time.monotonic() + SECONDS
-        while len(rows) < FEWEST or (len(rows) < MOST and time.monotonic() < end):
-            row = []
-            for session in sessions:
-                session.invoke()
-                start = clock()
-                session.invoke()
-                row.append(clock() - start)
-            rows.append(row)
-        return [float(seconds) for seconds in np.quantile(np.array(rows), 0.1, axis=0)]
+        runs = [session.invoke for session in sessions]
+        taken = time_in_turn(
+            runs, MOST, seconds=SECONDS, fewest=FEWEST, before=lambda place: runs[place](), clock=clock
+        )
+        return [float(seconds) for seconds in np.quantile(taken, 0.1, axis=0)]

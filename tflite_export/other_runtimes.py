@@ -8,8 +8,8 @@ from typing import Any
 from tflite_export.errors import ExportError
 from tflite_export.file import flatbuffer
 from tflite_export.file.integrity import text
-from tflite_export.runtimes.web import web_refusal
 from tflite_export.tflm.mcu import check_structure
+from tflite_export.web.limitations import web_refusal
 
 __all__ = ["Unreadable", "unreadable_by"]
 

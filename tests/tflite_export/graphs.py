@@ -134,3 +134,30 @@ class Net:
     def content(self, *outputs):
         self.graph.outputs = np.array(outputs, dtype=np.int32)
         return flatbuffer.write(self.model)
+
+
+def fill(elements):
+    """A file of one operator, whose output has so many float32."""
+    tensor, options = schema.TensorT, schema.BuiltinOptions.FillOptions
+    graph = schema.SubGraphT(
+        tensors=[
+            tensor(shape=[1], type=schema.TensorType.INT32, buffer=1, name=b"sizes"),
+            tensor(shape=[], type=schema.TensorType.FLOAT32, buffer=0, name=b"x"),
+            tensor(shape=[elements], type=schema.TensorType.FLOAT32, buffer=0, name=b"y"),
+        ],
+        inputs=[1],
+        outputs=[2],
+        operators=[
+            schema.OperatorT(
+                inputs=[0, 1], outputs=[2], builtinOptionsType=options, builtinOptions=schema.FillOptionsT()
+            )
+        ],
+    )
+    code = schema.BuiltinOperator.FILL
+    model = schema.ModelT(
+        version=3,
+        operatorCodes=[schema.OperatorCodeT(builtinCode=code, deprecatedBuiltinCode=code, version=3)],
+        subgraphs=[graph],
+        buffers=[schema.BufferT(), schema.BufferT(data=np.array([elements], dtype=np.int32).view(np.uint8))],
+    )
+    return flatbuffer.write(model)

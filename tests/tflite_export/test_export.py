@@ -10,7 +10,7 @@ from keras import layers
 from keras_prune import strip
 from tflite_export import Encoding, ExportError, export, verify
 from tflite_export.plan.plan import PlanLine
-from tflite_export.runtimes.litert import Session
+from tflite_export.runtimes.litert import LiteRTSession
 
 
 class TwoInputs(keras.Model):
@@ -135,7 +135,7 @@ def test_a_sparse_file_answers_as_its_model(case, tmp_path, zero_out, inputs, op
     assert ("DENSIFY" in operators(path)) == (CSR in expected)
 
     # And once more by another way: by the names of the signature, against Keras.
-    session = Session(path.read_bytes())
+    session = LiteRTSession(path.read_bytes())
     assert sorted(session.inputs) == sorted(tensor.name for tensor in model.inputs)
     outputs = model(data if len(data) > 1 else data[0], training=False) if case != "inputs by name" else None
     if outputs is not None:
@@ -190,7 +190,7 @@ def test_recurrent_layers_fix_the_batch_and_say_so(tmp_path, inputs):
     assert report.notes == (
         "batch fixed to 1: the converter unrolls the recurrent layer 'memory' at a known batch only",
     )
-    assert Session((tmp_path / "model.tflite").read_bytes()).batch_size == 1
+    assert LiteRTSession((tmp_path / "model.tflite").read_bytes()).batch_size == 1
 
 
 def test_the_batch_is_fixed_on_request_and_free_otherwise(tmp_path, dense_net, inputs):
@@ -198,8 +198,8 @@ def test_the_batch_is_fixed_on_request_and_free_otherwise(tmp_path, dense_net, i
     export(dense_net, tmp_path / "free.tflite", data=data)
     report = export(dense_net, tmp_path / "fixed.tflite", data=data, batch_size=3)
     assert report.notes == ("batch fixed to 3: asked for",)
-    assert Session((tmp_path / "free.tflite").read_bytes()).batch_size is None
-    assert Session((tmp_path / "fixed.tflite").read_bytes()).batch_size == 3
+    assert LiteRTSession((tmp_path / "free.tflite").read_bytes()).batch_size is None
+    assert LiteRTSession((tmp_path / "fixed.tflite").read_bytes()).batch_size == 3
 
 
 def test_the_report_is_a_table_and_a_dictionary(tmp_path, dense_net, inputs):

@@ -10,7 +10,7 @@ from keras import layers
 
 from tflite_export import Encoding, ExportError, export
 from tflite_export.convert.number_types import resolve_number_type
-from tflite_export.runtimes.litert import Session
+from tflite_export.runtimes.litert import LiteRTSession
 from tflite_export.targets import Kernel, resolve_target
 
 ZEROS = ("none", "half", "most", "blocks4", "blocks16", "two_of_four", "all")
@@ -108,7 +108,7 @@ def zeros_of(path):
 
 
 def answers(path, model, data, delegate):
-    session = Session(path.read_bytes(), delegate=delegate)
+    session = LiteRTSession(path.read_bytes(), delegate=delegate)
     return dict(zip(sorted(ZEROS), session.run([data], ["x"], sorted(ZEROS)), strict=True))
 
 

@@ -10,8 +10,8 @@ import pytest
 
 from tflite_export import ExportError, export, read_golden
 from tflite_export.runtimes.litertjs import ASSETS, find_web_runtime
-from tflite_export.runtimes.node import find_node
 from tflite_export.verification.golden import write_golden
+from tflite_export.web.node import find_node
 
 PAGE = pathlib.Path(__file__).parents[2] / "docs" / "deploy" / "web.md"
 PROGRAM = """

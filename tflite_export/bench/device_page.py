@@ -11,6 +11,7 @@ import secrets
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
@@ -21,16 +22,18 @@ from numpy.typing import NDArray
 
 from tflite_export.bench.timing import feeds_for, matching_names
 from tflite_export.errors import ExportError
+from tflite_export.processes.frames import pack
 from tflite_export.runtimes import litertjs
-from tflite_export.runtimes.frames import pack
-from tflite_export.runtimes.isolation import IsolatedSession
 from tflite_export.runtimes.limits import Limits
-from tflite_export.runtimes.litert import in_batches, load
-from tflite_export.runtimes.litertjs import ASSETS, find_web_runtime, web_files
-from tflite_export.runtimes.server import LOOPBACK, GuardedServer, Resource
-from tflite_export.runtimes.web import fix_sizes, web_refusal
+from tflite_export.runtimes.litert import load
+from tflite_export.runtimes.litertjs import ASSETS, find_web_runtime
+from tflite_export.runtimes.opening import open_foreign
+from tflite_export.runtimes.sessions import Session, in_batches
 from tflite_export.verification.agreement import AGREEMENT
 from tflite_export.verification.golden import Golden, read_golden
+from tflite_export.web.limitations import web_refusal, with_fixed_sizes
+from tflite_export.web.page_files import web_files
+from tflite_export.web.server import LOOPBACK, GuardedServer, Resource
 
 __all__ = ["EVERYWHERE", "PAGES", "SAMPLES", "address_of_this_machine", "make_server", "serve"]
 
@@ -87,19 +90,16 @@ def make_server(
             raise ExportError(f"'{subject}'", "must run in LiteRT.js", refusal, "Leave it out.")
     allowed = (limits or Limits()).for_files(*contents)
 
-    def opened() -> list[IsolatedSession]:
-        files = zip(contents, subjects, strict=True)
-        return [IsolatedSession(content, subject, limits=allowed) for content, subject in files]
-
-    sessions = opened()
+    open_file = partial(open_foreign, limits=allowed)
+    sessions = [open_file(content, subject) for content, subject in zip(contents, subjects, strict=True)]
     inputs, outputs = matching_names(sessions, "inputs"), matching_names(sessions, "outputs")
     if isinstance(golden, (str, os.PathLike)):
         golden = read_golden(golden)
     for place, session in enumerate(sessions):
         feeds = _feeds(session, inputs[place], outputs[place], data, golden)
         named = {name: feed[: session.batch_size or 1] for name, feed in zip(inputs[place], feeds, strict=True)}
-        contents[place] = fix_sizes(contents[place], 1, subjects[place], named)
-    sessions = opened()
+        contents[place] = with_fixed_sizes(contents[place], 1, subjects[place], named, open_file=open_file)
+    sessions = [open_file(content, subject) for content, subject in zip(contents, subjects, strict=True)]
     blobs: list[bytes] = []
     files: list[dict[str, Any]] = []
     for place, (session, path, content) in enumerate(zip(sessions, paths, contents, strict=True)):
@@ -205,7 +205,7 @@ def address_of_this_machine() -> str:
 
 
 def _feeds(
-    session: IsolatedSession, inputs: list[str], outputs: list[str], data: Any, golden: Golden | None
+    session: Session, inputs: list[str], outputs: list[str], data: Any, golden: Golden | None
 ) -> list[NDArray[Any]]:
     """Return the inputs of a file, those of the golden file or of the data, or drawn ones."""
     if golden is None:
@@ -222,7 +222,7 @@ def _feeds(
 
 
 def _samples(
-    session: IsolatedSession, inputs: list[str], outputs: list[str], data: Any, golden: Golden | None
+    session: Session, inputs: list[str], outputs: list[str], data: Any, golden: Golden | None
 ) -> list[_Sample]:
     """Return the first runs of a file of fixed sizes, and what is to come out of them."""
     batch = session.batch_size or 1

@@ -18,13 +18,15 @@ from tflite_export.edits.twin import is_sparse, twin
 from tflite_export.errors import ExportError
 from tflite_export.model.inputs import SEED, check_array, check_counts, read_leaves
 from tflite_export.model.signature import InputSpec, Signature
-from tflite_export.runtimes.arm64 import ROUNDS as ARM64_ROUNDS
-from tflite_export.runtimes.arm64 import measure_on_arm64
-from tflite_export.runtimes.isolation import IsolatedSession, Worker, measure_isolated
+from tflite_export.runtimes.arm64_guest import ROUNDS as ARM64_ROUNDS
+from tflite_export.runtimes.arm64_guest import measure_on_arm64
+from tflite_export.runtimes.isolation import IsolatedSession, LiteRTProcess, measure_isolated
 from tflite_export.runtimes.limits import Limits
-from tflite_export.runtimes.litert import Case, Runnable, load
-from tflite_export.runtimes.web import measure_on_web
+from tflite_export.runtimes.litert import load
+from tflite_export.runtimes.opening import open_foreign
+from tflite_export.runtimes.sessions import Case, Session
 from tflite_export.verification.agreement import AGREEMENT, difference, require_right
+from tflite_export.web.web_session import measure_in_litertjs
 
 __all__ = [
     "ALIASES",
@@ -243,9 +245,9 @@ def benchmark(
         *((f"{names[place]}, its twin", twin(contents[place], names[place])) for place in twin_of),
     ]
     allowed = (limits or Limits()).for_files(*(content for _, content in files))
-    with Worker() as worker:
+    with LiteRTProcess() as process:
         sessions = [
-            IsolatedSession(content, name, threads=threads, delegate=delegate, limits=allowed, worker=worker)
+            open_foreign(content, name, threads=threads, delegate=delegate, limits=allowed, process=process)
             for name, content in files
         ]
         cases, feeds = _cases(sessions, files, batch, data)
@@ -253,9 +255,9 @@ def benchmark(
     if runtime == "litert":
         measured = here
     elif runtime == "web":
-        measured = measure_on_web(cases, feeds, rounds, warm_up, browser=browser, simd=simd)
+        measured = measure_in_litertjs(cases, feeds, rounds, warm_up, browser=browser, simd=simd, limits=allowed)
     else:
-        measured = measure_on_arm64(cases, feeds, rounds, warm_up, cpu=cpu)
+        measured = measure_on_arm64(cases, feeds, rounds, warm_up, cpu=cpu, limits=allowed)
     for case, found, wanted, said in zip(cases, measured.outputs, here.outputs, measured.said, strict=True):
         subject = f"{case.name} ({measured.description})"
         require_right(found, wanted, subject, whose="LiteRT does here", tolerance=AGREEMENT, said=said)
@@ -342,7 +344,7 @@ def _cases(
     return cases, feeds
 
 
-def matching_names(sessions: Sequence[Runnable], what: str) -> list[list[str]]:
+def matching_names(sessions: Sequence[Session], what: str) -> list[list[str]]:
     """Return for each file the names of its inputs or outputs, in one order; a single one may have any name.
 
     Raises:
@@ -374,7 +376,7 @@ def matching_names(sessions: Sequence[Runnable], what: str) -> list[list[str]]:
     return matching
 
 
-def _form(session: Runnable, what: str, name: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
+def _form(session: Session, what: str, name: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
     """Return sizes without the batch, -1 where free, and type."""
     detail = getattr(session, what)[name]
     return tuple(int(size) for size in detail["shape_signature"][1:]), np.dtype(detail["dtype"])
@@ -393,7 +395,7 @@ def _said(form: tuple[tuple[int, ...], np.dtype[Any]]) -> str:
     return f"{form[1].name} of ({', '.join(sizes)})"
 
 
-def feeds_for(session: Runnable, names: list[str], batch: int, data: Any) -> list[NDArray[Any]]:
+def feeds_for(session: Session, names: list[str], batch: int, data: Any) -> list[NDArray[Any]]:
     """Return an array for each input: the given ones in its type, or drawn ones."""
     if data is not None:
         if isinstance(data, dict) and set(data) != set(names):

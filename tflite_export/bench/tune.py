@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import time
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -15,15 +14,17 @@ from tflite_export.file.encoding import Encoding
 from tflite_export.model.reference import Reference
 from tflite_export.plan.eligibility import Weight
 from tflite_export.plan.plan import LARGEST_SHARE, TABLES, Options, Plan, PlanLine, as_dense, dense_bytes, weigh
-from tflite_export.runtimes.litert import Session
+from tflite_export.runtimes.interleaved import time_in_turn
+from tflite_export.runtimes.opening import open_own
+from tflite_export.runtimes.sessions import Session
 from tflite_export.targets import Target
 
-__all__ = ["NOISE", "ROUNDS", "SECONDS", "measure", "tune_plan"]
+__all__ = ["FEWEST", "NOISE", "ROUNDS", "SECONDS", "measure", "tune_plan"]
 
-ROUNDS = 60
-"""Timed runs of each file, at most."""
+FEWEST, ROUNDS = 10, 60
+"""Timed runs of each file, at least and at most."""
 SECONDS = 2.0
-"""For the rounds of one weight; at least 10 rounds are run."""
+"""For the rounds of one weight, once the fewest are done."""
 NOISE = 0.03
 """Files whose median ratios differ by less are as fast as each other; then the smaller one is taken."""
 
@@ -98,7 +99,7 @@ def _only(plan: Plan, candidate: PlanLine) -> Plan:
 
 def _ready(content: bytes, subject: str, reference: Reference) -> Session:
     """Return a session that has run once on the first sample."""
-    session = Session(content, subject)
+    session = open_own(content, subject)
     batch = session.batch_size or 1
     feeds = [np.repeat(array[:1], batch, axis=0) for array in reference.inputs.arrays]
     session.feed(feeds, reference.input_names)
@@ -112,18 +113,9 @@ def measure(sessions: Mapping[Encoding, Session]) -> dict[Encoding, float]:
     In each round every file is run twice in a row and its second run timed: what the files before it pushed
     out of the caches is not charged to it.
     """
-    order = list(sessions)
-    shuffle = random.Random(0)
-    times: dict[Encoding, list[int]] = {encoding: [] for encoding in sessions}
-    end = time.monotonic() + SECONDS
-    for done in range(ROUNDS):
-        if done >= 10 and time.monotonic() > end:
-            break
-        shuffle.shuffle(order)
-        for encoding in order:
-            sessions[encoding].invoke()
-            start = time.perf_counter_ns()
-            sessions[encoding].invoke()
-            times[encoding].append(time.perf_counter_ns() - start)
-    base = np.array(times[Encoding.DENSE], dtype=np.float64)
-    return {encoding: float(np.median(base / np.array(taken))) for encoding, taken in times.items()}
+    runs = [session.invoke for session in sessions.values()]
+    taken = time_in_turn(
+        runs, ROUNDS, seconds=SECONDS, fewest=FEWEST, before=lambda place: runs[place](), shuffle=random.Random(0)
+    )
+    base = taken[:, list(sessions).index(Encoding.DENSE)]
+    return {encoding: float(np.median(base / own)) for encoding, own in zip(sessions, taken.T, strict=True)}

@@ -36,7 +36,6 @@ ENTRY = "keras_prune"
 STANDARD_ENTRY = "TFLITE_METADATA"
 STANDARD_IDENTIFIER = b"M001"
 _MIN_PARSER_VERSION = "1.0.0"
-_TENSOR_TYPES = {code: name.lower() for name, code in vars(schema.TensorType).items() if isinstance(code, int)}
 
 
 def summarize(
@@ -203,7 +202,7 @@ def _tensors(model: Any) -> tuple[list[tuple[str, Any]], list[tuple[str, Any]]]:
 
 def _tensor(builder: Any, name: str, tensor: Any) -> int:
     shape = "x".join("any" if size < 0 else str(size) for size in _shape(tensor))
-    description = f"{_TENSOR_TYPES.get(tensor.type, tensor.type)}, {shape or 'scalar'}"
+    description = f"{flatbuffer.TYPE_NAMES.get(tensor.type, tensor.type)}, {shape or 'scalar'}"
     return _table(builder, 7, {0: builder.CreateString(name), 1: builder.CreateString(description)})
 
 

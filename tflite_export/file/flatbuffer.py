@@ -21,6 +21,7 @@ __all__ = [
     "IDENTIFIER",
     "LARGEST_FILE",
     "SPARSE_FULLY_CONNECTED_VERSION",
+    "TYPE_NAMES",
     "add_buffer",
     "constant",
     "densify",
@@ -39,6 +40,8 @@ BUFFER_ALIGNMENT = 16
 SPARSE_FULLY_CONNECTED_VERSION = 8
 """Version of FULLY_CONNECTED that reads sparse weights (`tflite/tools/versioning/op_version.cc`)."""
 
+TYPE_NAMES = {code: name.lower() for name, code in vars(schema.TensorType).items() if isinstance(code, int)}
+"""Type of a tensor -> its name, as "float32"."""
 DTYPES: dict[int, np.dtype[Any]] = {
     schema.TensorType.FLOAT32: np.dtype("<f4"),
     schema.TensorType.FLOAT16: np.dtype("<f2"),

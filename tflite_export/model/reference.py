@@ -17,7 +17,7 @@ from tflite_export.model.inputs import Inputs
 from tflite_export.model.reasons import reason_of
 from tflite_export.model.signature import Signature, output_names
 from tflite_export.model.states import fresh_state
-from tflite_export.runtimes.litert import in_batches, is_per_sample, joined
+from tflite_export.runtimes.sessions import in_batches, is_per_sample, joined
 
 __all__ = ["SAME", "Reference", "answer"]
 

@@ -1,8 +1,4 @@
-"""Count the instructions that a file takes on aarch64: LiteRT for that processor, under qemu's user-mode emulation.
-
-XNNPACK's sparse kernels are on there, as on phones. Time under an emulator says nothing about a phone; the number of
-guest instructions repeats to 1e-5, and is what is reported. It sees no caches: a smaller file gains more on a device
-than here where its dense weights fall out of the cache.
+"""LiteRT for aarch64, run under qemu's user-mode emulation: found in the cache, or installed there on request.
 
     python -m tflite_export.runtimes.arm64
 
@@ -12,7 +8,6 @@ aarch64 wheels of LiteRT and NumPy, and the counter, compiled from `assets/count
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
@@ -21,14 +16,9 @@ import tempfile
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from tflite_export.errors import ExportError
 from tflite_export.runtimes.cache import cache_folder
-from tflite_export.runtimes.litert import Case, Measurement, Session, in_batches, joined
 from tflite_export.runtimes.litertjs import ASSETS
 
 __all__ = [
@@ -42,19 +32,14 @@ __all__ = [
     "PACKAGES",
     "PYTHON",
     "RELEASE",
-    "ROUNDS",
     "TIMEOUT",
     "TOOLS",
     "arm64_folder",
-    "describe",
     "find_arm64_runtime",
-    "guest_command",
     "install_arm64_runtime",
-    "instructions",
     "main",
     "make_root",
-    "measure_on_arm64",
-    "run_on_arm64",
+    "require_tool",
 ]
 
 COMMAND = "python -m tflite_export.runtimes.arm64"
@@ -75,10 +60,8 @@ MIRROR = "http://deb.debian.org/debian"
 CPUS = {"cortex-a53": "0xd03", "cortex-a72": "0xd08", "cortex-a76": "0xd0b"}
 """Processors that can be emulated, and the number by which XNNPACK knows them and picks its kernels."""
 CPU = "cortex-a76"
-ROUNDS = 3
-"""Enough: the counts repeat to 1e-5."""
 TIMEOUT = 3600
-"""Seconds for everything that the guest does, or for one step of the installation."""
+"""Seconds for one step of the installation."""
 
 
 def arm64_folder() -> Path:
@@ -92,7 +75,7 @@ def find_arm64_runtime() -> Path:
     Raises:
         ExportError: it is not installed, or qemu is not.
     """
-    _require(EMULATOR)
+    require_tool(EMULATOR)
     folder = arm64_folder()
     if not (folder / "complete").exists():
         raise ExportError("LiteRT for aarch64", "must be installed", f"nothing in '{folder}'", f"Run: {COMMAND}")
@@ -107,7 +90,7 @@ def install_arm64_runtime() -> Path:
     """
     folder = arm64_folder()
     for tool in TOOLS:
-        _require(tool)
+        require_tool(tool)
     if (folder / "complete").exists():
         return folder
     if not KEYRING.exists():
@@ -129,7 +112,12 @@ def install_arm64_runtime() -> Path:
     return folder
 
 
-def _require(tool: str) -> str:
+def require_tool(tool: str) -> str:
+    """Return the path of a tool.
+
+    Raises:
+        ExportError: it is not on the PATH.
+    """
     found = shutil.which(tool)
     if found is None:
         raise ExportError(f"'{tool}'", "must be on the PATH", "none", f"Run: apt-get install {TOOLS.get(tool, tool)}")
@@ -150,7 +138,7 @@ def _unpack_debian(target: Path, downloads: Path) -> None:
     """Unpack the packages of the guest: no script of theirs is run, and only debootstrap asks for root."""
     command = ["debootstrap", "--download-only", "--force-check-gpg", f"--keyring={KEYRING}", "--arch=arm64"]
     command += ["--variant=minbase", f"--include={','.join(PACKAGES)}", RELEASE, str(downloads), MIRROR]
-    _run([*([] if os.geteuid() == 0 else [_require("fakeroot")]), *command], "Debian's packages for arm64")
+    _run([*([] if os.geteuid() == 0 else [require_tool("fakeroot")]), *command], "Debian's packages for arm64")
     # Packages of before the merged /usr hold /lib; the links make it one folder.
     for name in ("lib", "bin"):
         (target / "usr" / name).mkdir(parents=True)
@@ -186,7 +174,7 @@ def _compile_counter(target: Path) -> None:
             timeout=60,
             env={},
             check=False,
-            executable=_require(EMULATOR),
+            executable=require_tool(EMULATOR),
         )
         if tried.returncode == 0:
             return
@@ -219,136 +207,6 @@ def make_root(folder: Path, cpu: str) -> Path:
     for name in ("core_id", "physical_package_id", "core_siblings_list", "thread_siblings_list"):
         (topology / name).write_text("0\n")
     return root
-
-
-def guest_command(folder: Path, cpu: str, job: Path) -> list[str]:
-    """Return the command that does a job in the guest and writes `counts` into the job's folder."""
-    return [
-        EMULATOR,
-        *("-L", str(folder / f"root-{cpu}"), "-cpu", cpu),
-        *("-plugin", f"file={folder / 'count_instructions.so'},out={job / 'counts'}"),
-        str(folder / "usr" / "bin" / f"python{PYTHON}"),
-        *("-B", "-s", str(ASSETS / "guest_litert.py"), str(folder / "site"), str(job)),
-    ]
-
-
-def measure_on_arm64(
-    cases: Sequence[Case], feeds: Sequence[NDArray[Any]], rounds: int, warm_up: int, *, cpu: str = CPU
-) -> Measurement:
-    """Run files in turn in one guest, and count its instructions.
-
-    Raises:
-        ExportError: the runtime is missing, or cannot run one of them.
-    """
-    outputs, samples = _in_guest(cases, [list(feeds)], rounds, warm_up, cpu)
-    return Measurement(
-        f"{describe(cpu)}: instructions, not time",
-        "guest instructions",
-        [batches[0] for batches in outputs],
-        samples,
-        [[] for _ in cases],
-    )
-
-
-def run_on_arm64(
-    content: bytes,
-    feeds: Sequence[NDArray[Any]],
-    names: Sequence[str],
-    outputs: Sequence[str],
-    *,
-    subject: str = "the file",
-    cpu: str = CPU,
-) -> tuple[list[NDArray[Any]], str]:
-    """Return a file's outputs for samples of any number, and the runtime's description.
-
-    Raises:
-        ExportError: the runtime is missing, or cannot run the file.
-    """
-    case = Case(subject, content, tuple(names), tuple(outputs))
-    batches = list(in_batches(feeds, Session(content, subject).batch_size or 1))
-    (found,), _ = _in_guest([case], batches, 0, 1, cpu)
-    return joined(found, [len(batch[0]) for batch in batches], len(feeds[0])), describe(cpu)
-
-
-def describe(cpu: str = CPU) -> str:
-    """Return the runtime in words."""
-    return f"LiteRT {version('ai-edge-litert')} for aarch64 under {_emulator_version()}, {cpu}"
-
-
-def _in_guest(
-    cases: Sequence[Case], batches: Sequence[Sequence[NDArray[Any]]], rounds: int, warm_up: int, cpu: str
-) -> tuple[list[list[list[NDArray[Any]]]], NDArray[np.float64]]:
-    """Return outputs by file, batch and position, and the instructions [rounds, files] of the last batch."""
-    if cpu not in CPUS:
-        raise ExportError("cpu", f"must be one of {sorted(CPUS)}", repr(cpu), "Choose one of these.")
-    folder = find_arm64_runtime()
-    with tempfile.TemporaryDirectory(prefix="tflite-export-") as temporary:
-        job = Path(temporary)
-        files = [{"inputs": case.inputs, "outputs": case.outputs} for case in cases]
-        order = {"files": files, "batches": len(batches), "rounds": rounds, "warm_up": warm_up}
-        (job / "job.json").write_text(json.dumps(order))
-        arrays: dict[str, Any] = {
-            f"{number}/{position}": feed for number, batch in enumerate(batches) for position, feed in enumerate(batch)
-        }
-        np.savez(job / "feeds.npz", **arrays)
-        for number, case in enumerate(cases):
-            (job / f"{number}.tflite").write_bytes(case.content)
-        _emulate(folder, cpu, job)
-        outputs = [
-            _outputs(job / f"outputs-{number}.npz", len(batches), len(case.outputs))
-            for number, case in enumerate(cases)
-        ]
-        return outputs, instructions((job / "counts").read_text(), rounds, len(cases))
-
-
-def _emulate(folder: Path, cpu: str, job: Path) -> None:
-    try:
-        # Without the environment, which would lie on the guest's stack and move its counts.
-        done = subprocess.run(
-            guest_command(folder, cpu, job),
-            capture_output=True,
-            text=True,
-            timeout=TIMEOUT,
-            env={},
-            check=False,
-            executable=_require(EMULATOR),
-        )
-    except subprocess.TimeoutExpired as error:
-        raise ExportError("the guest", f"must end within {TIMEOUT} s", "it did not", "Ask for fewer rounds.") from error
-    if done.returncode:
-        raise ExportError(
-            f"LiteRT for aarch64 under qemu ({cpu})",
-            "must run the files",
-            f"exit code {done.returncode}: {(done.stderr.strip().splitlines() or [''])[-1]}",
-            "Export the model again with target='arm64', or try one file alone.",
-        )
-
-
-def _outputs(path: Path, batches: int, outputs: int) -> list[list[NDArray[Any]]]:
-    with np.load(path, allow_pickle=False) as saved:
-        return [[saved[f"{batch}/{position}"] for position in range(outputs)] for batch in range(batches)]
-
-
-def instructions(counts: str, rounds: int, files: int) -> NDArray[np.float64]:
-    r"""Return instructions a run, [rounds, files], from the counter's lines: at the start and the end of each.
-
-    Raises:
-        ExportError: there are not so many lines.
-
-    Example:
-        >>> instructions("100\n350\n400\n600\n", rounds=1, files=2).tolist()
-        [[250.0, 200.0]]
-    """
-    marks = np.array(counts.split(), dtype=np.float64)
-    if marks.size != 2 * rounds * files:
-        raise ExportError("the instruction counter", f"must see {2 * rounds * files} marks", marks.size, "Report this.")
-    return np.diff(marks.reshape(rounds, files, 2), axis=2)[:, :, 0]
-
-
-def _emulator_version() -> str:
-    said = subprocess.run([EMULATOR, "--version"], capture_output=True, text=True, timeout=60, check=False).stdout
-    words = said.split()
-    return f"qemu {words[2]}" if len(words) > 2 else "qemu"
 
 
 def main() -> None:

@@ -16,7 +16,6 @@ from pathlib import Path
 
 from tflite_export.errors import ExportError
 from tflite_export.runtimes.cache import cache_folder
-from tflite_export.runtimes.server import Resource
 
 __all__ = [
     "ASSETS",
@@ -27,7 +26,6 @@ __all__ = [
     "install_web_runtime",
     "installed",
     "main",
-    "web_files",
     "web_runtime_folder",
 ]
 
@@ -97,36 +95,6 @@ def install_web_runtime() -> Path:
         shutil.rmtree(folder, ignore_errors=True)  # a damaged one of before
         Path(temporary).rename(folder)  # leaving the block is then silent
     return folder
-
-
-def web_files(folder: Path) -> dict[str, Resource]:
-    """Return what a page needs of the runtime, by the path under which a server answers it.
-
-    The page imports `litertjs/core.mjs` and loads one of the two builds for one thread beside it.
-
-    Raises:
-        ExportError: a file is missing, or is not the one that is expected.
-    """
-    packages = folder / "node_modules" / "@litertjs"
-    try:
-        core = (packages / "core" / "dist" / "index.js").read_bytes()
-        # A browser resolves no names of packages.
-        if core.count(b'"@litertjs/wasm-utils"') != 1:
-            raise ExportError(
-                f"'{packages}'", "must import @litertjs/wasm-utils once", "another file", f"Remove it. Run: {COMMAND}"
-            )
-        files = {
-            "litertjs/core.mjs": Resource(core.replace(b'"@litertjs/wasm-utils"', b'"./wasm_utils.mjs"'), "mjs"),
-            "litertjs/wasm_utils.mjs": Resource((packages / "wasm-utils" / "dist" / "index.js").read_bytes(), "mjs"),
-            "engine.mjs": Resource((ASSETS / "engine.mjs").read_bytes(), "mjs"),
-        }
-        for build in BUILDS:
-            for kind in ("js", "wasm"):
-                content = (packages / "core" / "wasm" / f"{build}.{kind}").read_bytes()
-                files[f"litertjs/{build}.{kind}"] = Resource(content, kind)
-    except OSError as error:
-        raise ExportError(f"LiteRT.js in '{folder}'", "must be whole", error, f"Remove it. Run: {COMMAND}") from error
-    return files
 
 
 def _failed(command: list[str], received: str) -> ExportError:

@@ -13,9 +13,11 @@ from ai_edge_litert import schema_py_generated as schema
 from numpy.typing import NDArray
 
 from tflite_export.errors import ExportError
-from tflite_export.file.flatbuffer import operator_name, read
-from tflite_export.runtimes.litert import Session
-from tflite_export.tflm.micro import TYPE_NAMES, MicroSession, Port, require_micro, tensor_name
+from tflite_export.file.flatbuffer import TYPE_NAMES, operator_name, read
+from tflite_export.file.integrity import text
+from tflite_export.runtimes.limits import Limits
+from tflite_export.runtimes.opening import open_foreign
+from tflite_export.tflm.micro import MicroSession, Port, require_micro
 from tflite_export.verification.measure import OutputError
 
 __all__ = [
@@ -87,6 +89,7 @@ def check_micro(
     *,
     full_int8: bool = True,
     subject: str = "the file",
+    limits: Limits | None = None,
 ) -> MicroReport:
     """Run a file in TensorFlow Lite Micro and compare it with LiteRT; find the arena that it needs.
 
@@ -95,7 +98,8 @@ def check_micro(
         inputs: samples [samples, ...] for each input by name, as real numbers. None draws a few from the whole range of
             each input.
         full_int8: refuse floats anywhere in the file.
-        subject: what to call it in errors.
+        subject: what errors call it.
+        limits: what the file may take; None: 120 seconds for a run, and 4 GiB of memory or 8 times the file.
 
     Raises:
         ImportError: tflite-micro is not installed; the message names the command.
@@ -114,13 +118,13 @@ def check_micro(
     check_structure(model, subject)
     if full_int8:
         check_full_int8(model, subject)
-    with MicroSession(content, subject) as micro:
+    with MicroSession(content, subject, limits=limits) as micro:
         feeds = _draw(micro.inputs) if inputs is None else {name: np.asarray(inputs[name]) for name in micro.inputs}
         names, outputs = list(feeds), list(micro.outputs)
         # Both runtimes get the same bytes: what is compared is the kernels.
         stored = [micro.inputs[name].store(feeds[name]) for name in names]
         got = micro.run(stored, names, outputs)
-        litert = Session(content, subject, delegate=False)
+        litert = open_foreign(content, subject, delegate=False, limits=limits)
         wanted = [
             micro.outputs[name].real(values)
             for name, values in zip(outputs, litert.run(stored, names, outputs), strict=True)
@@ -158,14 +162,14 @@ def check_structure(model: Any, subject: str = "the file") -> None:
     for graph in model.subgraphs:
         for operator in graph.operators or []:
             if operator_name(model, operator) == "DENSIFY":
-                raise _sparse(subject, tensor_name(graph.tensors[int(operator.inputs[0])]))
+                raise _sparse(subject, text(graph.tensors[int(operator.inputs[0])].name))
         for tensor in graph.tensors or []:
             if tensor.sparsity is not None:
-                raise _sparse(subject, tensor_name(tensor))
+                raise _sparse(subject, text(tensor.name))
             signature = tensor.shapeSignature
             if signature is not None and any(size < 0 for size in signature):
                 raise ExportError(
-                    f"tensor '{tensor_name(tensor)}' of {subject}",
+                    f"tensor '{text(tensor.name)}' of {subject}",
                     "TensorFlow Lite Micro knows fixed shapes only",
                     [int(size) for size in signature],
                     "Export with target='mcu', or fix the sizes: batch_size=1, shapes={...}.",
@@ -194,7 +198,7 @@ def check_full_int8(model: Any, subject: str = "the file") -> None:
         if tensor.type in _FLOATS:
             kind = borders.get(index, "tensor") if number == 0 else "tensor"
             raise ExportError(
-                f"{kind} '{tensor_name(tensor)}' of {subject}",
+                f"{kind} '{text(tensor.name)}' of {subject}",
                 "a full int8 file holds integers only, its inputs and outputs too",
                 TYPE_NAMES[tensor.type],
                 "Export with target='mcu', quantize='int8' and data=..., or check with full_int8=False.",

@@ -1,47 +1,26 @@
 """The process in which TensorFlow Lite Micro runs: it may die on a file, and the library must not die with it.
 
-Run as a script, with nothing of this package imported. Frames go both ways on the standard streams: eight bytes,
-little-endian, with a length; then a `.npz` of that length. What the interpreter prints goes to the standard error.
+It imports NumPy and the interpreter, and of this package only the frames: see
+`tflite_export.processes.child_process.python_command`. What the interpreter prints goes to the standard error.
 """
 
 from __future__ import annotations
 
 import importlib
-import io
 import os
-import struct
 import sys
 from typing import IO, Any
 
 import numpy as np
 
-__all__ = ["GRAIN", "LARGEST_ARENA", "Micro", "read_frame", "serve", "write_frame"]
+from tflite_export.processes.frames import as_arrays, as_blobs, pack, read_frame
+
+__all__ = ["GRAIN", "LARGEST_ARENA", "Micro", "main", "serve"]
 
 LARGEST_ARENA = 2**28
 """Bytes. Pages that are not touched cost nothing; no microcontroller comes near."""
 GRAIN = 16
 """Bytes: arenas are aligned to this, so smaller steps tell nothing."""
-
-
-def read_frame(stream: IO[bytes]) -> dict[str, Any] | None:
-    """Return the next frame's arrays, or None at the end of the stream."""
-    head = stream.read(8)
-    if len(head) < 8:
-        return None
-    (length,) = struct.unpack("<Q", head)
-    body = stream.read(length)
-    if len(body) < length:
-        return None
-    with np.load(io.BytesIO(body), allow_pickle=False) as arrays:
-        return dict(arrays)
-
-
-def write_frame(stream: IO[bytes], **arrays: Any) -> None:
-    """Send arrays by name."""
-    body = io.BytesIO()
-    np.savez(body, **arrays)
-    stream.write(struct.pack("<Q", body.tell()) + body.getvalue())
-    stream.flush()
 
 
 class Micro:
@@ -113,32 +92,33 @@ class Micro:
 def serve(requests: IO[bytes], answers: IO[bytes]) -> None:
     """Answer requests until the stream ends."""
     micro: Micro | None = None
-    while (request := read_frame(requests)) is not None:
-        act = str(request.pop("act"))
-        feeds = [request[key] for key in sorted(request, key=_position) if key.startswith("input")]
+    while True:
         try:
-            if act == "load":
-                micro = Micro(request["content"].tobytes(), int(request["inputs"]), int(request["outputs"]))
-                write_frame(answers)
+            header, blobs = read_frame(requests.read)
+        except EOFError:
+            return
+        answer: dict[str, Any] = {}
+        outputs: list[Any] = []
+        try:
+            if header["do"] == "load":
+                micro = Micro(blobs[0], header["inputs"], header["outputs"])
             elif micro is None:
                 raise RuntimeError("nothing is loaded")
-            elif act == "run":
-                write_frame(answers, **{f"output{i}": values for i, values in enumerate(micro.run(feeds))})
-            elif act == "arena":
-                write_frame(answers, arena=micro.find_arena(feeds))
+            elif header["do"] == "run":
+                outputs = micro.run(as_arrays(header["arrays"], blobs))
+            elif header["do"] == "arena":
+                answer["arena"] = micro.find_arena(as_arrays(header["arrays"], blobs))
             else:
                 micro.interpreter.print_allocations()
-                write_frame(answers)
         except (RuntimeError, ValueError) as error:
-            write_frame(answers, error=f"{type(error).__name__}: {error}")
+            answer = {"error": f"{type(error).__name__}: {error}"}
+        described, parts = as_blobs(outputs)
+        answers.write(pack({**answer, "arrays": described}, parts))
+        answers.flush()
 
 
-def _position(key: str) -> int:
-    return int("".join(filter(str.isdigit, key)) or -1)
-
-
-if __name__ == "__main__":
-    # The interpreter may print on the standard output too: the answers go by a copy of it.
+def main() -> None:
+    """Answer on a copy of the standard output: the interpreter may print on it too."""
     with os.fdopen(os.dup(1), "wb") as own:
         os.dup2(2, 1)
         serve(sys.stdin.buffer, own)

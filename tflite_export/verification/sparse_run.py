@@ -9,11 +9,14 @@ from typing import Any
 from numpy.typing import NDArray
 
 from tflite_export.errors import ExportError
-from tflite_export.runtimes.arm64 import find_arm64_runtime, run_on_arm64
+from tflite_export.runtimes.arm64 import find_arm64_runtime
+from tflite_export.runtimes.arm64_guest import run_on_arm64
 from tflite_export.runtimes.litertjs import find_web_runtime
-from tflite_export.runtimes.node import find_node
-from tflite_export.runtimes.web import Host, WebSession, open_web, web_refusal
 from tflite_export.verification.agreement import require_right
+from tflite_export.web.host import Host
+from tflite_export.web.limitations import web_refusal
+from tflite_export.web.node import find_node
+from tflite_export.web.web_session import WebSession, open_web
 
 __all__ = ["NOT_EXECUTED", "PREFERRED", "SparseRun", "sparse_runtime", "verify_where_sparse", "why_not_executed"]
 

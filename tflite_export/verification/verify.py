@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -20,9 +20,10 @@ from tflite_export.file import flatbuffer
 from tflite_export.model.inputs import SAMPLES
 from tflite_export.model.reference import Reference
 from tflite_export.model.signature import Signature
-from tflite_export.runtimes.isolation import IsolatedSession
 from tflite_export.runtimes.limits import Limits
-from tflite_export.runtimes.litert import Runnable, Session, load
+from tflite_export.runtimes.litert import load
+from tflite_export.runtimes.opening import Opener, open_foreign, open_own
+from tflite_export.runtimes.sessions import Session
 from tflite_export.source.loading import open_source
 from tflite_export.verification.measure import NOTABLE, NOTABLE_AGREEMENT, OutputError, measure, scale_of, worst_of
 
@@ -193,12 +194,12 @@ def verify(
     content = load(path)
     kind = number_type_of(flatbuffer.read(content, subject))
     source = open_source(model, signature_key)
-    open_session = partial(IsolatedSession, limits=limits)
-    session = open_session(content, subject)
+    open_file = partial(open_foreign, limits=limits)
+    session = open_file(content, subject)
     signature = _sized_as(session, source.signature(data))
     reference = in_turn(source.answer)(signature, source.inputs(signature, data, samples))
     reference = _names_of_file(session, reference)
-    found = compare(content, reference, subject, kind, tolerance, open_session=open_session)
+    found = compare(content, reference, subject, kind, tolerance, open_file=open_file)
     for text in found.warnings:
         warnings.warn(text, UserWarning, stacklevel=2)
     return found
@@ -228,7 +229,7 @@ def compare(
     tolerance: float | None = None,
     dense: Answers | None = None,
     *,
-    open_session: Callable[..., Any] = Session,
+    open_file: Opener = open_own,
 ) -> Verification:
     """Run a file in every configuration and compare it with the reference.
 
@@ -242,8 +243,7 @@ def compare(
         kind: its number type, for the tolerances.
         tolerance: largest error against the model, in place of the number type's.
         dense: what the dense file of the same number type gives out, to be compared with too.
-        open_session: makes what runs the file: a `Session` for one that was just made here, an
-            `IsolatedSession` for any other.
+        open_file: loads the file: `open_own` one that was just made here, `open_foreign` any other.
 
     Raises:
         ExportError: an output is off, or the file cannot be run.
@@ -252,7 +252,7 @@ def compare(
     scales = [scale_of(output) for output in reference.outputs]
     have_classes = reference.has_classes()
     found: dict[tuple[bool, int], tuple[OutputError, ...]] = {}
-    for delegate, threads, turn, place, count, outputs in _configurations(content, reference, subject, open_session):
+    for delegate, threads, turn, place, count, outputs in _configurations(content, reference, subject, open_file):
         twins = [None] * len(outputs) if dense is None else dense[delegate, threads, turn]
         errors = tuple(
             measure(name, output, wanted[:count], scale, allowed, kind, twin, place, classes)
@@ -273,11 +273,11 @@ def compare(
 
 
 def _configurations(
-    content: bytes, reference: Reference, subject: str, open_session: Callable[..., Any] = Session
+    content: bytes, reference: Reference, subject: str, open_file: Opener = open_own
 ) -> Iterator[tuple[bool, int, int, str, int, list[NDArray[Any]]]]:
     """Yield (delegate, threads, turn, place for errors, number of samples, outputs) of each run."""
     for delegate, threads in CONFIGURATIONS:
-        session = open_session(content, subject, threads=threads, delegate=delegate)
+        session = open_file(content, subject, threads=threads, delegate=delegate)
         resized = session.batch_size is None and reference.batch is None and len(reference.inputs) > 1
         for turn, count in enumerate((1, len(reference.inputs), 1) if resized else (len(reference.inputs),)):
             outputs = session.run(
@@ -291,7 +291,7 @@ def _configurations(
         del session
 
 
-def _sized_as(session: Runnable, signature: Signature) -> Signature:
+def _sized_as(session: Session, signature: Signature) -> Signature:
     """Return the model's signature with the sizes that the file is fixed to, so far as the model has them free."""
     if len(session.inputs) != len(signature.inputs):
         return signature
@@ -306,7 +306,7 @@ def _sized_as(session: Runnable, signature: Signature) -> Signature:
     return replace(signature, inputs=tuple(inputs), batch=signature.batch or session.batch_size)
 
 
-def _names_of_file(session: Runnable, reference: Reference) -> Reference:
+def _names_of_file(session: Session, reference: Reference) -> Reference:
     """Return the reference with the file's own names, by position where another tool chose them."""
     inputs, outputs = tuple(session.inputs), tuple(session.outputs)
     ours = set(reference.input_names) == set(inputs) and set(reference.output_names) == set(outputs)

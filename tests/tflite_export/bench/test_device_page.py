@@ -19,10 +19,11 @@ from keras import layers
 from tests.tflite_export.installed import missing
 from tflite_export import ExportError, export
 from tflite_export.bench.device_page import make_server, serve
-from tflite_export.runtimes import frames, litertjs
-from tflite_export.runtimes.chromium import FLAGS, find_chromium
-from tflite_export.runtimes.server import GuardedServer, Resource
+from tflite_export.processes import frames
+from tflite_export.runtimes import litertjs
 from tflite_export.verification.golden import Golden, write_golden
+from tflite_export.web.chromium import FLAGS, find_chromium
+from tflite_export.web.server import GuardedServer, Resource
 
 WITHOUT_RUNTIME = missing(litertjs.find_web_runtime)
 WITHOUT_CHROMIUM = missing(litertjs.find_web_runtime, find_chromium)

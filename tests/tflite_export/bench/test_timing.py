@@ -13,7 +13,7 @@ from tflite_export.bench.timing import BenchmarkReport, Timing
 from tflite_export.edits.twin import is_sparse, twin, unfold
 from tflite_export.file import flatbuffer
 from tflite_export.file.encoding import decode, encode_blocks, encode_csr
-from tflite_export.runtimes.litert import Session
+from tflite_export.runtimes.litert import LiteRTSession
 from tflite_export.verification.agreement import difference
 
 
@@ -120,10 +120,12 @@ def test_the_twin_is_the_file_without_sparsity(files, net, inputs):
     for tensor in again.subgraphs[0].tensors:
         values = flatbuffer.constant(again, tensor)
         assert values is None or values.tobytes() == stored[tensor.name]
-    names, outputs = list(Session(dense).inputs), list(Session(dense).outputs)
+    names, outputs = list(LiteRTSession(dense).inputs), list(LiteRTSession(dense).outputs)
     data = inputs(net)
     # The block kernel sums in another order than the dense one.
-    assert difference(Session(dense).run(data, names, outputs), Session(made).run(data, names, outputs)) < 1e-6
+    assert (
+        difference(LiteRTSession(dense).run(data, names, outputs), LiteRTSession(made).run(data, names, outputs)) < 1e-6
+    )
 
 
 def test_the_twin_has_no_densify(tmp_path, zero_out, inputs, operators):
@@ -133,7 +135,7 @@ def test_the_twin_has_no_densify(tmp_path, zero_out, inputs, operators):
     (tmp_path / "twin.tflite").write_bytes(twin((tmp_path / "sparse.tflite").read_bytes()))
     assert sorted(operators(tmp_path / "sparse.tflite")) == ["CONV_2D", "DENSIFY"]
     assert operators(tmp_path / "twin.tflite") == ["CONV_2D"]
-    sessions = [Session((tmp_path / name).read_bytes()) for name in ("sparse.tflite", "twin.tflite")]
+    sessions = [LiteRTSession((tmp_path / name).read_bytes()) for name in ("sparse.tflite", "twin.tflite")]
     answers = [session.run(data, list(session.inputs), list(session.outputs)) for session in sessions]
     assert difference(*answers) == 0.0
 

@@ -11,7 +11,7 @@ from tflite_export.edits.metadata import ENTRY, STANDARD_ENTRY, add_metadata, re
 from tflite_export.file import flatbuffer
 from tflite_export.model.signature import signature_of
 from tflite_export.plan.plan import Encoding, PlanLine
-from tflite_export.runtimes.litert import Session
+from tflite_export.runtimes.litert import LiteRTSession
 from tflite_export.source.source import KerasSource
 
 LINES = (
@@ -71,7 +71,7 @@ def test_a_summary_reads_back_and_the_rest_of_the_file_stays(content):
         model.operatorCodes[0].builtinCode,
     ]
     x = np.random.default_rng(0).normal(size=(3, 6, 6, 3)).astype("float32")
-    sessions = [Session(content), Session(written)]
+    sessions = [LiteRTSession(content), LiteRTSession(written)]
     assert [list(session.inputs) for session in sessions] == [["image"]] * 2
     assert [sorted(session.outputs) for session in sessions] == [["map", "scores"]] * 2
     first, second = (session.run([x], ["image"], ["map", "scores"]) for session in sessions)

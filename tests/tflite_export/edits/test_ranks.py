@@ -12,7 +12,7 @@ from tflite_export.convert.number_types import resolve_number_type
 from tflite_export.edits.ranks import lower_pooled_outputs, raise_scalar_constants
 from tflite_export.file import flatbuffer
 from tflite_export.model.signature import signature_of
-from tflite_export.runtimes.litert import Session
+from tflite_export.runtimes.litert import LiteRTSession
 
 
 def converted(outputs, *inputs, batch=1, kind=None):
@@ -38,7 +38,7 @@ def assert_same_answers(before, file, *arrays):
     after = flatbuffer.write(file)
     flatbuffer.read(after)
     for delegate in (True, False):
-        old, new = (Session(content, "the file", delegate=delegate) for content in (before.content, after))
+        old, new = (LiteRTSession(content, "the file", delegate=delegate) for content in (before.content, after))
         for a, b in zip(
             old.run(arrays, before.inputs, before.outputs), new.run(arrays, before.inputs, before.outputs), strict=True
         ):

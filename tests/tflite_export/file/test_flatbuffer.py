@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from tests.tflite_export.graphs import Net
 from tflite_export import ExportError, FlatbufferError, export
 from tflite_export.file import flatbuffer
-from tflite_export.runtimes.litert import Session
+from tflite_export.runtimes.litert import LiteRTSession
 
 
 @pytest.fixture(scope="module")
@@ -188,7 +188,7 @@ def test_what_the_runtime_follows_unchecked_is_checked(sparse_file, edit, rule):
 
 def test_a_session_refuses_a_damaged_file_before_the_runtime_sees_it(sparse_file):
     with pytest.raises(FlatbufferError, match=r"^model\.tflite: "):
-        Session(sparse_file[:-64], "model.tflite")
+        LiteRTSession(sparse_file[:-64], "model.tflite")
 
 
 def test_the_errors_of_the_package_have_one_base():

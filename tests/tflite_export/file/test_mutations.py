@@ -24,9 +24,9 @@ from tflite_export.file import flatbuffer
 from tflite_export.file.encoding import encode_csr
 from tflite_export.inspection import inspect
 from tflite_export.model.inputs import Inputs
-from tflite_export.runtimes.isolation import IsolatedSession, Worker
+from tflite_export.runtimes.isolation import IsolatedSession, LiteRTProcess
 from tflite_export.runtimes.limits import Limits
-from tflite_export.runtimes.litert import Session
+from tflite_export.runtimes.litert import LiteRTSession
 
 EACH = 560
 LIMITS = Limits(seconds=3.0, memory=2**31)
@@ -120,8 +120,8 @@ def test_inspect_takes_little_memory(damaged):
     assert max(peaks) < 10 * 2**20
 
 
-def reference_of(content, worker):
-    session = IsolatedSession(content, worker=worker)
+def reference_of(content, process):
+    session = IsolatedSession(content, process=process)
     names = list(session.inputs)
     x = [
         np.random.default_rng(3).normal(size=(3, *detail["shape"][1:])).astype(detail["dtype"])
@@ -133,19 +133,19 @@ def reference_of(content, worker):
 
 def test_verify_refuses_or_answers_and_outlives_the_runtime(seeds, damaged, monkeypatch, capsys):
     outcomes: Counter[str] = Counter()
-    with Worker() as worker:
+    with LiteRTProcess() as process:
 
         def isolated(content, subject, *, threads=1, delegate=True):
-            return IsolatedSession(content, subject, threads=threads, delegate=delegate, limits=LIMITS, worker=worker)
+            return IsolatedSession(content, subject, threads=threads, delegate=delegate, limits=LIMITS, process=process)
 
         # Two configurations of the four: threads change nothing about what a file can break.
         monkeypatch.setattr(module, "CONFIGURATIONS", ((True, 1), (False, 1)))
         for name, files in damaged.items():
-            reference = reference_of(seeds[name], worker)
-            assert module.compare(seeds[name], reference, name, open_session=isolated).max_relative < 1e-5
+            reference = reference_of(seeds[name], process)
+            assert module.compare(seeds[name], reference, name, open_file=isolated).max_relative < 1e-5
             for _, content in files:
                 try:
-                    module.compare(content, reference, name, open_session=isolated)
+                    module.compare(content, reference, name, open_file=isolated)
                 except FlatbufferError:
                     outcomes["refused by structure"] += 1
                 except ExportError as error:
@@ -159,7 +159,7 @@ def test_verify_refuses_or_answers_and_outlives_the_runtime(seeds, damaged, monk
                     outcomes["answers the same"] += 1
         assert (
             module.compare(
-                seeds["float"], reference_of(seeds["float"], worker), "float", open_session=isolated
+                seeds["float"], reference_of(seeds["float"], process), "float", open_file=isolated
             ).max_relative
             < 1e-5
         )
@@ -178,11 +178,11 @@ def test_a_file_that_kills_the_runtime_is_an_error_of_verify(tmp_path, monkeypat
     output = made.op("SPLIT", [axis, made.x], (1, 2), schema.SplitOptionsT(numSplits=4))
     (tmp_path / "model.tflite").write_bytes(made.content(output))
     assert inspect(tmp_path / "model.tflite").operators[0].operator == "SPLIT"
-    with Worker() as worker:
+    with LiteRTProcess() as process:
         monkeypatch.setattr(
             module,
-            "IsolatedSession",
-            lambda content, subject, **options: IsolatedSession(content, subject, worker=worker, **options),
+            "open_foreign",
+            lambda content, subject, **options: IsolatedSession(content, subject, process=process, **options),
         )
         model = keras.Sequential([keras.Input((8,)), layers.Dense(2)])
         with pytest.raises(ExportError, match=r"model\.tflite.*: the runtime must (survive|load) it\. Received: "):
@@ -315,6 +315,6 @@ def test_cutting_at_every_byte_is_refused(seeds):
 
 
 def test_the_session_of_this_process_still_runs(seeds):
-    session = Session(seeds["float"])
+    session = LiteRTSession(seeds["float"])
     x = np.ones((1, 16), np.float32)
     assert session.run([x], list(session.inputs), list(session.outputs))[0].shape == (1, 4)

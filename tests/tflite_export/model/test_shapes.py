@@ -17,10 +17,10 @@ from tflite_export.model.inputs import Inputs
 from tflite_export.model.reference import answer
 from tflite_export.model.shapes import fix_sizes, fix_to_data
 from tflite_export.model.signature import InputSpec, Signature, signature_of
-from tflite_export.runtimes.litert import Session
-from tflite_export.runtimes.web import fix_sizes as fix_file
+from tflite_export.runtimes.litert import LiteRTSession
 from tflite_export.targets import ANY, MCU, WEB, Target
 from tflite_export.verification.golden import read_golden
+from tflite_export.web.limitations import with_fixed_sizes
 
 RNG = np.random.default_rng(0)
 
@@ -107,12 +107,12 @@ def test_free_sizes_of_a_file_are_fixed_as_the_web_runtime_needs_them(tmp_path):
     export(model, tmp_path / "m.tflite", data=x)
     content = (tmp_path / "m.tflite").read_bytes()
     with pytest.raises(ExportError, match=r"only its batch may be free .* Received: \[-1, -1, 1\].*shapes="):
-        fix_file(content)
-    fixed = fix_file(content, feeds={"audio": x})
+        with_fixed_sizes(content)
+    fixed = with_fixed_sizes(content, feeds={"audio": x})
     graph = flatbuffer.read(fixed).subgraphs[0]
     assert all(tensor.shapeSignature is None or min(tensor.shapeSignature) > 0 for tensor in graph.tensors)
     assert tuple(graph.tensors[graph.inputs[0]].shape) == (1, 41, 1)
-    (out,) = Session(fixed).run([x], ["audio"], ["output_0"])
+    (out,) = LiteRTSession(fixed).run([x], ["audio"], ["output_0"])
     np.testing.assert_allclose(out, model(x), atol=1e-6)
 
 
@@ -120,14 +120,14 @@ def test_sizes_are_fixed_by_name(tmp_path):
     model, path = listening(), tmp_path / "m.tflite"
     report = export(model, path, shapes={"audio": (1, 64, 1)}, data=draw(3, 64, 1))
     assert report.notes == ("input 'audio' fixed to (64, 1): asked for", "batch fixed to 1: asked for")
-    (detail,) = Session(path.read_bytes()).inputs.values()
+    (detail,) = LiteRTSession(path.read_bytes()).inputs.values()
     assert detail["shape_signature"].tolist() == [1, 64, 1]
     with pytest.warns(UserWarning, match="no data given"):  # now that sizes are known, inputs can be drawn
         assert verify(path, model).max_relative < 1e-5
     with pytest.raises(ExportError, match=r"must have the shape \('samples', 64, 1\)\. Received: \(3, 65, 1\)"):
         verify(path, model, draw(3, 65, 1))
     report = export(model, path, shapes={"audio": (None, 64, 1)}, data=draw(3, 64, 1))
-    (detail,) = Session(path.read_bytes()).inputs.values()
+    (detail,) = LiteRTSession(path.read_bytes()).inputs.values()
     assert detail["shape_signature"].tolist() == [-1, 64, 1]
 
 
@@ -170,7 +170,7 @@ def test_a_file_for_the_web_is_fixed_and_says_so(tmp_path):
     report = export(listening(), tmp_path / "m.tflite", target="web", data=draw(2, 41, 1))
     assert report.notes[0].startswith("batch fixed to 1: LiteRT.js refuses")
     assert report.notes[1].startswith("input 'audio' fixed to (41, 1), as in the data: LiteRT.js refuses")
-    (detail,) = Session((tmp_path / "m.tflite").read_bytes()).inputs.values()
+    (detail,) = LiteRTSession((tmp_path / "m.tflite").read_bytes()).inputs.values()
     assert detail["shape_signature"].tolist() == [1, 41, 1]
 
 
@@ -199,7 +199,7 @@ def test_a_model_of_a_fixed_batch_keeps_it(samples, arguments, tmp_path):
     report = export(model, tmp_path / "m.tflite", data=x, **arguments)
     assert report.notes[0] == "batch fixed to 2: the model's own"
     assert (report.verification.samples, report.verification.max_relative < 1e-5) == (samples, True)
-    assert Session((tmp_path / "m.tflite").read_bytes()).batch_size == 2
+    assert LiteRTSession((tmp_path / "m.tflite").read_bytes()).batch_size == 2
     assert verify(tmp_path / "m.tflite", model, x).samples == samples
 
 
@@ -276,7 +276,7 @@ def test_an_output_of_the_whole_batch_is_compared_run_by_run(whole, samples, tmp
     assert verify(tmp_path / "m.tflite", model, data).samples == samples
     assert benchmark(tmp_path / "m.tflite", data=data, rounds=1).timings[0].max_difference == 0
     assert len(read_golden(tmp_path / "golden.safetensors")) == samples
-    session = Session((tmp_path / "m.tflite").read_bytes())  # the batch stays free
+    session = LiteRTSession((tmp_path / "m.tflite").read_bytes())  # the batch stays free
     session.feed([data], ["x"])
     session.invoke()
     for found, wanted in zip(session.fetch(sorted(session.outputs)), keras.tree.flatten(model(data)), strict=True):

@@ -7,7 +7,7 @@ from keras import layers
 
 from keras_prune import Prunable, prune
 from tflite_export import export
-from tflite_export.runtimes.litert import Session
+from tflite_export.runtimes.litert import LiteRTSession
 
 X = np.random.default_rng(0).normal(50, 10, (32, 8)).astype("float32")
 MAPS = np.random.default_rng(1).normal(50, 10, (4, 16, 16, 3)).astype("float32")
@@ -103,7 +103,7 @@ def test_the_file_answers_as_the_model_that_was_given(name, tmp_path):
         : 1 if name == "mirrored" else 2
     ]:  # which runs in a browser's engine too
         report = export(given, tmp_path / "model.tflite", data=data, target="web" if name == "mirrored" else None)
-        session = Session((tmp_path / "model.tflite").read_bytes())
+        session = LiteRTSession((tmp_path / "model.tflite").read_bytes())
         feeds = data if isinstance(data, list) else [data]
         names = sorted(session.inputs)
         (got,) = session.run(feeds, names, list(session.outputs))

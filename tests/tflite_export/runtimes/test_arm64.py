@@ -6,8 +6,9 @@ import pytest
 from keras import layers
 
 from tflite_export import ExportError, benchmark, export
-from tflite_export.runtimes import arm64
-from tflite_export.runtimes.litert import Case, Session
+from tflite_export.runtimes import arm64, arm64_guest
+from tflite_export.runtimes.litert import LiteRTSession
+from tflite_export.runtimes.sessions import Case
 from tflite_export.verification.sparse_run import verify_where_sparse
 
 
@@ -44,9 +45,9 @@ def test_what_is_not_installed_is_refused_with_the_command_that_installs_it(emul
     with pytest.raises(
         ExportError, match=r"LiteRT for aarch64: must be installed.* Run: python -m tflite_export\.runtimes\.arm64"
     ):
-        arm64.measure_on_arm64([case], [np.ones(1)], 1, 1)
+        arm64_guest.measure_on_arm64([case], [np.ones(1)], 1, 1)
     with pytest.raises(ExportError, match=r"cpu: must be one of .*'cortex-a76'\]\. Received: 'max'"):
-        arm64.measure_on_arm64([case], [np.ones(1)], 1, 1, cpu="max")
+        arm64_guest.measure_on_arm64([case], [np.ones(1)], 1, 1, cpu="max")
     (tmp_path / "bin" / arm64.EMULATOR).unlink()
     with pytest.raises(ExportError, match=r"'qemu-aarch64': must be on the PATH\..* Run: apt-get install qemu-user"):
         arm64.find_arm64_runtime()
@@ -73,7 +74,7 @@ def test_the_guest_sees_one_processor_of_the_kind(tmp_path):
     assert "CPU part\t: 0xd08" in (root / "proc" / "cpuinfo").read_text()
     assert (root / "sys/devices/system/cpu/possible").read_text() == "0\n"
     assert (root / "usr").readlink().as_posix() == "../usr"
-    command = arm64.guest_command(tmp_path, "cortex-a72", tmp_path / "job")
+    command = arm64_guest.guest_command(tmp_path, "cortex-a72", tmp_path / "job")
     assert command[:5] == ["qemu-aarch64", "-L", str(root), "-cpu", "cortex-a72"]
     assert command[6] == f"file={tmp_path}/count_instructions.so,out={tmp_path}/job/counts"
     assert command[-2:] == [str(tmp_path / "site"), str(tmp_path / "job")]
@@ -86,14 +87,14 @@ def test_a_guest_that_fails_is_an_error(emulator):
     with pytest.raises(
         ExportError, match=r"must run the files\. Received: exit code 1: RuntimeError: failed to prepare"
     ):
-        arm64.measure_on_arm64([Case("a", b"", ("x",), ("y",))], [np.ones(1)], 1, 1)
+        arm64_guest.measure_on_arm64([Case("a", b"", ("x",), ("y",))], [np.ones(1)], 1, 1)
 
 
 def test_counts_are_differences_between_marks():
-    counts = arm64.instructions("5\n105\n200\n260\n300\n400\n500\n560\n", rounds=2, files=2)
+    counts = arm64_guest.instructions("5\n105\n200\n260\n300\n400\n500\n560\n", rounds=2, files=2)
     assert counts.tolist() == [[100.0, 60.0], [100.0, 60.0]]
     with pytest.raises(ExportError, match=r"must see 4 marks\. Received: 2"):
-        arm64.instructions("5\n105\n", rounds=2, files=1)
+        arm64_guest.instructions("5\n105\n", rounds=2, files=1)
 
 
 @pytest.mark.skipif(bool(MISSING), reason=MISSING)
@@ -108,11 +109,11 @@ def test_sparse_kernels_take_fewer_instructions_than_the_twin(tmp_path, zero_out
     export(model, tmp_path / "sparse.tflite", data=inputs(model), batch_size=1)
     data = inputs(model)
     content = (tmp_path / "sparse.tflite").read_bytes()
-    session = Session(content)
+    session = LiteRTSession(content)
     wanted = [np.array(model(data[0]))]
     arguments = [content, data, wanted, list(session.inputs), list(session.outputs)]
     run = verify_where_sparse(*arguments, runtime="arm64", tolerance=1e-4)
-    assert (run.samples, run.runtime) == (5, arm64.describe())
+    assert (run.samples, run.runtime) == (5, arm64_guest.describe())
     assert 0 < run.max_relative < 1e-5
     wanted[0][4, 0] += 1.0  # of the last sample, in a batch of its own
     with pytest.raises(ExportError, match="must answer as the model"):
@@ -120,7 +121,7 @@ def test_sparse_kernels_take_fewer_instructions_than_the_twin(tmp_path, zero_out
     for cpu in arm64.CPUS:
         report = benchmark(tmp_path / "sparse.tflite", runtime="arm64", twins=True, cpu=cpu)
         (timing,) = report.timings
-        assert (report.unit, report.rounds) == ("guest instructions", arm64.ROUNDS)
+        assert (report.unit, report.rounds) == ("guest instructions", arm64_guest.ROUNDS)
         assert cpu in report.description
         assert timing.high - timing.low < 1e-2 * timing.median  # Python's own, around the call
         assert timing.twin_ratio > 1.5

@@ -1,6 +1,5 @@
 """The child process: the same answers, and its end is an error of ours."""
 
-import json
 import os
 import signal
 import subprocess
@@ -8,14 +7,15 @@ import sys
 
 import numpy as np
 import pytest
-from ai_edge_litert import schema_py_generated as schema
 
+from tests.tflite_export.graphs import fill
 from tflite_export import ExportError, FlatbufferError, export
-from tflite_export.file import flatbuffer
+from tflite_export.processes.child_process import python_command
 from tflite_export.runtimes import isolation
-from tflite_export.runtimes.isolation import IsolatedSession, Worker, measure_isolated
+from tflite_export.runtimes.isolation import IsolatedSession, LiteRTProcess, measure_isolated
 from tflite_export.runtimes.limits import Limits
-from tflite_export.runtimes.litert import Case, Session
+from tflite_export.runtimes.litert import LiteRTSession
+from tflite_export.runtimes.sessions import Case
 
 
 @pytest.fixture(scope="module")
@@ -27,8 +27,8 @@ def file(tmp_path_factory, make_dense_net, inputs):
 
 
 @pytest.fixture(scope="module")
-def worker():
-    with Worker() as shared:
+def process():
+    with LiteRTProcess() as shared:
         yield shared
 
 
@@ -37,9 +37,9 @@ def data(samples, seed=0):
 
 
 @pytest.mark.parametrize(("threads", "delegate"), [(1, True), (4, False)])
-def test_it_answers_as_the_runtime_here(worker, file, threads, delegate):
-    here = Session(file, "model.tflite", threads=threads, delegate=delegate)
-    there = IsolatedSession(file, "model.tflite", threads=threads, delegate=delegate, worker=worker)
+def test_it_answers_as_the_runtime_here(process, file, threads, delegate):
+    here = LiteRTSession(file, "model.tflite", threads=threads, delegate=delegate)
+    there = IsolatedSession(file, "model.tflite", threads=threads, delegate=delegate, process=process)
     assert there.subject == here.subject
     assert there.batch_size == here.batch_size
     assert list(there.inputs) == list(here.inputs)
@@ -55,25 +55,25 @@ def test_it_answers_as_the_runtime_here(worker, file, threads, delegate):
     assert there.took > 0
 
 
-def test_an_unknown_name_is_refused(worker, file):
-    session = IsolatedSession(file, worker=worker)
+def test_an_unknown_name_is_refused(process, file):
+    session = IsolatedSession(file, process=process)
     with pytest.raises(ExportError, match=r"knows the names .*Received: \['nobody'\]"):
         session.run([data(1)], ["nobody"], list(session.outputs))
 
 
 def test_damage_is_refused_before_a_process_is_asked(file):
-    idle = Worker()
+    idle = LiteRTProcess()
     with pytest.raises(FlatbufferError, match=r"^cut\.tflite: "):
-        IsolatedSession(file[:-64], "cut.tflite", worker=idle)
+        IsolatedSession(file[:-64], "cut.tflite", process=idle)
     assert idle._process is None
 
 
 def test_a_crash_is_an_error_with_the_signal_and_the_next_file_runs(file):
-    with Worker() as own:
-        session = IsolatedSession(file, "model.tflite", worker=own)
-        other = IsolatedSession(file, "other.tflite", worker=own)
+    with LiteRTProcess() as own:
+        session = IsolatedSession(file, "model.tflite", process=own)
+        other = IsolatedSession(file, "other.tflite", process=own)
         other.feed([data(1)], list(other.inputs))
-        os.kill(own._process.pid, signal.SIGSEGV)
+        os.kill(own._process._process.pid, signal.SIGSEGV)
         with pytest.raises(
             ExportError,
             match=r"^model\.tflite \(1 thread, XNNPACK on\): the runtime must survive it\. Received: SIGSEGV",
@@ -87,10 +87,10 @@ def test_a_crash_is_an_error_with_the_signal_and_the_next_file_runs(file):
 
 
 def test_a_process_that_does_not_answer_is_ended(file):
-    with Worker() as own:
-        session = IsolatedSession(file, "model.tflite", worker=own)
+    with LiteRTProcess() as own:
+        session = IsolatedSession(file, "model.tflite", process=own)
         session._limits = Limits(seconds=0.5)  # from here on: a busy machine may take longer to start the process
-        os.kill(own._process.pid, signal.SIGSTOP)
+        os.kill(own._process._process.pid, signal.SIGSTOP)
         with pytest.raises(
             ExportError,
             match=r"survive it\. Received: no answer within 0\.5 s\. .* its limits, 0\.5 s for a step and 4\.0 GiB of "
@@ -100,48 +100,21 @@ def test_a_process_that_does_not_answer_is_ended(file):
         assert own._process is None
 
 
-def fill(elements):
-    """A file of one operator, whose output has so many float32."""
-    tensor, options = schema.TensorT, schema.BuiltinOptions.FillOptions
-    graph = schema.SubGraphT(
-        tensors=[
-            tensor(shape=[1], type=schema.TensorType.INT32, buffer=1, name=b"sizes"),
-            tensor(shape=[], type=schema.TensorType.FLOAT32, buffer=0, name=b"x"),
-            tensor(shape=[elements], type=schema.TensorType.FLOAT32, buffer=0, name=b"y"),
-        ],
-        inputs=[1],
-        outputs=[2],
-        operators=[
-            schema.OperatorT(
-                inputs=[0, 1], outputs=[2], builtinOptionsType=options, builtinOptions=schema.FillOptionsT()
-            )
-        ],
-    )
-    code = schema.BuiltinOperator.FILL
-    model = schema.ModelT(
-        version=3,
-        operatorCodes=[schema.OperatorCodeT(builtinCode=code, deprecatedBuiltinCode=code, version=3)],
-        subgraphs=[graph],
-        buffers=[schema.BufferT(), schema.BufferT(data=np.array([elements], dtype=np.int32).view(np.uint8))],
-    )
-    return flatbuffer.write(model)
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux holds a limit of the address space")
-def test_memory_is_limited(worker):
+def test_memory_is_limited(process):
     content = fill(2**29)  # 2 GB, never touched
     assert len(content) < 1000
-    assert list(IsolatedSession(content, worker=worker).outputs) == ["y"]
+    assert list(IsolatedSession(content, process=process).outputs) == ["y"]
     with pytest.raises(
         ExportError, match=r"^small\.tflite.*: the runtime must .* 120 s for a step and 1\.0 GiB of memory: .*--memory"
     ):
-        IsolatedSession(content, "small.tflite", worker=worker, limits=Limits(memory=2**30))
-    assert list(IsolatedSession(content, worker=worker).outputs) == ["y"]
+        IsolatedSession(content, "small.tflite", process=process, limits=Limits(memory=2**30))
+    assert list(IsolatedSession(content, process=process).outputs) == ["y"]
 
 
-def test_an_answer_that_is_too_large_is_refused(worker):
+def test_an_answer_that_is_too_large_is_refused(process):
     content = fill(2**20)
-    session = IsolatedSession(content, worker=worker)
+    session = IsolatedSession(content, process=process)
     session.feed([np.float32(3).reshape(())], ["x"])
     session.invoke()
     assert session.fetch(["y"])[0].tolist()[:2] == [3.0, 3.0]
@@ -150,16 +123,16 @@ def test_an_answer_that_is_too_large_is_refused(worker):
         session.fetch(["y"])
 
 
-def test_inputs_that_are_too_large_are_refused(worker, file, monkeypatch):
+def test_inputs_that_are_too_large_are_refused(process, file, monkeypatch):
     monkeypatch.setattr(isolation, "SHARE", 2**32 // 100)
     with pytest.raises(ExportError, match=r"its inputs must fit .*Received: 256 bytes"):
-        IsolatedSession(file, worker=worker)
+        IsolatedSession(file, process=process)
 
 
 def test_the_child_needs_no_keras(file):
     """What it imports is read from its own list of modules."""
-    code = isolation._START.replace("serve()", "print(sorted(m.split('.')[0] for m in sys.modules))")
-    command = [sys.executable, "-c", code, json.dumps(sys.path), json.dumps(isolation._FOLDERS)]
+    command = python_command("tflite_export.runtimes.litert_child")
+    command[2] = command[2].replace(".main()", "; print(sorted(m.split('.')[0] for m in sys.modules))")
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "'tflite_export'" in done.stdout
     assert "'ai_edge_litert'" in done.stdout
@@ -167,15 +140,15 @@ def test_the_child_needs_no_keras(file):
 
 
 def test_the_child_ends_with_its_parent(file):
-    with Worker() as own:
-        IsolatedSession(file, worker=own)
-        own._process.stdin.close()
-        assert own._process.wait(timeout=10) == 0
+    with LiteRTProcess() as own:
+        IsolatedSession(file, process=own)
+        own._process._process.stdin.close()
+        assert own._process._process.wait(timeout=10) == 0
 
 
 def test_files_are_timed_in_turn_in_the_child(file):
-    with Worker() as own:
-        sessions = [IsolatedSession(file, name, worker=own) for name in ("a", "b")]
+    with LiteRTProcess() as own:
+        sessions = [IsolatedSession(file, name, process=own) for name in ("a", "b")]
         names = tuple(sessions[0].inputs), tuple(sessions[0].outputs)
         cases = [Case(name, file, *names) for name in ("a", "b")]
         found = measure_isolated(sessions, cases, [data(1)], 7, 2)
@@ -188,15 +161,15 @@ def test_files_are_timed_in_turn_in_the_child(file):
 
 
 def test_a_timed_loop_that_does_not_end_is_ended_by_what_its_runs_took(file, monkeypatch):
-    with Worker() as own:
-        session = IsolatedSession(file, "slow.tflite", worker=own)
+    with LiteRTProcess() as own:
+        session = IsolatedSession(file, "slow.tflite", process=own)
         session.feed([data(1)], list(session.inputs))
         session.invoke()
         session._limits = Limits(seconds=0.3)
         session.took = 0.01
-        os.kill(own._process.pid, signal.SIGSTOP)
+        os.kill(own._process._process.pid, signal.SIGSTOP)
         with pytest.raises(ExportError, match=r"^slow\.tflite.*Received: no answer within 1\.3 s"):
-            isolation._time_in_turn([session], 5)
+            session.time_beside([], 5)
 
 
 @pytest.mark.parametrize("bad", [{"seconds": 0}, {"memory": -1}, {"seconds": float("nan")}, {"memory": "4 GB"}])

@@ -9,7 +9,7 @@ from keras import layers
 
 import keras_prune as kp
 from tflite_export import ExportError
-from tflite_export.runtimes.litert import Session
+from tflite_export.runtimes.litert import LiteRTSession
 from tflite_export.source.keras2 import modernize
 from tflite_export.source.loading import open_source
 from tflite_export.source.source import FunctionSource, KerasSource
@@ -170,7 +170,7 @@ def test_a_saved_model_keeps_its_signature(saved):
         ("scores", "twice"),
         None,
     )
-    session = Session(converted.content)
+    session = LiteRTSession(converted.content)
     assert list(session._interpreter.get_signature_list()) == ["serve"]
     assert [name for name, _ in source.variables()] == ["w"]
 
@@ -192,7 +192,7 @@ def test_a_saved_model_is_quantized(saved):
     signature = source.signature()
     inputs = source.inputs(signature, {"features": RNG.normal(size=(30, 4)).astype("float32")})
     converted = source.convert(signature, kind=INT8, calibration=inputs)
-    kinds = {detail["dtype"] for detail in Session(converted.content)._interpreter.get_tensor_details()}
+    kinds = {detail["dtype"] for detail in LiteRTSession(converted.content)._interpreter.get_tensor_details()}
     assert np.int8 in kinds
     reference = replace(source.answer(signature, inputs), input_names=converted.inputs, output_names=converted.outputs)
     assert 0 < compare(converted.content, reference, "the file", INT8).max_relative < 0.1

@@ -5,7 +5,7 @@ from keras import layers
 
 from tflite_export import ExportError, Verification, export, verify
 from tflite_export.convert.number_types import FLOAT32
-from tflite_export.runtimes.litert import Session
+from tflite_export.runtimes.litert import LiteRTSession
 from tflite_export.source.loading import open_source
 from tflite_export.verification.measure import OutputError, measure, scale_of, worst_of
 from tflite_export.verification.verify import Run
@@ -115,7 +115,7 @@ def test_a_loss_is_said_in_the_units_of_the_output_and_warned_about(tmp_path):
     model, data = landmarks()
     with pytest.warns(UserWarning, match=r"output 'output_0' is far from the model's: values are off by up to"):
         report = export(model, tmp_path / "m.tflite", data=data, quantize="int8", samples=64)
-    session = Session((tmp_path / "m.tflite").read_bytes())
+    session = LiteRTSession((tmp_path / "m.tflite").read_bytes())
     (got,) = session.run([data], list(session.inputs), list(session.outputs))
     off = np.abs(got.astype("f8") - np.asarray(model(data), "f8"))
     (output,) = report.verification.outputs

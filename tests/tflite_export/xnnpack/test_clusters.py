@@ -6,7 +6,7 @@ from ai_edge_litert import schema_py_generated as schema
 
 from tests.tflite_export.graphs import Net
 from tflite_export.file import flatbuffer
-from tflite_export.runtimes.litert import Session
+from tflite_export.runtimes.litert import LiteRTSession
 from tflite_export.xnnpack.clusters import analyse
 
 
@@ -318,7 +318,7 @@ def test_a_sparse_constant_read_as_if_dense_is_told():
 def test_the_graphs_of_these_tests_run():
     """LiteRT takes them: they are files, not only tables."""
     made, x = net()
-    session = Session(made.content(made.dense(made.mean(made.block(excite(made, x))), 4)))
+    session = LiteRTSession(made.content(made.dense(made.mean(made.block(excite(made, x))), 4)))
     (y,) = session.run([np.ones((1, 16, 16, 3), np.float32)], list(session.inputs), list(session.outputs))
     assert y.shape == (1, 4)
     assert np.isfinite(y).all()

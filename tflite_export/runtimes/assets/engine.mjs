@@ -2,7 +2,7 @@
  * What LiteRT.js is asked to do: load files, feed, run, fetch, time them in turn. The same under Node and in a browser.
  *
  * A message is a frame: 4 bytes of length (little-endian), a JSON header of that length, and after it the blobs
- * whose sizes the header lists. Python's side is frames.py.
+ * whose sizes the header lists. Python's side is `tflite_export.processes.frames`.
  */
 
 const TYPES = {float32: Float32Array, int32: Int32Array, uint8: Uint8Array};

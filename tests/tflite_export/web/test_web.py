@@ -1,27 +1,32 @@
 """LiteRT.js under Node and in Chromium: what it answers, and that what it gets wrong is refused."""
 
-import io
 import json
+import os
+import signal
+import sys
 
 import keras
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from keras import layers
 
+from tests.tflite_export.graphs import fill
 from tests.tflite_export.installed import missing
 from tflite_export import ExportError, benchmark
 from tflite_export.file import flatbuffer
 from tflite_export.file.encoding import encode_csr
-from tflite_export.runtimes import frames, litertjs
+from tflite_export.runtimes import litertjs
 from tflite_export.runtimes.cache import cache_folder
-from tflite_export.runtimes.chromium import find_chromium
-from tflite_export.runtimes.litert import Session
-from tflite_export.runtimes.node import NodeHost, find_node, node_command
-from tflite_export.runtimes.web import WebSession, fix_sizes, open_web, web_refusal
+from tflite_export.runtimes.limits import Limits
+from tflite_export.runtimes.litert import LiteRTSession
+from tflite_export.runtimes.opening import open_foreign
 from tflite_export.verification.agreement import difference
 from tflite_export.verification.sparse_run import sparse_runtime, verify_where_sparse, why_not_executed
+from tflite_export.web.chromium import find_chromium
+from tflite_export.web.limitations import web_refusal, with_fixed_sizes
+from tflite_export.web.node import NodeHost, find_node, node_command
+from tflite_export.web.page_files import web_files
+from tflite_export.web.web_session import WebSession, open_web
 
 WITHOUT_NODE = missing(litertjs.find_web_runtime, find_node)
 WITHOUT_CHROMIUM = missing(litertjs.find_web_runtime, find_chromium)
@@ -91,29 +96,6 @@ def host():
         yield opened
 
 
-# -- frames ------------------------------------------------------------------------------------------------------------
-
-
-@given(
-    header=st.dictionaries(st.text(max_size=5), st.integers(), max_size=4),
-    blobs=st.lists(st.binary(max_size=20), max_size=4),
-)
-def test_a_frame_comes_back_and_a_part_of_it_is_an_error(header, blobs):
-    header.pop("sizes", None)
-    whole = frames.pack(header, blobs)
-    assert frames.unpack(whole) == ({**header, "sizes": [len(blob) for blob in blobs]}, blobs)
-    stream = io.BytesIO(whole + whole)
-    assert frames.read_frame(stream.read) == frames.read_frame(stream.read)
-    for length in (0, 3, len(whole) // 2, len(whole) - 1):
-        with pytest.raises(EOFError):
-            frames.unpack(whole[:length])
-
-
-def test_a_stray_print_is_no_frame():
-    with pytest.raises(ValueError, match="a frame's header takes at most"):
-        frames.unpack(b"INFO: Created a delegate.")
-
-
 # -- the package -------------------------------------------------------------------------------------------------------
 
 
@@ -139,7 +121,7 @@ def test_another_version_is_not_taken(tmp_path, monkeypatch):
         litertjs.find_web_runtime()
     (package / "package.json").write_text('{"version": "2.5.3"}')
     with pytest.raises(ExportError, match=r"LiteRT\.js in .* must be whole"):
-        litertjs.web_files(litertjs.find_web_runtime())
+        web_files(litertjs.find_web_runtime())
 
 
 def test_without_npm_nothing_is_installed(tmp_path, monkeypatch):
@@ -179,19 +161,34 @@ def test_every_package_is_pinned_by_a_checksum():
 
 def test_a_free_batch_is_fixed(make_pointwise, image):
     free = convert(make_pointwise(batch=None))
-    fixed = fix_sizes(free, 3)
-    session = Session(fixed)
-    assert (Session(free).batch_size, session.batch_size) == (None, 3)
+    fixed = with_fixed_sizes(free, 3)
+    session = LiteRTSession(fixed)
+    assert (LiteRTSession(free).batch_size, session.batch_size) == (None, 3)
     names, outputs = list(session.inputs), list(session.outputs)
-    assert difference(Session(free).run([image], names, outputs), session.run([image], names, outputs)) < 1e-6
-    assert fix_sizes(fixed, 1) is fixed
+    assert difference(LiteRTSession(free).run([image], names, outputs), session.run([image], names, outputs)) < 1e-6
+    assert with_fixed_sizes(fixed, 1) is fixed
 
 
 def test_another_free_dimension_is_refused():
     sequence = keras.Input((None, 4), batch_size=1, name="sequence")
     content = convert(keras.Model(sequence, layers.Dense(2)(sequence)))
     with pytest.raises(ExportError, match=r"only its batch may be free.* Received: \[1, -1, 4\]"):
-        fix_sizes(content)
+        with_fixed_sizes(content)
+
+
+def test_free_sizes_are_fixed_by_a_run_in_the_place_that_the_file_is_due():
+    sequence = keras.Input((None, 4), batch_size=1, name="sequence")
+    content = convert(keras.Model(sequence, layers.Dense(2)(sequence)))
+    opened = []
+
+    def open_file(*arguments, **options):
+        opened.append(open_foreign(*arguments, **options))
+        return opened[0]
+
+    (name,) = LiteRTSession(content).inputs
+    fixed = with_fixed_sizes(content, 1, feeds={name: np.ones((1, 6, 4), "float32")}, open_file=open_file)
+    assert LiteRTSession(fixed).inputs[name]["shape_signature"].tolist() == [1, 6, 4]
+    assert [type(session).__name__ for session in opened] == ["IsolatedSession"]
 
 
 def test_types_that_litert_js_lacks_are_named():
@@ -210,7 +207,7 @@ def test_a_kind_of_simd_that_does_not_exist_is_refused():
 
 @node
 def test_the_sparse_file_answers_as_here_in_both_kinds_of_simd(pointwise, image):
-    here = Session(pointwise)
+    here = LiteRTSession(pointwise)
     names, outputs = list(here.inputs), list(here.outputs)
     wanted = here.run([image], names, outputs)
     for simd in ("relaxed", "plain"):
@@ -219,7 +216,7 @@ def test_the_sparse_file_answers_as_here_in_both_kinds_of_simd(pointwise, image)
             session = WebSession(opened, pointwise)
             assert session.batch_size == 1
             assert difference(wanted, session.run([image], names, outputs)) < 1e-5
-            assert session.time(3, warm_up=1).shape == (3,)
+            assert session.time_beside([], 3, warm_up=1).shape == (3, 1)
             assert f"{simd} SIMD" in opened.description
         finally:
             opened.close()
@@ -248,7 +245,7 @@ def test_several_inputs_go_by_name(host):
 @node
 def test_garbage_is_refused_with_what_the_runtime_printed(host, make_pointwise, image):
     content = sparse_pointwise(convert(make_pointwise(good=False)))
-    here = Session(content)  # right on a PC
+    here = LiteRTSession(content)  # right on a PC
     names, outputs = list(here.inputs), list(here.outputs)
     wanted = here.run([image], names, outputs)
     with pytest.raises(ExportError, match=r"must answer as the model to 0\.0001.*Failed to allocate tensors"):
@@ -257,7 +254,7 @@ def test_garbage_is_refused_with_what_the_runtime_printed(host, make_pointwise, 
 
 @node
 def test_a_file_is_verified_where_its_kernels_are_sparse(host, make_pointwise, pointwise, image):
-    names, outputs = list(Session(pointwise).inputs), list(Session(pointwise).outputs)
+    names, outputs = list(LiteRTSession(pointwise).inputs), list(LiteRTSession(pointwise).outputs)
     wanted = [np.concatenate([np.asarray(make_pointwise()(row[None])) for row in image])]
     run = verify_where_sparse(pointwise, [image], wanted, names, outputs, tolerance=1e-4, host=host)
     assert (run.samples, run.tolerance) == (3, 1e-4)
@@ -289,11 +286,37 @@ def test_a_process_that_ends_is_an_error(pointwise):
     opened = NodeHost()
     try:
         session = WebSession(opened, pointwise)
-        opened._process.kill()
-        with pytest.raises(ExportError, match=r"must answer\. Received: its process ended with code -9"):
+        opened._process._process.kill()
+        with pytest.raises(ExportError, match=r"must answer\. Received: SIGKILL"):
             session.invoke()
     finally:
         opened.close()
+
+
+@node
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux holds a limit of memory")
+def test_memory_of_files_of_unknown_origin_is_limited(host):
+    with open_web(limits=Limits(memory=2**29)) as limited:
+        for opened, elements in ((limited, 2**20), (host, 2**26)):
+            session = WebSession(opened, fill(elements))
+            session.feed([np.float32(3)], ["x"])
+            session.invoke()
+            assert session.fetch(["y"])[0][:2].tolist() == [3.0, 3.0]
+            session.close()
+        session = WebSession(limited, fill(2**27))
+        session.feed([np.float32(3)], ["x"])
+        with pytest.raises(ExportError, match=r"more than its limits, 120 s for a step and 0\.5 GiB of memory"):
+            session.invoke()
+
+
+@node
+def test_a_request_that_takes_too_long_is_ended(pointwise):
+    with open_web(limits=Limits(seconds=60)) as opened:
+        session = WebSession(opened, pointwise)
+        opened.limits = Limits(seconds=0.3)
+        os.kill(opened._process._process.pid, signal.SIGSTOP)
+        with pytest.raises(ExportError, match=r"must answer\. Received: no answer within 0\.3 s.*--seconds"):
+            session.invoke()
 
 
 @node
@@ -311,13 +334,13 @@ def test_a_node_that_does_not_start_is_an_error(tmp_path):
 
 @chromium
 def test_chromium_answers_as_here(pointwise, image):
-    here = Session(pointwise)
+    here = LiteRTSession(pointwise)
     names, outputs = list(here.inputs), list(here.outputs)
     opened = open_web(browser=True)
     try:
         session = WebSession(opened, pointwise)
         assert difference(here.run([image], names, outputs), session.run([image], names, outputs)) < 1e-5
-        assert session.time(2, warm_up=0).shape == (2,)
+        assert session.time_beside([], 2, warm_up=0).shape == (2, 1)
         assert "Chrome/" in opened.description
     finally:
         opened.close()

@@ -14,11 +14,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from tflite_export.errors import ExportError
-from tflite_export.runtimes.frames import pack, unpack
-from tflite_export.runtimes.litertjs import ASSETS, find_web_runtime, web_files
-from tflite_export.runtimes.server import GuardedServer, Resource
+from tflite_export.processes.frames import Frame, pack, unpack
+from tflite_export.runtimes.limits import Limits
+from tflite_export.runtimes.litertjs import ASSETS, find_web_runtime
+from tflite_export.web.host import Host
+from tflite_export.web.page_files import web_files
+from tflite_export.web.server import GuardedServer, Resource
 
-__all__ = ["FLAGS", "NAMES", "START", "TIMEOUT", "ChromiumHost", "find_chromium"]
+__all__ = ["FLAGS", "NAMES", "START", "ChromiumHost", "find_chromium"]
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 FLAGS = (
@@ -37,8 +40,6 @@ FLAGS = (
 )
 START = 60.0
 """Seconds until the page must have loaded the runtime."""
-TIMEOUT = 600.0
-"""Seconds that one request may take."""
 _POLL = 20.0
 
 
@@ -60,17 +61,20 @@ def find_chromium() -> str:
     return found
 
 
-class ChromiumHost:
+class ChromiumHost(Host):
     """LiteRT.js in a headless Chromium, until it is closed.
 
     Args:
         simd: "relaxed" or "plain".
+        limits: the seconds that files of unknown origin may take; memory is what Chromium gives a page. None: files
+            that this process has just made.
 
     Raises:
         ExportError: Chromium or the runtime is missing, or does not start.
     """
 
-    def __init__(self, simd: str = "relaxed") -> None:
+    def __init__(self, simd: str = "relaxed", limits: Limits | None = None) -> None:
+        self.limits = limits
         program, folder = find_chromium(), find_web_runtime()
         self._requests: queue.Queue[bytes] = queue.Queue()
         self._answers: queue.Queue[bytes] = queue.Queue()
@@ -110,16 +114,12 @@ class ChromiumHost:
         self._answers.put(body)
         return b""
 
-    def call(self, header: dict[str, Any], blobs: Sequence[bytes] = ()) -> tuple[dict[str, Any], list[bytes]]:
-        """Ask once; return the answer's header and blobs.
-
-        Raises:
-            ExportError: Chromium ended, or took too long.
-        """
+    def call(self, header: dict[str, Any], blobs: Sequence[bytes] = (), *, more_seconds: float = 0.0) -> Frame:
+        """Send a request; return the answer: see `Host.call`."""
         self._requests.put(pack(header, blobs))
-        return self._receive(TIMEOUT)
+        return self._receive(self.seconds + more_seconds)
 
-    def _receive(self, timeout: float) -> tuple[dict[str, Any], list[bytes]]:
+    def _receive(self, timeout: float) -> Frame:
         end = time.monotonic() + timeout
         while time.monotonic() < end:
             try:
@@ -132,7 +132,8 @@ class ChromiumHost:
     def _silent(self, received: str) -> ExportError:
         self._errors.seek(0)
         last = self._errors.read().decode(errors="replace").strip()[-500:]
-        return ExportError("LiteRT.js in Chromium", "must answer", f"{received}: {last}", "Try one file alone.")
+        way_out = self.way_out("Try one file alone.")
+        return ExportError("LiteRT.js in Chromium", "must answer", f"{received}: {last}", way_out)
 
     def close(self) -> None:
         """End Chromium and the server."""
@@ -142,9 +143,3 @@ class ChromiumHost:
         self._server.stop()
         self._errors.close()
         self._profile.cleanup()
-
-    def __enter__(self) -> ChromiumHost:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()

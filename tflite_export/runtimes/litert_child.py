@@ -1,8 +1,7 @@
-"""The child process in which untrusted files run: answers requests on its standard input.
+"""The child process in which files of unknown origin run: answers requests on its standard input.
 
-It imports the runtime and NumPy, and of this package only what needs no Keras: `tflite_export.runtimes.isolation`
-starts it below empty packages of the same names, so that no `__init__.py` of them is run. That takes
-0.2 s where TensorFlow would take 4.
+It imports LiteRT and NumPy, and of this package only what needs no Keras: see
+`tflite_export.processes.child_process.python_command`.
 """
 
 from __future__ import annotations
@@ -18,20 +17,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tflite_export.errors import ExportError, FlatbufferError
-from tflite_export.runtimes.frames import pack, read_frame
-from tflite_export.runtimes.litert import Session
+from tflite_export.processes.frames import as_arrays, as_blobs, pack, read_frame
+from tflite_export.runtimes.interleaved import time_in_turn
+from tflite_export.runtimes.litert import LiteRTSession
 
-__all__ = ["Answer", "Limited", "serve"]
+__all__ = ["Answer", "LimitExceededError", "main"]
 
 
-class Limited(ExportError):
+class LimitExceededError(ExportError):
     """A file did not keep within its limits; the way out is the parent's, which knows where they were set."""
 
 
 Answer = tuple[dict[str, Any], list[NDArray[Any]]]
 
 
-def serve() -> None:
+def main() -> None:
     """Answer requests until the standard input ends.
 
     A request's `seconds` are held by a watchdog of our own as well, so that the process does not outlive a
@@ -41,8 +41,10 @@ def serve() -> None:
     answers = os.fdopen(os.dup(1), "wb")
     silence = open(os.devnull, "w")  # noqa: SIM115  (for as long as the process lives)
     os.dup2(silence.fileno(), 1)
-    _limit("RLIMIT_CORE", 0)
-    sessions: dict[int, Session] = {}
+    _no_core_files()
+    sessions: dict[int, LiteRTSession] = {}
+    answers.write(pack({"ready": True}))
+    answers.flush()
     while True:
         try:
             header, blobs = read_frame(sys.stdin.buffer.read)
@@ -51,19 +53,18 @@ def serve() -> None:
         for number in header["drop"]:
             sessions.pop(number, None)
         faulthandler.dump_traceback_later(header["seconds"], exit=True, file=silence)
-        _limit("RLIMIT_AS", header["memory"])  # macOS takes the call and does not hold it
         try:
             answer, arrays = _REQUESTS[header["do"]](sessions, header, blobs)
             size = sum(array.nbytes for array in arrays)
             if size > header["answer"]:
                 rule = f"its outputs must take at most {header['answer']} bytes"
-                raise Limited(header["subject"], rule, f"{size} bytes", "")
-            described = [{"dtype": array.dtype.str, "shape": array.shape} for array in arrays]
-            frame = pack({**answer, "arrays": described}, [array.tobytes() for array in arrays])
+                raise LimitExceededError(header["subject"], rule, f"{size} bytes", "")
+            described, parts = as_blobs(arrays)
+            frame = pack({**answer, "arrays": described}, parts)
         except ExportError as error:
             frame = _refusal(error)
         except Exception as error:  # whatever a file brings about is the answer to its request
-            kind = Limited if isinstance(error, MemoryError) else ExportError
+            kind = LimitExceededError if isinstance(error, MemoryError) else ExportError
             rule = "the runtime must run it"
             frame = _refusal(kind(header["subject"], rule, _described(error), "Get or export the file again."))
         finally:
@@ -78,7 +79,7 @@ def _described(error: Exception) -> str:
 
 def _refusal(error: ExportError) -> bytes:
     parts = [error.subject, error.rule, str(error.received), error.way_out]
-    limited = isinstance(error, Limited) or _speaks_of_memory(parts[2])
+    limited = isinstance(error, LimitExceededError) or _speaks_of_memory(parts[2])
     if parts[2].strip() == "RuntimeError:":
         parts[2] = "RuntimeError without a reason, as where the runtime gets no memory"
     return pack({"refused": parts, "damaged": isinstance(error, FlatbufferError), "limited": limited})
@@ -90,19 +91,17 @@ def _speaks_of_memory(said: str) -> bool:
     return said.strip() == "RuntimeError:" or any(each in said.lower() for each in words)
 
 
-def _limit(name: str, soft: int) -> None:
-    """Set a limit of this process, on the platforms that have it."""
+def _no_core_files() -> None:
+    """Leave no file behind where the runtime crashes, on the platforms that write one."""
     try:
         import resource
     except ImportError:  # Windows
         return
-    number = getattr(resource, name)
-    _, hard = resource.getrlimit(number)
-    resource.setrlimit(number, (soft if hard == resource.RLIM_INFINITY else min(soft, hard), hard))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
 
 
-def _load(sessions: dict[int, Session], header: dict[str, Any], blobs: Sequence[bytes]) -> Answer:
-    session = Session(blobs[0], header["name"], threads=header["threads"], delegate=header["delegate"])
+def _load(sessions: dict[int, LiteRTSession], header: dict[str, Any], blobs: Sequence[bytes]) -> Answer:
+    session = LiteRTSession(blobs[0], header["name"], threads=header["threads"], delegate=header["delegate"])
     sessions[header["session"]] = session
     answer = {
         "subject": session.subject,
@@ -112,35 +111,26 @@ def _load(sessions: dict[int, Session], header: dict[str, Any], blobs: Sequence[
     return answer, []
 
 
-def _feed(sessions: dict[int, Session], header: dict[str, Any], blobs: Sequence[bytes]) -> Answer:
-    arrays = [
-        np.frombuffer(blob, dtype=np.dtype(entry["dtype"])).reshape(entry["shape"])
-        for blob, entry in zip(blobs, header["arrays"], strict=True)
-    ]
+def _feed(sessions: dict[int, LiteRTSession], header: dict[str, Any], blobs: Sequence[bytes]) -> Answer:
+    arrays = as_arrays(header["arrays"], blobs)
     sessions[header["session"]].feed(arrays, header["names"])
     return {}, []
 
 
-def _invoke(sessions: dict[int, Session], header: dict[str, Any], blobs: Sequence[bytes]) -> Answer:
+def _invoke(sessions: dict[int, LiteRTSession], header: dict[str, Any], blobs: Sequence[bytes]) -> Answer:
     session = sessions[header["session"]]
     start = time.perf_counter()
     session.invoke()
     return {"took": time.perf_counter() - start}, []
 
 
-def _time(sessions: dict[int, Session], header: dict[str, Any], blobs: Sequence[bytes]) -> Answer:
+def _time(sessions: dict[int, LiteRTSession], header: dict[str, Any], blobs: Sequence[bytes]) -> Answer:
     """Run sessions in turn; the array holds the milliseconds of each run, [rounds, sessions]."""
-    timed = [sessions[number] for number in header["sessions"]]
-    samples = np.empty((header["rounds"], len(timed)))
-    for round_number in range(len(samples)):
-        for column, session in enumerate(timed):
-            start = time.perf_counter_ns()
-            session.invoke()
-            samples[round_number, column] = (time.perf_counter_ns() - start) / 1e6
-    return {}, [samples]
+    timed = [sessions[number].invoke for number in header["sessions"]]
+    return {}, [1e3 * time_in_turn(timed, header["rounds"])]
 
 
-def _fetch(sessions: dict[int, Session], header: dict[str, Any], blobs: Sequence[bytes]) -> Answer:
+def _fetch(sessions: dict[int, LiteRTSession], header: dict[str, Any], blobs: Sequence[bytes]) -> Answer:
     arrays = [np.asarray(array) for array in sessions[header["session"]].fetch(header["names"])]
     for name, array in zip(header["names"], arrays, strict=True):
         if array.dtype.hasobject:
@@ -150,12 +140,12 @@ def _fetch(sessions: dict[int, Session], header: dict[str, Any], blobs: Sequence
     return {}, arrays
 
 
-def _shapes(sessions: dict[int, Session], header: dict[str, Any], blobs: Sequence[bytes]) -> Answer:
+def _shapes(sessions: dict[int, LiteRTSession], header: dict[str, Any], blobs: Sequence[bytes]) -> Answer:
     shapes = sessions[header["session"]].tensor_shapes()
     return {"shapes": [[index, list(shape)] for index, shape in shapes.items()]}, []
 
 
-_REQUESTS: dict[str, Callable[[dict[int, Session], dict[str, Any], Sequence[bytes]], Answer]] = {
+_REQUESTS: dict[str, Callable[[dict[int, LiteRTSession], dict[str, Any], Sequence[bytes]], Answer]] = {
     "load": _load,
     "feed": _feed,
     "invoke": _invoke,

@@ -1,0 +1,1 @@
+"""LiteRT.js, under Node and in browsers: where WebAssembly has XNNPACK's sparse kernels."""
