@@ -7,7 +7,7 @@ from keras import layers as kl
 from tflite_export.convert.converter import convert
 from tflite_export.file import flatbuffer
 from tflite_export.model.signature import signature_of
-from tflite_export.runtimes.litert import Session
+from tflite_export.runtimes.litert import LiteRTSession
 
 
 def twins():
@@ -34,5 +34,5 @@ def test_equal_constants_are_stored_once():
     stored = sum(buffer.data.nbytes for buffer in file.buffers if buffer.data is not None)
     assert 2 * 4 * 24 * 24 <= stored < 3 * 4 * 24 * 24
     feed = np.random.default_rng(1).standard_normal((3, 24), dtype=np.float32)
-    (found,) = Session(converted.content).run([feed], converted.inputs, converted.outputs)
+    (found,) = LiteRTSession(converted.content).run([feed], converted.inputs, converted.outputs)
     np.testing.assert_allclose(found, model(feed), atol=1e-5)
