@@ -29,6 +29,7 @@ os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 import keras
 
 from benchmarks.timing import machine, print_table, verdict
+from keras_prune.keras_seam import layers_in
 from keras_prune.structured import count
 
 TOLERANCE = 0.01
@@ -74,7 +75,7 @@ def macs_by_shapes(model: keras.Model) -> int:
     A kernel of a convolution is `[window, channels in a group, filters]`, so groups need no care.
     """
     total = 0
-    for layer in model._flatten_layers(include_self=False):
+    for layer in layers_in(model, include_self=False):
         for name in ("kernel", "depthwise_kernel", "pointwise_kernel"):
             kernel = getattr(layer, name, None)
             if kernel is not None and len(kernel.shape) > 1:

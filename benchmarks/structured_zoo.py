@@ -36,6 +36,7 @@ import keras
 import numpy as np
 
 from benchmarks.timing import machine, print_table, verdict
+from keras_prune.keras_seam import layers_in
 from keras_prune.structured import Analysis, Plan, analyse, plan
 
 TOLERANCE = 1e-4
@@ -162,7 +163,7 @@ def randomise(model: keras.Model, x: np.ndarray, rng: np.random.Generator) -> No
         else:
             window = shape[:-2] if "depthwise" in variable.path else shape[:-1]
             variable.assign(rng.normal(0.0, math.sqrt(2.0 / math.prod(window)), shape).astype(np.float32))
-    normalisations = [one for one in model._flatten_layers() if isinstance(one, keras.layers.BatchNormalization)]
+    normalisations = [one for one in layers_in(model) if isinstance(one, keras.layers.BatchNormalization)]
     momenta = [one.momentum for one in normalisations]
     for one in normalisations:
         one.momentum = 0.0

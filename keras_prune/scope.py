@@ -15,6 +15,7 @@ import numpy.typing as npt
 from keras import layers as kl
 from keras.saving import register_keras_serializable
 
+from keras_prune.keras_seam import from_keras, layers_in, layers_of, own_variables
 from keras_prune.models.keras2 import refuse_keras2
 from keras_prune.models.keys import as_keys, check_keys, fits, key_of
 from keras_prune.strategy import Strategy
@@ -208,7 +209,7 @@ def _rules(layer: keras.Layer) -> dict[str, Rule] | None:
     for base in type(layer).__mro__:
         if base in RULES:
             return RULES[base]
-        if base.__name__ == "ConvLSTMCell" and base.__module__.startswith("keras."):
+        if base.__name__ == "ConvLSTMCell" and from_keras(base):
             return _RECURRENT
     return None
 
@@ -305,7 +306,7 @@ class Scope(Strategy):
         the kernel of the layer inside it.
         """
         found: dict[int, tuple[keras.Layer, keras.Variable, Rule | None, str | None]] = {}
-        for layer in model._flatten_layers():
+        for layer in layers_in(model):
             for variable, rule, reason in self._own_variables(layer):
                 known = found.get(id(variable))
                 if known is None or (reason is None and known[3] is not None):
@@ -317,7 +318,7 @@ class Scope(Strategy):
         rules = _rules(layer)
         chosen = _prunable_weights(layer)
         frozen = _state_reason(layer)
-        own = [*layer._trainable_variables, *layer._non_trainable_variables]
+        own = own_variables(layer)
         for variable in own:
             name = variable.name
             if chosen is not None:
@@ -325,7 +326,7 @@ class Scope(Strategy):
                 yield variable, _plain, None if listed else f"{type(layer).__name__}.prunable_weights() leaves it out"
             elif rules is not None and name in rules:
                 yield variable, rules[name], frozen
-            elif rules is not None or type(layer).__module__.startswith("keras."):
+            elif rules is not None or from_keras(type(layer)):
                 yield variable, None, _plain_reason(layer, variable)
             elif len(variable.shape) >= 2 and re.fullmatch(self.names, name):
                 yield variable, _plain, frozen
@@ -385,9 +386,9 @@ def paths_of(model: keras.Layer) -> dict[int, str]:
         if id(layer) in seen:
             continue
         seen.add(id(layer))
-        for variable in (*layer._trainable_variables, *layer._non_trainable_variables):
+        for variable in own_variables(layer):
             owned.setdefault(id(variable), prefix + variable.name)
-        waiting.extend((one, f"{prefix}{one.name}/") for one in layer._layers)
+        waiting.extend((one, f"{prefix}{one.name}/") for one in layers_of(layer))
     paths: dict[int, str] = {}
     used: dict[str, int] = {}
     for variable in model.weights:
@@ -401,7 +402,7 @@ def paths_of(model: keras.Layer) -> dict[int, str]:
 def _wrapper_masks(model: keras.Layer) -> dict[int, tuple[keras.Variable, bool]]:
     """Kernel -> (mask weight, straight-through) for kernels under one of the library's wrapper layers."""
     found: dict[int, tuple[keras.Variable, bool]] = {}
-    for layer in model._flatten_layers():
+    for layer in layers_in(model):
         for kernel, mask in getattr(layer, "mask_pairs", ()):
             found[id(kernel)] = (mask, layer.straight_through)
     return found

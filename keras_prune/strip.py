@@ -11,8 +11,17 @@ import keras
 import numpy as np
 import numpy.typing as npt
 from keras import layers as kl
-from keras.src.models.functional import Functional, functional_like_constructor
 
+from keras_prune.keras_seam import (
+    from_keras,
+    functional_in,
+    input_structure,
+    layers_in,
+    layers_of,
+    origin_of,
+    run_graph,
+    takes_graph,
+)
 from keras_prune.layers import VARIANTS, MaskedLayer, Prunable
 from keras_prune.layers.carrying import carry_attributes, carry_state
 from keras_prune.masks.bound import MaskConstraint, mask_of
@@ -21,7 +30,7 @@ from keras_prune.models.keras2 import refuse_keras2
 from keras_prune.models.variables import read
 from keras_prune.optimizers.compiling import compile_like, known_objects
 
-__all__ = ["effective_mask", "strip", "takes_graph", "written_under"]
+__all__ = ["effective_mask", "strip", "written_under"]
 
 MaskArray = npt.NDArray[np.bool_]
 
@@ -82,7 +91,7 @@ def strip(model: keras.Model, *, into: keras.Model | None = None) -> keras.Model
     try:
         plain = _filled(model, copier.copy(model), copier.made)
     except ValueError:
-        if not any(_has_graph(layer) and not _is_plain_functional(layer) for layer in model._flatten_layers()):
+        if not any(_has_graph(layer) and not _is_plain_functional(layer) for layer in layers_in(model)):
             raise
         copier = _Copier(by_graph=True)
         plain = _filled(model, copier.copy(model), copier.made)
@@ -97,14 +106,14 @@ def _filled(model: keras.Model, plain: keras.Model, made: list[tuple[Any, Any]])
     _check_plain(model, plain)
     _copy_weights(model, plain)
     for old, new in made:
-        if new is plain or id(new) in {id(layer) for layer in plain._flatten_layers()}:
+        if new is plain or id(new) in {id(layer) for layer in layers_in(plain)}:
             carry_state(old, new)
     check_agreement("strip", model, plain)
     return plain
 
 
 def _warn_reduced(model: Any) -> None:
-    own = [name for name in STEPS if not getattr(type(model), name).__module__.startswith("keras.")]
+    own = [name for name in STEPS if not from_keras(getattr(type(model), name))]
     if own:
         warnings.warn(
             f"strip: {type(model).__name__} {model.name!r} cannot be made again from its configuration, so its graph "
@@ -125,7 +134,7 @@ def effective_mask(model: keras.Layer, *, bound: bool = True) -> dict[int, MaskA
         ValueError: one kernel stands under two layers whose masks differ, so it is not one tensor with zeros.
     """
     found: dict[int, MaskArray] = {}
-    for layer in model._flatten_layers():
+    for layer in layers_in(model):
         for kernel, mask in getattr(layer, "mask_pairs", ()):
             values = read(mask)
             if not np.array_equal(found.setdefault(id(kernel), values), values):
@@ -207,15 +216,15 @@ class _Copier:
             return None
         if _left(copy) or _signatures(_sources(model)) != _signatures(copy.weights):
             return None
-        for old, new in zip(model._inputs, copy._inputs, strict=True):
+        for old, new in zip(model.inputs, copy.inputs, strict=True):
             new.name = old.name  # made anew without a name, it would have another one in files and exports
         self.made.append((model, copy))
         return copy
 
     def _functional(self, model: Any, kind: type) -> Any:
         names = _plain_names(model.operations)
-        inputs = keras.tree.map_structure(_fresh_input, model._inputs_struct)
-        outputs = model._run_through_graph(inputs, operation_fn=lambda op: self.copy(op, names.get(id(op))))
+        inputs = keras.tree.map_structure(_fresh_input, input_structure(model))
+        outputs = run_graph(model, inputs, instead=lambda op: self.copy(op, names.get(id(op))))
         copy = kind(inputs=inputs, outputs=outputs, name=model.name)
         if not model.trainable:
             copy.trainable = False
@@ -224,9 +233,7 @@ class _Copier:
     def _sequential(self, model: Any) -> Any:
         names = _plain_names(model.layers)
         layers = [self.copy(layer, names[id(layer)]) for layer in model.layers]
-        first = model._layers[0] if model._layers else None
-        if isinstance(first, kl.InputLayer):
-            layers.insert(0, _copy_of_input(first))
+        layers[:0] = [_copy_of_input(first) for first in layers_of(model)[:1] if isinstance(first, kl.InputLayer)]
         copy = keras.Sequential(layers, name=model.name, trainable=model.trainable)
         if not copy.built:
             copy.build_from_config(model.get_build_config())
@@ -266,11 +273,7 @@ class _Copier:
 
 def _has_graph(layer: Any) -> bool:
     """Whether a layer is a model that runs a graph of its own; a Sequential is not meant."""
-    return (
-        isinstance(layer, Functional)
-        and not isinstance(layer, keras.Sequential)
-        and type(layer).call is Functional.call
-    )
+    return functional_in(layer) is layer
 
 
 def _is_plain_functional(layer: Any) -> bool:
@@ -278,14 +281,9 @@ def _is_plain_functional(layer: Any) -> bool:
     return _has_graph(layer) and takes_graph(type(layer))
 
 
-def takes_graph(kind: type) -> bool:
-    """Whether a functional model's class is made from inputs and outputs alone, as `keras.Model` is, and saved so."""
-    return vars(Functional)["get_config"] is kind.get_config and functional_like_constructor(kind)  # type: ignore[attr-defined]
-
-
 def _fresh_input(tensor: Any) -> Any:
     """A new input like the one that `tensor` comes from."""
-    operation = tensor._keras_history.operation
+    operation = origin_of(tensor)
     if isinstance(operation, kl.InputLayer):
         return _copy_of_input(operation).output
     return keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype, sparse=tensor.sparse, name=tensor.name)
@@ -349,7 +347,7 @@ def _check_plain(model: keras.Model, plain: keras.Model) -> None:
 
 def _left(plain: Any) -> list[str]:
     """The layers with masks that a copy holds."""
-    return [layer._subject for layer in plain._flatten_layers() if isinstance(layer, MaskedLayer)]
+    return [layer._subject for layer in layers_in(plain) if isinstance(layer, MaskedLayer)]
 
 
 def _signatures(variables: Iterable[keras.Variable]) -> list[tuple[str, tuple[int, ...]]]:
@@ -358,7 +356,7 @@ def _signatures(variables: Iterable[keras.Variable]) -> list[tuple[str, tuple[in
 
 def _sources(model: keras.Layer) -> list[keras.Variable]:
     """The weights of a model, without its masks: those that a plain copy has, in its order."""
-    masks = {id(mask) for layer in model._flatten_layers() for _, mask in getattr(layer, "mask_pairs", ())}
+    masks = {id(mask) for layer in layers_in(model) for _, mask in getattr(layer, "mask_pairs", ())}
     return [variable for variable in model.weights if id(variable) not in masks]
 
 

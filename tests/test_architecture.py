@@ -2,13 +2,17 @@
 
 import ast
 import collections
+import functools
 import importlib
 import pathlib
 import sys
 
+import keras
+import numpy as np
 import pytest
+import tensorflow as tf
 
-from keras_prune import former_names
+from keras_prune import former_names, keras_seam
 from tflite_export import former_names as former_export_names
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -16,6 +20,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 # Each line may import the lines above it: a room (a folder, or a module at the root), lowest first.
 ORDER = [
     "keras_prune.former_names",
+    "keras_prune.keras_seam",
     "keras_prune.arrays",
     "keras_prune.text",
     "keras_prune.models",
@@ -75,6 +80,8 @@ ORDER = [
     "tflite_export",
 ]
 
+SEAM = "keras_prune.keras_seam"
+"""The one room that may reach into Keras and TensorFlow."""
 FULLEST = 12
 """Modules in a room, its `__init__` not counted."""
 
@@ -120,6 +127,94 @@ def test_imports_point_down(name):
         other for other in imports(MODULES[name]) if room(other) != own and ORDER.index(room(other)) > ORDER.index(own)
     ]
     assert not up, f"{name} imports from rooms above its own"
+
+
+# -- what Keras has no public name for --------------------------------------------------------------------------------
+
+
+def is_private(name):
+    return name.startswith("_") and name != "_" and not name.endswith("__")
+
+
+def own_names(tree):
+    """Private names that a file gives to things of ours: functions, classes, attributes."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            yield node.name
+        elif isinstance(node, ast.Name | ast.Attribute) and isinstance(node.ctx, ast.Store):
+            if isinstance(node, ast.Name):
+                yield node.id
+            elif ast.unparse(node.value) in ("self", "cls"):
+                yield node.attr
+
+
+@functools.cache
+def names_of_keras():
+    """Private names of what Keras and TensorFlow give us: of classes, and of the attributes of built objects."""
+    first, last = keras.layers.LSTM(2), keras.layers.Dense(1)
+    model = keras.Sequential([keras.Input((3, 2)), first, last])
+    model.compile("adam", "mse", metrics=["mae"])
+    model.optimizer.build(model.trainable_variables)
+    functional = keras.Model(model.inputs, model.outputs)
+    attention = keras.layers.MultiHeadAttention(1, 2)
+    attention(np.zeros((1, 2, 2)), np.zeros((1, 2, 2)))
+    things = [model, functional, first, last, attention, model.optimizer, last.kernel, model.outputs[0]]
+    things += [keras.losses.MeanSquaredError(), keras.metrics.Mean(), keras.DTypePolicy("float32")]
+    things += [keras.callbacks.Callback(), keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam())]
+    things += [tf.lite.TFLiteConverter.from_keras_model(functional), *keras_seam.calls_in(functional)]
+    names = {name for thing in things for name in (*dir(thing), *vars(type(thing)))}
+    return {name for name in names if is_private(name)} | {"_batch_input_shape", "_keras_mask", "_user_metrics"}
+
+
+TREES = {name: ast.parse(path.read_text()) for name, path in MODULES.items()}
+OWN = {name for tree in TREES.values() for name in own_names(tree)} | {"_pruning_state"}
+"""Private names of our own; the last one is put on models."""
+ASKING = ("getattr", "hasattr", "setattr", "delattr")
+
+
+def reached_into(tree, of_keras):
+    """Places at which a file reaches into Keras or TensorFlow."""
+    here = {*own_names(tree)}
+    asks = [n for n in ast.walk(tree) if isinstance(n, ast.Call) and ast.unparse(n.func) in ASKING]
+    asked = {id(argument) for call in asks for argument in call.args}
+    texts = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}  # docstrings
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names = ast.unparse(node)
+            if any(hidden in names for hidden in ("keras.src", "keras._", "tensorflow.python", "tensorflow.lite")):
+                yield names
+        elif isinstance(node, ast.Attribute) and is_private(node.attr):
+            owner = ast.unparse(node.value)
+            ours = node.attr in OWN and node.attr not in of_keras
+            # Python documents os._exit and sys._current_frames.
+            if not ours and not (owner in ("self", "cls") and node.attr in here) and owner not in ("os", "sys"):
+                yield ast.unparse(node)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in texts:
+            hidden = node.value in of_keras and (id(node) in asked or node.value not in OWN)
+            yield from [repr(node.value)] if hidden or "keras.src" in node.value else []
+
+
+def test_only_the_seam_reaches_into_keras_and_tensorflow():
+    of_keras = names_of_keras()
+    assert {"_flatten_layers", "_iterations", "_nodes_by_depth", "_output_dense"} <= of_keras
+    found = {name: [*reached_into(tree, of_keras)] for name, tree in TREES.items() if room(name) != SEAM}
+    assert {name: places for name, places in found.items() if places} == {}
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "from keras.src.ops.numpy import Mean",
+        "model._flatten_layers()",
+        "getattr(model, '_inputs_struct', None)",
+        "hasattr(layer, '_layers')",
+        "type(layer).__module__.startswith('keras.src.')",
+        "class Mine(keras.Layer):\n    def call(self, x):\n        return self._losses",
+        "layer._a_name_that_is_in_no_file",
+    ],
+)
+def test_what_reaches_into_keras_is_seen(source):
+    assert len([*reached_into(ast.parse(source), names_of_keras())]) == 1
 
 
 def test_no_room_is_too_full():

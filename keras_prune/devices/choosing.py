@@ -15,6 +15,7 @@ from keras_prune.allocation import Explicit, Paying, Scored
 from keras_prune.devices import Choice, Device, resolve_device
 from keras_prune.devices.gains import SWITCHES_ON
 from keras_prune.devices.sparse_inference import Blocker, Cluster, clusters_of
+from keras_prune.keras_seam import from_keras
 from keras_prune.masks.update import Recipe, check_shape, layout_for
 from keras_prune.models.keys import check_keys
 from keras_prune.models.variables import read
@@ -209,7 +210,7 @@ def _shares(choice: Choice, final: float) -> dict[str, float]:
 
 def _is_rewritable(model: keras.Model) -> bool:
     """Whether an export can rewrite a model: its graph is not in the code of its `call`."""
-    return type(model).call.__module__.startswith("keras.")
+    return from_keras(type(model).call)
 
 
 def _some(paths: Sequence[str]) -> str:

@@ -29,6 +29,7 @@ from keras_prune.devices.gains import (
 )
 from keras_prune.devices.sparse_layers import is_pointwise, is_stem
 from keras_prune.graph.wiring import Wiring, wire
+from keras_prune.keras_seam import layers_in
 from keras_prune.models.keys import fits
 from keras_prune.patterns import Block, ByPath, Pattern, Unstructured
 from keras_prune.scope import Skipped, Survey, Target
@@ -160,7 +161,7 @@ class Device(Strategy):
         self, model: keras.Model, survey: Survey, wiring: Wiring | None, named: list[str]
     ) -> tuple[dict[str, Pattern], dict[str, str]]:
         """The patterns of the tensors whose zeros the device skips, and the reasons for the others, by path."""
-        begins = any(is_stem(layer) for layer in model._flatten_layers())
+        begins = any(is_stem(layer) for layer in layers_in(model))
         heads = _heads(survey, wiring)
         chosen: dict[str, Pattern] = {}
         reasons: dict[str, str] = {}

@@ -10,7 +10,8 @@ from typing import Any
 
 import keras
 from keras import layers as kl
-from keras.src.ops.numpy import Sum
+
+from keras_prune.keras_seam import Sum, from_keras
 
 __all__ = ["is_pointwise", "is_stem"]
 
@@ -107,4 +108,4 @@ def is_depthwise(layer: Any) -> bool:
 
 def is_known(operation: Any) -> bool:
     """Whether a layer or operation is Keras's own."""
-    return type(operation).__module__.startswith("keras.")
+    return from_keras(type(operation))

@@ -10,13 +10,14 @@ import numpy as np
 from keras import tree
 
 from keras_prune.graph.graph import Graph, Node, Ref
+from keras_prune.keras_seam import RECORDS_OF_CALLS
 
 __all__ = ["difference"]
 
 Expect = Callable[[Node], tuple[Mapping[str, Any], Mapping[int | str, Any]]]
 """A call -> entries of its configuration and arguments that are to be others in the second record."""
 
-BOOKKEEPING = frozenset({"name", "_name", "_inbound_nodes", "_outbound_nodes", "_auto_config", "_lock", "training"})
+BOOKKEEPING = RECORDS_OF_CALLS | {"name", "training"}
 
 
 def _nothing(node: Node) -> tuple[Mapping[str, Any], Mapping[int | str, Any]]:

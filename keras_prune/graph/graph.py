@@ -9,6 +9,8 @@ from typing import Any
 import keras
 from keras import tree
 
+from keras_prune.keras_seam import place_among_calls
+
 __all__ = ["Graph", "Inside", "Node", "Ref", "Shape", "fill", "place_of_call"]
 
 Shape = tuple[int | None, ...]
@@ -115,5 +117,5 @@ class Inside(Graph):
 def place_of_call(body: Inside, node: Node) -> int:
     """Which call of its layer a node is, in the order in which they happened; those without effect do not count."""
     same = [one for one in body.nodes if one.operation is node.operation]
-    order = sorted(same, key=lambda one: int(body.symbols[one.outputs[0]]._keras_history.node_index))
+    order = sorted(same, key=lambda one: place_among_calls(body.symbols[one.outputs[0]]))
     return next(i for i, one in enumerate(order) if one is node)

@@ -8,19 +8,15 @@ from typing import Any
 
 import keras
 
+from keras_prune.keras_seam import RECORDS_OF_LAYERS, replace_record, unlocked
+
 __all__ = ["Place", "exchange", "find", "held", "is_layer", "is_variable", "lent"]
 
 Place = tuple[Any, ...]
 """An attribute's name, then the indices and keys that lead to a value in it; further on, attributes of inner layers."""
 
-KERAS = frozenset((
-    "_trainable_variables", "_non_trainable_variables", "_layers", "_metrics", "_seed_generators", "_losses",
-    "_losses_override", "_tracker", "_inbound_nodes", "_outbound_nodes", "_build_shapes_dict", "_loss_ids",
-    "_self_setattr_tracking", "_self_unconditional_checkpoint_dependencies", "_self_unconditional_dependency_names",
-    "_self_unconditional_deferred_dependencies", "_self_name_based_restores", "_self_saveable_object_factories",
-    "_made_from", "_changes", "_functional", "_operations", "_operations_by_depth", "_nodes", "_nodes_by_depth",
-))  # fmt: skip
-"""Attributes in which Keras and TensorFlow keep their own records of what the others hold."""
+RECORDS = RECORDS_OF_LAYERS | {"_made_from", "_changes"}
+"""Attributes in which Keras, and a resized layer, keep records of what the others hold."""
 
 
 def held(layer: Any, wanted: Callable[[Any], bool], *, through: bool = False) -> dict[Place, Any]:
@@ -57,7 +53,7 @@ def held(layer: Any, wanted: Callable[[Any], bool], *, through: bool = False) ->
 
     def look_at_attributes(owner: Any, place: Place) -> None:
         for name, value in vars(owner).items():
-            if name not in KERAS:
+            if name not in RECORDS:
                 look(value, (*place, name))
 
     look_at_attributes(layer, ())
@@ -105,16 +101,8 @@ def lent(layer: Any, values: Mapping[Place, Any]) -> Iterator[None]:
 
 def exchange(layer: Any, old: Any, new: Any) -> None:
     """Put a layer or variable in another one's place, wherever `layer` holds it, and in Keras's record of it."""
-    tracker = layer._tracker
-    locked = tracker.locked
-    tracker.unlock()
-    try:
-        for name, (_, store) in tracker.config.items():
-            for i, one in enumerate(store):
-                if one is old:
-                    store[i] = new
-                    tracker.stored_ids[name].discard(id(old))
-                    tracker.stored_ids[name].add(id(new))
+    with unlocked(layer):
+        replace_record(layer, old, new)
         for name, *rest in held(layer, lambda value: value is old):
             if not rest:
                 setattr(layer, name, new)
@@ -128,9 +116,6 @@ def exchange(layer: Any, old: Any, new: Any) -> None:
                 dict.__setitem__(container, rest[-1], new)
             else:
                 list.__setitem__(container, rest[-1], new)
-    finally:
-        if locked:
-            tracker.lock()
 
 
 def is_layer(value: Any) -> bool:

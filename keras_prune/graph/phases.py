@@ -11,6 +11,7 @@ from keras import ops, tree
 
 from keras_prune.graph.graph import Graph, Node, Ref
 from keras_prune.graph.trace import trace
+from keras_prune.keras_seam import Functional, takes_training
 
 __all__ = ["trace_phases"]
 
@@ -43,7 +44,7 @@ def trace_phases(model: keras.Model, input_shape: Any = None) -> tuple[Graph, st
         ['a', 'b']
     """
     graph = trace(model, input_shape)
-    if hasattr(model, "_run_through_graph") or isinstance(model, keras.Sequential) or not model._call_has_training_arg:
+    if isinstance(model, Functional | keras.Sequential) or not takes_training(model):
         return graph, ""
     try:
         training = trace(model, input_shape, training=True)

@@ -7,8 +7,8 @@ from typing import Any
 
 import keras
 from keras import layers as kl
-from keras.src.ops.nn import AdaptiveAveragePool, AveragePool
-from keras.src.ops.numpy import Mean
+
+from keras_prune.keras_seam import AdaptiveAveragePool, AveragePool, Mean
 
 __all__ = ["is_mean_of_map", "is_mean_of_places", "pools_whole_map"]
 

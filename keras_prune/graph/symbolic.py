@@ -11,16 +11,15 @@ import keras
 from keras import tree
 
 from keras_prune.graph.held import Place, lent
+from keras_prune.keras_seam import INPUT_CHECK, layers_in, producer_of
 
 __all__ = [
     "Called",
     "call_symbolically",
     "flat_tensors",
-    "mask_of",
     "reaching",
     "specified_by_call",
     "stand_in",
-    "unrecorded",
 ]
 
 
@@ -45,25 +44,6 @@ def stand_in(shape: Any, like: Any) -> Any:
     Keras calls a symbolic product with an array sparse, which is not so.
     """
     return keras.KerasTensor(tuple(shape), dtype=like.dtype)
-
-
-def mask_of(tensor: Any) -> Any:
-    """The mask that comes with a tensor; None if it has none."""
-    return getattr(tensor, "_keras_mask", None)
-
-
-@contextlib.contextmanager
-def unrecorded(layer: Any) -> Iterator[None]:
-    """The scope in which layers record calls; behind it, the record is as it was before."""
-    layers = list(layer._flatten_layers())
-    record = [(one, len(one._inbound_nodes), len(one._outbound_nodes), len(one._losses)) for one in layers]
-    try:
-        yield
-    finally:
-        for one, inbound, outbound, losses in record:
-            del one._inbound_nodes[inbound:]
-            del one._outbound_nodes[outbound:]
-            del one._losses[losses:]
 
 
 class _Reads(keras.StatelessScope):
@@ -108,10 +88,10 @@ def call_symbolically(
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(lent(layer, {**lend, ("add_loss",): lambda loss: None}))
-        for inner in layer._flatten_layers(include_self=False):
+        for inner in layers_in(layer, include_self=False):
             instead: dict[Place, Any] = {("compute_output_spec",): specification(inner)}
             if answer is not None:
-                instead["_assert_input_compatibility",] = lambda argument: None
+                instead[INPUT_CHECK,] = lambda argument: None
             stack.enter_context(lent(inner, instead))
         scope = stack.enter_context(_Reads())
         outputs = layer.call(*args, **kwargs)
@@ -138,7 +118,7 @@ def reaching(outputs: Sequence[Any]) -> list[Any]:
     """Keras's nodes on the way to `outputs`, each after its parents; with a stack, since models are deep."""
     done: set[int] = set()
     order: list[Any] = []
-    stack = [(node, False) for tensor in outputs if (node := _maker(tensor)) is not None]
+    stack = [(node, False) for tensor in outputs if (node := producer_of(tensor)) is not None]
     while stack:
         node, parents_done = stack.pop()
         if id(node) in done or node.is_input:
@@ -150,13 +130,6 @@ def reaching(outputs: Sequence[Any]) -> list[Any]:
             stack.append((node, True))
             stack.extend((parent, False) for parent in reversed(node.parent_nodes))
     return order
-
-
-def _maker(tensor: Any) -> Any:
-    history = getattr(tensor, "_keras_history", None)
-    return (
-        None if history is None or history.operation is None else history.operation._inbound_nodes[history.node_index]
-    )
 
 
 def flat_tensors(outputs: Any) -> list[Any]:

@@ -14,7 +14,8 @@ from keras import tree
 from keras_prune.graph.compare import difference
 from keras_prune.graph.graph import Graph, Inside, Node, Ref, Shape
 from keras_prune.graph.held import Place, held, is_layer, is_variable
-from keras_prune.graph.symbolic import call_symbolically, flat_tensors, mask_of, reaching, stand_in, unrecorded
+from keras_prune.graph.symbolic import call_symbolically, flat_tensors, reaching, stand_in
+from keras_prune.keras_seam import built_shapes, calls_in, from_keras, functional_in, mask_of, set_mask, unrecorded
 from keras_prune.models.keras2 import refuse_keras2
 from keras_prune.structured.rules.registry import find_rule
 
@@ -47,7 +48,7 @@ def trace(model: keras.Model, input_shape: Any = None, *, training: bool | None 
         ['a', 'b']
     """
     refuse_keras2("trace", model)
-    function = _function_of(model)
+    function = functional_in(model)
     if function is not None:
         return _functional(model, function, "", {})
     if isinstance(model, keras.Sequential):
@@ -55,23 +56,8 @@ def trace(model: keras.Model, input_shape: Any = None, *, training: bool | None 
     return _trace_subclass(model, input_shape, {} if training is None else {"training": training})
 
 
-def _function_of(operation: Any) -> Any:
-    """The functional model that an operation is or holds; None where its `call` is its own."""
-    if isinstance(operation, keras.Sequential):
-        return operation._functional if type(operation).call is keras.Sequential.call else None
-    if hasattr(operation, "_run_through_graph") and _inherits_call(operation):
-        return operation
-    return None
-
-
-def _inherits_call(operation: Any) -> bool:
-    return type(operation).call.__module__.startswith("keras.")
-
-
 def _functional(model: Any, function: Any, prefix: str, bodies: dict[int, Graph]) -> Graph:
-    depths = sorted(function._nodes_by_depth, reverse=True)
-    nodes = [node for depth in depths for node in function._nodes_by_depth[depth] if not node.is_input]
-    return _Reader(prefix, bodies).graph(model, function.inputs, function.outputs, nodes)
+    return _Reader(prefix, bodies).graph(model, function.inputs, function.outputs, calls_in(function))
 
 
 class _Reader:
@@ -116,7 +102,7 @@ class _Reader:
         call = Node(operation, args, kwargs, taken, made, path)
         if not self.deep:
             return call
-        function = _function_of(operation)
+        function = functional_in(operation)
         if function is not None:
             if id(operation) not in self.bodies:
                 self.bodies[id(operation)] = _functional(operation, function, path + "/", self.bodies)
@@ -156,9 +142,9 @@ class InsideReader(_Reader):
 
 def _is_own_code(operation: Any) -> bool:
     """Whether an operation is a layer of somebody else's: Keras's own have rules, or none on purpose."""
-    return isinstance(operation, keras.Layer) and type(operation).call.__module__.split(".")[0] not in (
-        "keras",
-        "keras_prune",
+    call = type(operation).call
+    return (
+        isinstance(operation, keras.Layer) and not from_keras(call) and call.__module__.split(".")[0] != "keras_prune"
     )
 
 
@@ -218,7 +204,8 @@ def _look_at_sizes(
         if id(tensor) not in inputs:
             copy = inputs[id(tensor)] = like(tensor)
             if mask_of(tensor) is not None:
-                masks[id(copy)] = copy._keras_mask = like(mask_of(tensor))
+                masks[id(copy)] = like(mask_of(tensor))
+                set_mask(copy, masks[id(copy)])
     args, kwargs = node.arguments.convert(lambda leaf: inputs.get(id(leaf), leaf))
     if "training" in inspect.signature(layer.call).parameters:
         kwargs = {**kwargs, "training": training}
@@ -305,7 +292,7 @@ def _trace_subclass(model: Any, input_shape: Any, options: dict[str, Any]) -> Gr
 
 
 def _built_shape(model: Any) -> Any:
-    shapes = getattr(model, "_build_shapes_dict", None)
+    shapes = built_shapes(model)
     if not shapes:
         raise ValueError(
             f"{type(model).__name__} {model.name!r} is not built, so its graph cannot be seen. "

@@ -16,8 +16,8 @@ from typing import Any
 import keras
 import numpy as np
 from keras import ops
-from keras.src.layers.preprocessing.index_lookup import IndexLookup
 
+from keras_prune.keras_seam import IndexLookup, built_shapes, from_keras, layers_in, random_states
 from keras_prune.models.variables import read
 
 __all__ = ["carry_attributes", "carry_state"]
@@ -89,7 +89,7 @@ def _pairs(old: Any, new: Any) -> Iterator[Pair]:
 
 def _bare(layer: Any) -> list[Any]:
     """A layer and those inside, in Keras's order, without those that hold masks."""
-    return [one for one in layer._flatten_layers() if not _holds_masks(one)]
+    return [one for one in layers_in(layer) if not _holds_masks(one)]
 
 
 def _holds_masks(layer: Any) -> bool:
@@ -101,8 +101,8 @@ def _holds_masks(layer: Any) -> bool:
 
 
 def _carry(old: Any, new: Any, indices: Indices | None) -> None:
-    for source, target in zip(old._seed_generators, new._seed_generators, strict=False):
-        target.state.assign(read(source.state))
+    for source, target in zip(random_states(old), random_states(new), strict=False):
+        target.assign(read(source))
     if isinstance(old, keras.layers.RNN) and old.stateful:
         _carry_steps(old, new, indices)
     whole = _is_users(old) and _is_whole(old, new)
@@ -128,7 +128,7 @@ def _carry(old: Any, new: Any, indices: Indices | None) -> None:
 def _defines(layer: Any, method: str) -> bool:
     """Whether a layer's class has a method that is not Keras's: those of Keras write variables, and nothing else."""
     owner = next((base for base in type(layer).__mro__ if method in vars(base)), None)
-    return owner is not None and owner.__module__.split(".")[0] != "keras"
+    return owner is not None and not from_keras(owner)
 
 
 def _is_users(layer: Any) -> bool:
@@ -138,7 +138,7 @@ def _is_users(layer: Any) -> bool:
 def _is_whole(old: Any, new: Any) -> bool:
     """Whether nothing is cut: neither a weight nor an input; a size that is open in one model may be any."""
     weights = [[tuple(v.shape) for v in layer.variables] for layer in (old, new)]
-    sizes = [keras.tree.flatten(getattr(layer, "_build_shapes_dict", None) or {}) for layer in (old, new)]
+    sizes = [keras.tree.flatten(built_shapes(layer)) for layer in (old, new)]
     differ = any(a != b for a, b in zip(*sizes, strict=False) if a is not None and b is not None)
     return weights[0] == weights[1] and not differ
 

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from keras import ops
 
+from keras_prune.keras_seam import layers_in, set_value_now, value_held
 from keras_prune.masks.bound import select
 from keras_prune.models.variables import read
 from keras_prune.scope import Scope
@@ -64,7 +65,8 @@ class MaskedKernels(keras.StatelessScope):
         """What the scope outside holds, in the variable's own type: Keras casts it where the layer reads it."""
         value = None if self.original_scope is None else self.original_scope.get_current_value(variable)
         if value is None:
-            value = variable.value if variable._value is None else variable._value
+            held = value_held(variable)
+            value = variable.value if held is None else held
         return ops.convert_to_tensor(value)
 
     def get_current_value(self, variable: keras.Variable) -> Any:
@@ -78,7 +80,7 @@ class MaskedKernels(keras.StatelessScope):
         """Pass an update on; a kernel reads as its new value, masked, from here on (spectral normalization does it)."""
         variable, value = update
         if self.original_scope is None:
-            variable._direct_assign(value)
+            set_value_now(variable, value)
         else:
             self.original_scope.add_update(update)
         for kernel, mask in self.pairs:
@@ -222,7 +224,7 @@ class MaskedLayer:
     @contextlib.contextmanager
     def _masked_kernels(self, layer: Any) -> Iterator[None]:
         """The scope in which `layer` reads its kernels masked."""
-        if any(getattr(one, "quantization_mode", None) for one in layer._flatten_layers()):
+        if any(getattr(one, "quantization_mode", None) for one in layers_in(layer)):
             raise ValueError(_quantized(layer))
         scope = MaskedKernels(self.mask_pairs, self.straight_through)
         with scope:

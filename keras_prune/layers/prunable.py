@@ -8,6 +8,7 @@ from typing import Any
 
 import keras
 
+from keras_prune.keras_seam import layers_in
 from keras_prune.layers.masking import MaskedLayer, Masks
 from keras_prune.models.keras2 import refuse_keras2
 
@@ -66,7 +67,7 @@ class Prunable(MaskedLayer, keras.layers.Wrapper):
             self.build()
 
     def _check_unmasked(self, layer: keras.Layer) -> None:
-        for inner in layer._flatten_layers():
+        for inner in layers_in(layer):
             if isinstance(inner, MaskedLayer):
                 raise ValueError(
                     f"{type(self).__name__} wraps a layer without masks. Received: {type(layer).__name__} "

@@ -6,8 +6,8 @@ import functools
 from typing import Any, ClassVar, TypeVar
 
 import keras
-from keras.src.utils.naming import auto_name
 
+from keras_prune.keras_seam import auto_name
 from keras_prune.layers.masking import MaskedLayer, Masks
 
 __all__ = [

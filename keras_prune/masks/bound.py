@@ -14,11 +14,11 @@ import keras
 import numpy as np
 import numpy.typing as npt
 from keras import ops
-from keras.src.backend.common.stateless_scope import in_stateless_scope
 
+from keras_prune.keras_seam import average_of, in_stateless_scope, optimizer_at_work, value_held
 from keras_prune.masks.state import TrainingState
 from keras_prune.models.variables import assign, read, resource_of
-from keras_prune.optimizers.averages import average_of, averages_of, optimizer_at_work
+from keras_prune.optimizers.averages import averages_of
 from keras_prune.scope import Target
 
 __all__ = ["Mask", "MaskConstraint", "Writer", "bind", "mask_of", "release", "select"]
@@ -175,7 +175,7 @@ class Mask:
         def assign(value: Any) -> Any:
             known = tuple(getattr(value, "shape", ())) == tuple(variable.shape)
             # On JAX the compiled step holds all values while it runs, and hands them back one by one.
-            known = known and self.variable._value is not None
+            known = known and value_held(self.variable) is not None
             if known and optimizer_at_work() is None and not in_stateless_scope():
                 value = select(self.variable, ops.cast(value, variable.dtype))
             return type(variable).assign(variable, value)

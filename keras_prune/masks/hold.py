@@ -10,6 +10,7 @@ import keras
 import numpy as np
 import numpy.typing as npt
 
+from keras_prune.keras_seam import layers_in
 from keras_prune.masks.bound import MaskConstraint, mask_of
 from keras_prune.masks.state import strategy_scope
 from keras_prune.models.keras2 import refuse_keras2
@@ -93,7 +94,7 @@ def _masks(model: keras.Model) -> Iterator[tuple[keras.Variable, npt.NDArray[np.
         if place and int(place[2]) < len(weights) and array.shape == tuple(weights[int(place[2])].shape):
             known[id(weights[int(place[2])])] = array.astype(bool)
     kernels = {id(variable) for _, variable, _, reason in Scope().walk(model) if reason is None}
-    layers = model._flatten_layers()
+    layers = layers_in(model)
     wrapped = {id(kernel) for layer in layers for kernel, _ in getattr(layer, "mask_pairs", ())}
     for variable in weights:
         if id(variable) in wrapped or not str(variable.dtype).startswith(("float", "bfloat")):

@@ -19,9 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from keras import ops
 
-# Keras saves whatever a model holds that is a KerasSaveable; the class has no public name.
-from keras.src.saving.keras_saveable import KerasSaveable
-
+from keras_prune.keras_seam import Saved
 from keras_prune.models.variables import read
 from keras_prune.optimizers.finding import innermost
 from keras_prune.scope import Skipped
@@ -35,7 +33,7 @@ def strategy_scope(model: keras.Model) -> Any:
     return strategy.scope() if hasattr(strategy, "scope") else contextlib.nullcontext()
 
 
-class TrainingState(KerasSaveable):
+class TrainingState(Saved):
     """Variables and arrays that pruning adds to one model.
 
     The model holds it as `model._pruning_state`, where Keras finds it when it saves.
@@ -66,11 +64,6 @@ class TrainingState(KerasSaveable):
             model._pruning_state = state
         state._bind(getattr(model, "optimizer", None))
         return state
-
-    def _obj_type(self) -> str:
-        # Keras asks what attributes an object of a kind has anyway, to pass over them; of all kinds a Loss has the
-        # fewest.
-        return "Loss"
 
     @property
     def optimizer(self) -> Any:

@@ -12,8 +12,8 @@ import keras
 import numpy as np
 import numpy.typing as npt
 from keras import ops, tree
-from keras.src.random.seed_generator import global_seed_generator
 
+from keras_prune.keras_seam import built_shapes, global_seed, input_structure, layers_in, own_state, random_states
 from keras_prune.models.samples import OPEN_SIZES, draw_inputs
 from keras_prune.models.variables import assign, read
 
@@ -95,7 +95,7 @@ def tolerance_of(model: keras.Model) -> float:
         "float16": np.float16,
         "bfloat16": np.float16,
     }  # NumPy has no bfloat16
-    used = {layer.compute_dtype for layer in model._flatten_layers() if layer.compute_dtype}
+    used = {layer.compute_dtype for layer in layers_in(model) if layer.compute_dtype}
     coarsest = max((np.finfo(kinds.get(name, np.float32)).eps for name in used), default=np.finfo(np.float32).eps)
     return 80.0 * float(coarsest)
 
@@ -138,8 +138,8 @@ def _drawn(model: Any) -> Iterator[Given]:
 def _symbols(model: Any) -> Given:
     """Symbolic arguments of a model's call: its inputs, or tensors of the shapes that a subclass was built for."""
     if getattr(model, "inputs", None):
-        return (model.inputs[0] if isinstance(model, keras.Sequential) else model._inputs_struct,), {}
-    shapes = getattr(model, "_build_shapes_dict", None) or {}
+        return (model.inputs[0] if isinstance(model, keras.Sequential) else input_structure(model),), {}
+    shapes = built_shapes(model)
     made = {name: tree.map_shape_structure(keras.KerasTensor, shape) for name, shape in shapes.items()}
     if len(made) == 1:
         return (next(iter(made.values())),), {}
@@ -186,10 +186,10 @@ def kept_state(model: keras.Model, state: State = ()) -> Iterator[None]:
         model: the model.
         state: variables, each with the value it is to have inside.
     """
-    layers = list(model._flatten_layers())
-    moving = [variable for layer in layers for variable in layer._non_trainable_variables]
-    moving += [generator.state for layer in layers for generator in layer._seed_generators]
-    moving += [global_seed_generator().state, *(variable for variable, _ in state)]
+    layers = layers_in(model)
+    moving = [variable for layer in layers for variable in own_state(layer)]
+    moving += [state for layer in layers for state in random_states(layer)]
+    moving += [global_seed(), *(variable for variable, _ in state)]
     states = [state for layer in layers for state in _steps(layer)]
     moving += states
     before = {id(variable): (variable, np.array(read(variable))) for variable in moving}
@@ -220,7 +220,7 @@ class _ComputesInFloat64(keras.DTypePolicy):
 @contextlib.contextmanager
 def computing_in_float64(model: keras.Model) -> Iterator[None]:
     """Let the layers of a model that compute in float32 do so in float64, and put their policies back."""
-    changed = [(layer, layer.dtype_policy) for layer in model._flatten_layers() if layer.compute_dtype == "float32"]
+    changed = [(layer, layer.dtype_policy) for layer in layers_in(model) if layer.compute_dtype == "float32"]
     try:
         for layer, _ in changed:
             layer.dtype_policy = _ComputesInFloat64("float64")

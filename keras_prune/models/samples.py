@@ -8,7 +8,8 @@ from typing import Any
 import keras
 import numpy as np
 from keras import ops, tree
-from keras.src.layers.preprocessing.index_lookup import IndexLookup
+
+from keras_prune.keras_seam import IndexLookup, calls_of, layers_in
 
 __all__ = ["OPEN_SIZES", "draw_inputs", "first_inputs"]
 
@@ -69,7 +70,7 @@ def _draw(rng: np.random.Generator, model: Any, symbol: Any, size: int) -> Any:
     kind = keras.backend.standardize_dtype(symbol.dtype)
     floating = kind.startswith(("float", "bfloat"))
     direct = _readers(model, symbol)
-    inside = [one for layer in direct for one in layer._flatten_layers()] or list(model._flatten_layers())
+    inside = [one for layer in direct for one in layers_in(layer)] or layers_in(model)
     words = [] if floating else _words(inside, text=kind == "string")
     if kind == "string":
         import tensorflow as tf
@@ -88,8 +89,8 @@ def _readers(model: Any, symbol: Any) -> list[Any]:
     """The layers that an input is given to."""
     return [
         layer
-        for layer in model._flatten_layers(include_self=False)
-        if any(tensor is symbol for node in layer._inbound_nodes for tensor in node.input_tensors)
+        for layer in layers_in(model, include_self=False)
+        if any(tensor is symbol for node in calls_of(layer) for tensor in node.input_tensors)
     ]
 
 

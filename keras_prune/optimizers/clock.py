@@ -7,6 +7,7 @@ from typing import Any
 
 import keras
 
+from keras_prune.keras_seam import calls_counted
 from keras_prune.models.variables import read
 from keras_prune.optimizers.finding import has_own_step, hook, leaves, optimizers_of, owns, unhook
 
@@ -117,7 +118,7 @@ class Clock:
             Whether all that may count stand at one step, so that it does not matter yet which of them do.
         """
         synchronise(self._model)
-        self._began = {id(leaf): int(read(leaf._iterations)) for leaf in self._leaves()}
+        self._began = {id(leaf): int(read(calls_counted(leaf))) for leaf in self._leaves()}
         return self.known or len(set(map(_steps, self._candidates()))) <= 1
 
     @property
@@ -181,7 +182,7 @@ class Clock:
         return [
             leaf
             for leaf in self._leaves()
-            if int(read(leaf._iterations)) > self._began.get(id(leaf), 0)
+            if int(read(calls_counted(leaf))) > self._began.get(id(leaf), 0)
             and (id(variable) in moved[id(leaf)] if moved.get(id(leaf)) else owns(leaf, variable))
         ]
 
@@ -192,7 +193,7 @@ def _calls(leaf: Any) -> int:
 
 
 def _steps(leaf: Any) -> int:
-    return int(read(leaf._iterations)) // _calls(leaf)
+    return int(read(calls_counted(leaf))) // _calls(leaf)
 
 
 def _distinct(groups: Sequence[list[Any]]) -> list[list[Any]]:

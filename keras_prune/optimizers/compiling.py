@@ -9,6 +9,7 @@ from typing import Any
 
 import keras
 
+from keras_prune.keras_seam import keep_decay_from, layers_in
 from keras_prune.optimizers.averages import all_optimizers
 
 __all__ = ["compile_like", "known_objects"]
@@ -44,24 +45,13 @@ def compile_like(owner: str, source: keras.Model, model: keras.Model, pairs: Pai
         )
         return
     for old, new in zip(all_optimizers(source.optimizer), all_optimizers(model.optimizer), strict=False):
-        _exclude_from_decay(old, new, pairs)
-
-
-def _exclude_from_decay(old: Any, new: Any, pairs: Pairs) -> None:
-    """Leave out of weight decay what was left out of it: names as they are, variables by what they became."""
-    pattern = getattr(old, "_exclude_from_weight_decay_pattern", None)
-    keys = getattr(old, "_exclude_from_weight_decay", None) or ()
-    variables = {new._var_key(target) for source, target in pairs if old._var_key(source) in keys}
-    if pattern is not None or variables:
-        # `exclude_from_weight_decay` takes words, of which only the pattern is left.
-        new._exclude_from_weight_decay, new._exclude_from_weight_decay_pattern = variables, pattern
-        new._exclude_from_weight_decay_cache = {}
+        keep_decay_from(new, old, pairs)
 
 
 @contextlib.contextmanager
 def known_objects(layer: Any) -> Iterator[None]:
     """The scope in which the classes and functions in use in a layer are found by name, without being registered."""
-    inside = list(layer._flatten_layers()) if isinstance(layer, keras.Layer) else [layer]
+    inside = layers_in(layer) if isinstance(layer, keras.Layer) else [layer]
     objects: dict[str, Any] = {type(one).__name__: type(one) for one in inside if not _is_keras(type(one))}
     for one in inside:
         values = [*vars(one).values()]

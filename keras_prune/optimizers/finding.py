@@ -9,6 +9,7 @@ from typing import Any, Protocol, TypeVar
 import keras
 from keras import ops
 
+from keras_prune.keras_seam import calls_counted, layers_in, moved_by
 from keras_prune.models.variables import dense
 
 __all__ = [
@@ -76,7 +77,7 @@ def optimizers_of(model: keras.Model) -> list[Any]:
         ['SGD', 'Adam']
     """
     held = [getattr(model, "optimizer", None)]
-    for layer in model._flatten_layers():
+    for layer in layers_in(model):
         held += _optimizers_in(vars(layer).values())
     found: list[Any] = []
     for optimizer in map(innermost, held):
@@ -111,14 +112,14 @@ def rates_of(optimizer: Any, variables: Sequence[keras.Variable]) -> list[Any]:
     for leaf in leaves(optimizer):
         rate = ops.cast(leaf.learning_rate, "float32")
         every = leaf.gradient_accumulation_steps
-        rates[id(leaf)] = rate * ops.cast(ops.equal(leaf._iterations % every, 0), "float32") if every else rate
+        rates[id(leaf)] = rate * ops.cast(ops.equal(calls_counted(leaf) % every, 0), "float32") if every else rate
     found = [next((leaf for leaf in leaves(optimizer) if owns(leaf, v)), leaves(optimizer)[0]) for v in variables]
     return [rates[id(leaf)] for leaf in found]
 
 
 def owns(leaf: Any, variable: keras.Variable) -> bool:
     """Say whether an optimizer was built with a variable."""
-    return leaf.built and any(variable is own for own in leaf._trainable_variables)
+    return leaf.built and any(variable is own for own in moved_by(leaf))
 
 
 # -- what acts around a step ------------------------------------------------------------------------------------------
@@ -140,7 +141,7 @@ class _Hooked:
         parts = [part for part, is_over in self.parts if not is_over()]
         if not parts:
             return self.plain(grads, trainable_variables)
-        known = trainable_variables if trainable_variables is not None else self.optimizer._trainable_variables
+        known = trainable_variables if trainable_variables is not None else moved_by(self.optimizer)
         variables = list(known)
         gradients = _in_one_graph(list(grads))
         scale = self.optimizer.loss_scale_factor

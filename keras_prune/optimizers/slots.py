@@ -9,10 +9,9 @@ import numpy as np
 import numpy.typing as npt
 from keras import ops
 
-__all__ = ["restart", "slots_of"]
+from keras_prune.keras_seam import begin_of_slot, moved_by, slots_by_weight
 
-NO_SLOTS = ("_trainable_variables", "_variables", "_model_variables_moving_average")
-"""Lists of an optimizer that may be as long as that of its weights, and hold no state of its steps."""
+__all__ = ["restart", "slots_of"]
 
 
 def slots_of(optimizer: Any, weight: keras.Variable) -> list[tuple[keras.Variable, float]]:
@@ -25,18 +24,14 @@ def slots_of(optimizer: Any, weight: keras.Variable) -> list[tuple[keras.Variabl
         weight: one of those that it moves, or not.
     """
     found = [slot for inner in getattr(optimizer, "optimizers", ()) for slot in slots_of(inner, weight)]
-    known = optimizer._trainable_variables
+    known = moved_by(optimizer)
     place = next((i for i, variable in enumerate(known) if variable is weight), None)
     if place is None:
         return found
-    for name, value in vars(optimizer).items():
-        if not isinstance(value, list) or name in NO_SLOTS or len(value) != len(known):
-            continue
-        slot = value[place]
+    for name, slots in slots_by_weight(optimizer, averages=False).items():
+        slot = slots[place]
         if isinstance(slot, keras.Variable) and tuple(slot.shape) == tuple(weight.shape):
-            # Adagrad and Ftrl begin above 0, so as not to divide by it.
-            begins = getattr(optimizer, "initial_accumulator_value", 0.0) if name == "_accumulators" else 0.0
-            found.append((slot, float(begins)))
+            found.append((slot, begin_of_slot(optimizer, name)))
     return found
 
 

@@ -14,6 +14,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from keras_prune.keras_seam import layers_in
 from keras_prune.masks.hold import loose_zeros
 from keras_prune.models.variables import read
 from keras_prune.scope import Scope, Skipped
@@ -303,7 +304,7 @@ def _count(model: keras.Layer) -> tuple[Counts | None, str]:
     if not isinstance(model, keras.Model):
         return None, f"{type(model).__name__} is a layer, and only models have a graph of layers."
     try:
-        masked = any(hasattr(layer, "mask_pairs") for layer in model._flatten_layers())
+        masked = any(hasattr(layer, "mask_pairs") for layer in layers_in(model))
         return count(strip(model) if masked else model), ""
     except ValueError as error:
         return None, str(error)
@@ -315,7 +316,7 @@ def _nonzero(variable: keras.Variable, mask: Any) -> int:
 
 
 def _without_masks(model: keras.Layer) -> list[keras.Variable]:
-    own = {id(mask) for layer in model._flatten_layers() for _, mask in getattr(layer, "mask_pairs", ())}
+    own = {id(mask) for layer in layers_in(model) for _, mask in getattr(layer, "mask_pairs", ())}
     return [variable for variable in model.weights if id(variable) not in own]
 
 

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from keras import ops
 
+from keras_prune.keras_seam import loss_of_batch, takes_training
 from keras_prune.statistics.batches import Batch
 
 __all__ = ["batch_loss", "check_compiled", "outputs", "raw_values"]
@@ -31,7 +32,7 @@ def raw_values(variables: Sequence[keras.Variable]) -> list[Any]:
 
 def outputs(model: keras.Layer, x: Any) -> Any:
     """Return the model's outputs in inference mode; call inside a StatelessScope."""
-    return model(x, training=False) if model._call_has_training_arg else model(x)
+    return model(x, training=False) if takes_training(model) else model(x)
 
 
 def forward(model: keras.Layer, x: Any, weights: Mapping = ()) -> Any:
@@ -64,9 +65,7 @@ def batch_loss(model: keras.Model, batch: Batch, weights: Mapping = ()) -> Any:
         try:
             y_pred = outputs(model, batch.x)
             _check_loss(model)
-            loss = model._compute_loss(
-                x=batch.x, y=batch.y, y_pred=y_pred, sample_weight=batch.sample_weight, training=False
-            )
+            loss = loss_of_batch(model, batch.x, batch.y, y_pred, batch.sample_weight)
         except Exception as error:
             raise ValueError(
                 f"The loss of {model.name!r} cannot be computed on this batch. Received: {batch}. "

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from keras import ops
 
+from keras_prune.keras_seam import layers_in
 from keras_prune.scope import Target
 from keras_prune.statistics.batches import Batch, Batches
 from keras_prune.statistics.differentiation import gradient, hessian_product
@@ -172,7 +173,7 @@ def _scaled_loss(model: keras.Model, batch: Batch, variables: Sequence[keras.Var
 
 def _loss_scales(model: keras.Model) -> tuple[float, ...]:
     """Factors to try on the loss: float16 gradients vanish below 6e-8, so lift them short of overflow."""
-    half = any(layer.compute_dtype == "float16" for layer in model._flatten_layers())
+    half = any(layer.compute_dtype == "float16" for layer in layers_in(model))
     return (2.0**15, 2.0**10, 2.0**5, 1.0) if half else (1.0,)
 
 

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from keras import layers as kl
 from keras import ops, tree
 
+from keras_prune.keras_seam import DROPOUT_MASKS, from_keras, layers_in, own_variables
 from keras_prune.scope import Target
 from keras_prune.statistics.batches import Batches
 from keras_prune.statistics.evaluation import forward, to_float64
@@ -145,13 +146,13 @@ def _watched(model: keras.Layer, targets: Sequence[Target], gathered: Sequence[M
     """Watch the calls of every layer that owns a target; undone at the end, whatever happened."""
     undo = contextlib.ExitStack()
     with undo:
-        for layer in model._flatten_layers():
+        for layer in layers_in(model):
             if isinstance(layer, kl.RNN):
                 # Unrolled, every backend calls the cell step by step, with values and not with symbols.
                 undo.enter_context(replaced(layer, "unroll", True))
                 # This one would call stacked cells once more than there are steps; it only serves dropout in training.
-                undo.enter_context(replaced(layer, "_maybe_config_dropout_masks", lambda *args: None))
-            own = [*layer._trainable_variables, *layer._non_trainable_variables]
+                undo.enter_context(replaced(layer, DROPOUT_MASKS, lambda *args: None))
+            own = own_variables(layer)
             watchers = [
                 (target, sums, _reader(layer, target))
                 for target, sums in zip(targets, gathered, strict=True)
@@ -323,9 +324,9 @@ def _reader(layer: Any, target: Target) -> Reader:
     for base in type(layer).__mro__:
         if name in READERS.get(base, {}):
             return READERS[base][name]
-        if base.__name__ == "ConvLSTMCell" and base.__module__.startswith("keras."):
+        if base.__name__ == "ConvLSTMCell" and from_keras(base):
             return _CELL[name]
-    own = [v for v in [*layer._trainable_variables, *layer._non_trainable_variables] if len(v.shape) >= 2]
+    own = [v for v in own_variables(layer) if len(v.shape) >= 2]
     if len(own) > 1:
         names = [v.name for v in own]
         raise _unseen(

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from keras import layers as kl
 from keras import ops, tree
 
+from keras_prune.keras_seam import DTYPE_POLICY, float64_policy, input_structure, layers_in
 from keras_prune.scope import Target
 from keras_prune.statistics.batches import Batches
 from keras_prune.statistics.differentiation import gradient
@@ -77,9 +78,9 @@ def _check_attention(model: keras.Layer, targets: Sequence[Target]) -> None:
     """Refuse projections that only turn attention from one place to another: of equal inputs it is the same."""
     turning = {
         id(part): part.name
-        for layer in model._flatten_layers()
+        for layer in layers_in(model)
         if isinstance(layer, kl.MultiHeadAttention | kl.GroupQueryAttention)
-        for part in layer._flatten_layers(include_self=False)
+        for part in layers_in(layer, include_self=False)
         if part.name in ("query", "key")
     }
     refused = [target.path for target in targets if id(target.layer) in turning]
@@ -100,7 +101,7 @@ def _flow(model: keras.Layer, targets: Sequence[Target], inputs: Any) -> tuple[f
     variables = [t.variable for t in targets]
     chosen = {id(v) for v in variables}
     others = [(v, ops.abs(v.value)) for v in model.trainable_variables if id(v) not in chosen]
-    means = [layer.moving_mean for layer in model._flatten_layers() if isinstance(layer, kl.BatchNormalization)]
+    means = [layer.moving_mean for layer in layers_in(model) if isinstance(layer, kl.BatchNormalization)]
     others += [(v, ops.zeros_like(v.value)) for v in means]
 
     def log_flow(values: Sequence[Any]) -> Any:
@@ -114,7 +115,7 @@ def _flow(model: keras.Layer, targets: Sequence[Target], inputs: Any) -> tuple[f
 
 def _ones(model: keras.Layer, data: Any) -> Any:
     """An input of ones, of the shapes that the data has, or the model declares, or was built with."""
-    declared = getattr(model, "_inputs_struct", None)
+    declared = input_structure(model)
     declared = getattr(model, "inputs", None) if declared is None else declared
     if data is not None:
         return tree.map_structure(_one, next(iter(Batches(data, model, labels=False, size=1))).x)
@@ -140,7 +141,7 @@ def _one(tensor: Any) -> Any:
 def _linear(model: keras.Layer) -> Iterator[None]:
     """Put the identity in the place of activations, and the mean row in that of an embedding's rows."""
     with contextlib.ExitStack() as undo:
-        for layer in model._flatten_layers():
+        for layer in layers_in(model):
             if callable(layer.__dict__.get("activation")):
                 undo.enter_context(replaced(layer, "activation", keras.activations.linear))
             if isinstance(layer, IDENTITIES):
@@ -169,9 +170,8 @@ def _has_float64() -> bool:
 @contextlib.contextmanager
 def _in_float64(model: keras.Layer) -> Iterator[None]:
     """Let every layer compute in float64, its variables staying as they are."""
-    policy = keras.dtype_policies.DTypePolicy("mixed_bfloat16")
-    policy._compute_dtype = "float64"
+    policy = float64_policy()
     with contextlib.ExitStack() as undo:
-        for layer in model._flatten_layers():
-            undo.enter_context(replaced(layer, "_dtype_policy", policy))
+        for layer in layers_in(model):
+            undo.enter_context(replaced(layer, DTYPE_POLICY, policy))
         yield

@@ -8,9 +8,7 @@ from typing import Any, Generic, TypeVar
 
 import keras
 
-# What Keras's own callbacks print with: to the terminal, or to the log where interactive logging is off.
-from keras.src.utils.io_utils import print_msg
-
+from keras_prune.keras_seam import print_msg
 from keras_prune.models.keras2 import refuse_keras2
 from keras_prune.schedules import Schedule
 from keras_prune.schedules.spans import Extent

@@ -15,6 +15,7 @@ import keras
 from keras import ops
 from keras.saving import register_keras_serializable
 
+from keras_prune.keras_seam import calls_counted
 from keras_prune.masks.bound import select
 from keras_prune.models.variables import dense
 from keras_prune.optimizers.averages import averages_of
@@ -117,7 +118,7 @@ class Snapshot:
         """Keep the weights, if this is the step."""
         for leaf in leaves(self.optimizer):
             own = [variable for variable in variables if id(variable) in self.kept and owns(leaf, variable)]
-            steps = leaf._iterations // (leaf.gradient_accumulation_steps or 1)
+            steps = calls_counted(leaf) // (leaf.gradient_accumulation_steps or 1)
             reached = ops.equal(ops.cast(steps, "int32"), ops.convert_to_tensor(self.at))
             if own and _may_branch():
                 ops.cond(reached, functools.partial(self._keep, own), lambda: None)

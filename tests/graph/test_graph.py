@@ -7,7 +7,7 @@ from keras import layers as kl
 from keras import ops
 
 from keras_prune.graph.trace import trace
-from keras_prune.structured import analyse, plan
+from keras_prune.structured import analyse
 
 
 class Residual(keras.Model):
@@ -31,17 +31,6 @@ class Opaque(keras.Model):
         import tensorflow as tf
 
         return tf.nn.relu(tf.raw_ops.Relu(features=self.dense(x)))
-
-
-class Scaled(keras.Model):
-    def __init__(self):
-        super().__init__()
-        self.dense = kl.Dense(8, name="dense")
-        self.head = kl.Dense(2, name="head")
-        self.factor = self.add_weight(shape=(), initializer="ones", name="factor")
-
-    def call(self, x):
-        return self.head(self.dense(x) * self.factor)
 
 
 def test_order_is_topological_and_operations_are_nodes():
@@ -79,22 +68,6 @@ def test_a_subclassed_model_is_seen_by_a_symbolic_call():
     assert [node.path.split("_")[0] for node in found.graph.nodes] == ["first", "second", "add", "relu", "head"]
     assert not any(layer._inbound_nodes for layer in model.layers)  # no trace is left of it
     np.testing.assert_array_equal(weights[0], model.get_weights()[0])
-
-
-def test_a_subclassed_model_comes_back_functional(check_removal):
-    model = Residual()
-    x = np.random.default_rng(0).normal(size=(3, 4)).astype("float32")
-    model(x)
-    _, smaller = check_removal(model, x)
-    assert [layer.name for layer in smaller.layers if layer.weights] == ["first", "second", "head"]
-
-
-def test_weights_outside_of_layers_are_refused():
-    model = Scaled()
-    model(np.zeros((1, 4), "float32"))
-    made = plan(model, params=0.6)
-    with pytest.raises(ValueError, match=r"Scaled 'scaled' has weights that no layer .* holds: \['scaled/factor'\]"):
-        made.apply()
 
 
 def test_what_cannot_be_seen_is_named():

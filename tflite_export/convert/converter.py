@@ -10,6 +10,7 @@ from typing import Any
 
 import keras
 
+from keras_prune.keras_seam import converter_of, layers_in, spare_copies
 from tflite_export.convert.memory import release
 from tflite_export.convert.number_types import FLOAT32, NumberType, batches, check_loops, configure
 from tflite_export.convert.workspace import temporary_folder
@@ -75,7 +76,7 @@ def convert(
         )
 
     made = [make()]
-    recurrent = next((layer.path for layer in made[0]._flatten_layers() if isinstance(layer, keras.layers.RNN)), None)
+    recurrent = next((layer.path for layer in layers_in(made[0]) if isinstance(layer, keras.layers.RNN)), None)
 
     def convert_at(batch: int | None, notes: tuple[str, ...]) -> Converted:
         return _convert_at(lambda: made.pop() if made else make(), signature, batch, notes, kind, calibration)
@@ -152,36 +153,11 @@ def _save(
 
 def _run_converter(folder: str, kind: NumberType, samples: Callable[[], Any]) -> bytes:
     """Return what TensorFlow's converter makes of a SavedModel."""
-    converter = _converter(folder)
+    converter = converter_of(folder)
     configure(converter, kind, samples)
-    # Both spare the file a way through Python objects and back, which takes as long as the conversion; without the
-    # second attribute, which is private, it is taken and the file is the same.
-    converter.exclude_conversion_metadata = True
-    converter._experimental_use_buffer_offset = not kind.calibrated
+    spare_copies(converter, calibrated=kind.calibrated)
     content: bytes = converter.convert()
     return content
-
-
-def _converter(folder: str) -> Any:
-    """Return TensorFlow's converter of a SavedModel.
-
-    The public way loads all weights into Python twice, for the names of signatures and for the places in the source
-    that errors name, before the conversion reads the files itself. The class that it returns does without; where a
-    version of TensorFlow has it no more, the public way is taken and the file is the same.
-    """
-    import tensorflow as tf
-    from tensorflow.lite.python import lite
-
-    whole = getattr(lite, "TFLiteSavedModelConverterV2", None)
-    if not all(hasattr(whole, name) for name in ("_load_saved_model", "_convert_from_saved_model")):
-        return tf.lite.TFLiteConverter.from_saved_model(folder)
-
-    class Direct(whole):  # type: ignore[misc,valid-type]
-        def convert(self) -> Any:
-            graph, _, _ = self._load_saved_model(self.saved_model_dir, self._saved_model_tags)
-            return self._convert_from_saved_model(graph)
-
-    return Direct(folder, {tf.saved_model.SERVING}, [tf.saved_model.DEFAULT_SERVING_SIGNATURE_DEF_KEY])
 
 
 @contextmanager

@@ -20,6 +20,8 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
+from keras_prune.keras_seam import metrics_given
+
 __all__ = ["SUM_TOLERANCE", "Compiled", "are_distributions"]
 
 SUM_TOLERANCE = 1e-3
@@ -50,7 +52,7 @@ class Compiled:
             >>> Compiled.of(model).classes(["output_0"])
             (False,)
         """
-        metrics = getattr(getattr(model, "_compile_metrics", None), "_user_metrics", None)
+        metrics = metrics_given(model)
         return cls(getattr(model, "loss", None), metrics, tuple(getattr(model, "output_names", None) or ()))
 
     def classes(self, outputs: Sequence[str]) -> tuple[bool | None, ...]:

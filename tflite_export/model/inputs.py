@@ -12,6 +12,7 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
+from keras_prune.keras_seam import calls_of, layers_in
 from keras_prune.statistics.reading import InputShapes, Reader, describe, is_array
 from tflite_export.errors import ExportError
 from tflite_export.model.reasons import reason_of
@@ -234,7 +235,7 @@ def _draw(model: keras.Model, signature: Signature, samples: int) -> Inputs:
 
 def _embedding_limit(model: keras.Model, position: int, spec: InputSpec) -> int | None:
     """Return what an input must stay below: the smallest table it may index, 2 without, None for floats."""
-    tables = [layer for layer in model._flatten_layers() if isinstance(layer, keras.layers.Embedding)]
+    tables = [layer for layer in layers_in(model) if isinstance(layer, keras.layers.Embedding)]
     if spec.dtype.startswith(("int", "uint", "bool")):
         return min((layer.input_dim for layer in tables), default=2)
     # A float input may feed an Embedding too, which casts it: Input((8,)) is float32 by default.
@@ -244,7 +245,7 @@ def _embedding_limit(model: keras.Model, position: int, spec: InputSpec) -> int 
     fed = [
         layer.input_dim
         for layer in tables
-        for node in layer._inbound_nodes
+        for node in calls_of(layer)
         if any(tensor is inputs[position] for tensor in node.input_tensors)
     ]
     return min(fed, default=None)

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import keras
 
+from keras_prune.keras_seam import layers_in
 from tflite_export.errors import ExportError
 
 __all__ = ["float32"]
@@ -33,7 +34,7 @@ def float32(model: keras.Model) -> Iterator[tuple[str, ...]]:
         float16
     """
     changed = []
-    for layer in model._flatten_layers():
+    for layer in layers_in(model):
         mode = getattr(layer, "quantization_mode", None)
         if mode is not None:
             raise ExportError(

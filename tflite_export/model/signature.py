@@ -8,6 +8,7 @@ from typing import Any
 
 import keras
 
+from keras_prune.keras_seam import layers_in
 from keras_prune.statistics.reading import InputShapes, Reader
 from tflite_export.errors import ExportError
 
@@ -106,7 +107,7 @@ def one_batch(sizes: Iterable[int | None], subject: str) -> int | None:
 
 
 def _batches_of_states(model: keras.Model) -> list[int | None]:
-    stateful = [layer for layer in model._flatten_layers() if isinstance(layer, keras.layers.RNN) and layer.stateful]
+    stateful = [layer for layer in layers_in(model) if isinstance(layer, keras.layers.RNN) and layer.stateful]
     return [int(state.shape[0]) for layer in stateful for state in keras.tree.flatten(layer.states or [])]
 
 

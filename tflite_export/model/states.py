@@ -9,6 +9,8 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_prune.keras_seam import layers_in, own_state, random_states
+
 __all__ = ["fresh_state", "kept"]
 
 
@@ -30,7 +32,7 @@ def fresh_state(model: Any) -> Iterator[None]:
         >>> float(layer.states[0][0, 0])
         0.0
     """
-    layers = list(model._flatten_layers())
+    layers = layers_in(model)
     variables = {id(variable): variable for layer in layers for variable in _state_of(layer)}
     with kept(variables.values()):
         for layer in layers:
@@ -52,8 +54,7 @@ def kept(variables: Any) -> Iterator[None]:
 
 
 def _state_of(layer: Any) -> list[Any]:
-    own = list(getattr(layer, "_non_trainable_variables", []))
-    own += [generator.state for generator in getattr(layer, "_seed_generators", [])]
+    own = own_state(layer) + random_states(layer)
     if getattr(layer, "stateful", False):
         own += [state for state in keras.tree.flatten(layer.states) if state is not None]
     return [variable for variable in own if hasattr(variable, "assign")]

@@ -16,6 +16,7 @@ import numpy as np
 from keras import layers as kl
 from numpy.typing import NDArray
 
+from keras_prune.keras_seam import layers_in
 from keras_prune.models.variables import read
 from tflite_export.plan.eligibility import Weight
 
@@ -61,7 +62,7 @@ def kernels_of(model: keras.Model) -> dict[str, NDArray[Any]]:
         [(4, 3, 5, 3), (1, 3, 3, 4)]
     """
     kernels: dict[str, NDArray[Any]] = {}
-    for layer in model._flatten_layers():
+    for layer in layers_in(model):
         for variable, layout in _laid_out(layer):
             kernels[variable.path] = layout(read(variable))
     return kernels

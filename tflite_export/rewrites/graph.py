@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
-from keras.src.models.functional import Functional
 
 from keras_prune import strip
+from keras_prune.keras_seam import calls_in, functional_in, input_structure, output_structure, run_graph
 
 __all__ = ["Builder", "flat_copy", "is_map", "is_single", "joined", "model_like", "nodes_of", "path_of", "refusal_of"]
 
@@ -30,10 +30,10 @@ class Builder:
 
     def unfold(self, graph: Any, inputs: Sequence[Any]) -> Any:
         """Return the outputs of a graph on new inputs, calling the operations of the models inside it one by one."""
-        return graph._run_through_graph(inputs, call_fn=self._unfolded)
+        return run_graph(graph, inputs, call=self._unfolded)
 
     def _unfolded(self, operation: Any, *args: Any, **kwargs: Any) -> Any:
-        inner = _graph_of(operation)
+        inner = functional_in(operation)
         if inner is None or not _is_plain_call(inner, args, kwargs):
             return self.call(operation, *args, **kwargs)
         return self.unfold(inner, keras.tree.flatten(args[0]))
@@ -41,7 +41,7 @@ class Builder:
 
 def refusal_of(model: keras.Model) -> str | None:
     """Return why a model cannot be rewritten, or None where its graph is known."""
-    if _graph_of(model) is not None:
+    if functional_in(model) is not None:
         return None
     if isinstance(model, keras.Sequential):
         return "its shapes are not known: begin it with keras.Input(shape)"
@@ -62,14 +62,15 @@ def flat_copy(model: keras.Model) -> keras.Model:
         >>> [type(layer).__name__ for layer in flat_copy(model).layers]
         ['InputLayer', 'Dense', 'Dense']
     """
-    graph = _graph_of(strip(model))
+    graph = functional_in(strip(model))
     assert graph is not None  # the copy of a functional model is functional
     return model_like(graph, keras.tree.flatten(Builder().unfold(graph, graph.inputs)), model.name)
 
 
 def model_like(graph: Any, outputs: Sequence[Any], name: str) -> keras.Model:
     """Return the model from a graph's inputs to new outputs (flat), in the structure of its own outputs."""
-    return keras.Model(graph._inputs_struct, keras.tree.pack_sequence_as(graph._outputs_struct, outputs), name=name)
+    ends = keras.tree.pack_sequence_as(output_structure(graph), outputs)
+    return keras.Model(input_structure(graph), ends, name=name)
 
 
 def nodes_of(flat: keras.Model) -> list[Any]:
@@ -77,8 +78,7 @@ def nodes_of(flat: keras.Model) -> list[Any]:
 
     Of a node are read: `operation`, `arguments`, `input_tensors`, `outputs`.
     """
-    depths = sorted(flat._nodes_by_depth, reverse=True)
-    return [node for depth in depths for node in flat._nodes_by_depth[depth] if not node.is_input]
+    return calls_in(flat)
 
 
 def joined(nodes: Sequence[Any], by: Callable[[Any], bool]) -> list[list[Any]]:
@@ -115,14 +115,6 @@ def is_map(tensor: Any) -> bool:
 def is_single(tensor: Any) -> bool:
     """Return whether a tensor is [batch, 1, 1, channels]."""
     return len(tensor.shape) == 4 and tuple(tensor.shape[1:3]) == (1, 1)
-
-
-def _graph_of(operation: Any) -> Any:
-    """Return the graph that a model runs when called, or None for anything else."""
-    kind = type(operation)
-    if isinstance(operation, keras.Sequential):
-        return operation._functional if kind.call is keras.Sequential.call else None
-    return operation if isinstance(operation, Functional) and kind.call is Functional.call else None
 
 
 def _is_plain_call(graph: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

@@ -15,8 +15,8 @@ from typing import Any
 import keras
 import numpy as np
 from keras import layers as kl
-from keras.src.ops.numpy import Mean
 
+from keras_prune.keras_seam import Mean, origin_of
 from tflite_export.rewrites.graph import (
     Builder,
     flat_copy,
@@ -198,7 +198,7 @@ class _Build:
         channels = tensor.shape[-1]
         shape = (channels,) if rank == VECTORS else (1, 1, channels)
         source = next(new for (old, _), new in self.made.items() if old == id(tensor))
-        name = path_of(tensor._keras_history.operation).replace("/", "_")
+        name = path_of(origin_of(tensor)).replace("/", "_")
         self.made[key] = self.builder.call(kl.Reshape(shape, name=f"{name}_rank_{rank}", dtype=tensor.dtype), source)
         return self.made[key]
 

@@ -15,8 +15,8 @@ from typing import Any
 
 import keras
 from keras import layers as kl
-from keras.src.ops.numpy import Flip
 
+from keras_prune.keras_seam import Flip, origin_of
 from tflite_export.rewrites.graph import Builder, flat_copy, is_map, joined, model_like, nodes_of, path_of, refusal_of
 from tflite_export.rewrites.positions import forgets_places, is_placewise
 from tflite_export.rewrites.rewrite import Change, Refusal, Rewritten
@@ -243,9 +243,9 @@ class _Build:
         if key not in self.made:
             turn = (have[0] != flips[0], have[1] != flips[1])
             axes = tuple(1 + axis for axis, is_turned in enumerate((*turn, channels)) if is_turned)
-            flip = Flip(axes, name=f"reversed_{tensor._keras_history.operation.name}")
+            flip = Flip(axes, name=f"reversed_{origin_of(tensor).name}")
             self.made[key] = self.builder.call(flip, self.made[id(tensor), have, False])
             back = " back" if have != PLAIN else ""
             words = in_words(turn, channels=channels)
-            self.changes.append(Change(NAME, path_of(tensor._keras_history.operation), f"reversed{back} in {words}"))
+            self.changes.append(Change(NAME, path_of(origin_of(tensor)), f"reversed{back} in {words}"))
         return self.made[key]

@@ -11,7 +11,9 @@ import keras
 import numpy as np
 from keras import layers as kl
 
-__all__ = ["forgets_places", "is_operation", "is_placewise"]
+from keras_prune.keras_seam import from_keras, is_operation
+
+__all__ = ["forgets_places", "is_one_of", "is_placewise"]
 
 _UNARY_LAYERS = (
     kl.ActivityRegularization,
@@ -47,9 +49,9 @@ _BINARY_OPERATIONS = frozenset({"Add", "Divide", "Maximum", "Minimum", "Multiply
 _REDUCTIONS = frozenset({"Amax", "Amin", "Max", "Mean", "Min", "Sum"})
 
 
-def is_operation(operation: Any, names: frozenset[str]) -> bool:
+def is_one_of(operation: Any, names: frozenset[str]) -> bool:
     """Return whether an operation is one of `keras.ops` with one of these class names."""
-    return type(operation).__module__.startswith("keras.src.ops.") and type(operation).__name__ in names
+    return is_operation(operation) and type(operation).__name__ in names
 
 
 def is_placewise(node: Any, rank: int = 4) -> bool:
@@ -67,22 +69,22 @@ def is_placewise(node: Any, rank: int = 4) -> bool:
         return False
     if kind in _MERGING_LAYERS:
         return True
-    if is_operation(operation, _BINARY_OPERATIONS):
+    if is_one_of(operation, _BINARY_OPERATIONS):
         return all(_is_same_for_all_places(value) for value in _arguments(node))
-    if kind is kl.Concatenate or is_operation(operation, frozenset({"Concatenate"})):
+    if kind is kl.Concatenate or is_one_of(operation, frozenset({"Concatenate"})):
         return operation.axis in (-1, rank - 1)
     if len(inputs) != 1:
         return False
-    if kind in _UNARY_LAYERS or is_operation(operation, _UNARY_OPERATIONS):
+    if kind in _UNARY_LAYERS or is_one_of(operation, _UNARY_OPERATIONS):
         return True
-    if is_operation(operation, _REDUCTIONS):
+    if is_one_of(operation, _REDUCTIONS):
         axes = operation.axis
         return bool(operation.keepdims) and axes is not None and [axis % rank for axis in axes] == [rank - 1]
     if kind in _CHANNEL_LAYERS:
         return _axis(operation) in (-1, rank - 1)
     if kind is kl.Activation:
         # A function of the user's own may look at several places; Keras's softmax looks at the channels.
-        return getattr(operation.activation, "__module__", "").startswith("keras.src.")
+        return from_keras(operation.activation)
     if kind is kl.PReLU:
         return all(size == 1 for size in operation.alpha.shape[:-1])
     if kind is kl.Rescaling:
@@ -99,7 +101,7 @@ def forgets_places(node: Any) -> bool:
         return False
     if type(operation) in (kl.GlobalAveragePooling2D, kl.GlobalMaxPooling2D):
         return bool(operation.data_format == "channels_last")
-    if is_operation(operation, _REDUCTIONS):
+    if is_one_of(operation, _REDUCTIONS):
         axes = operation.axis
         return axes is not None and sorted(axis % 4 for axis in axes) in ([1, 2], [1, 2, 3])
     return False

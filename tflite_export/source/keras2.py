@@ -20,6 +20,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from keras_prune.keras_seam import first_shape, layers_in
 from tflite_export.errors import ExportError
 from tflite_export.file.reading import LARGEST_ARCHIVE, LARGEST_RATIO, SMALL
 
@@ -57,7 +58,7 @@ def strip_tf_keras(model: Any) -> Any:
             return tf_keras.models.clone_model(layer, clone_function=copy)
         wrapped = layer.layer if is_wrapper(layer) else layer
         config = wrapped.get_config()
-        shape = getattr(layer, "_batch_input_shape", None)
+        shape = first_shape(layer)
         if shape is not None:  # the first layer of a Sequential: only the wrapper knows
             config.setdefault("batch_input_shape", shape)
         made = type(wrapped).from_config(config)
@@ -256,7 +257,7 @@ def _shift(node: Any, names: set[str]) -> Any:
 
 def _layers(model: Any) -> Iterator[Any]:
     """Yield the layers of a tf_keras model, those of models inside too."""
-    yield from model._flatten_layers(recursive=True, include_self=False)
+    yield from layers_in(model, include_self=False)
 
 
 def _masked_weights(layer: Any) -> list[NDArray[Any]]:

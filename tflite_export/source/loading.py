@@ -12,6 +12,7 @@ from typing import Any
 import h5py
 import keras
 
+from keras_prune.keras_seam import layers_in
 from tflite_export.convert.workspace import temporary_folder
 from tflite_export.errors import ExportError
 from tflite_export.file.reading import check_keras_archive
@@ -148,7 +149,7 @@ def _load_h5(path: Path) -> keras.Model:
                 raise
             raise _unreadable(path, error) from error
         model = _load(modern if rewritten else path, path)
-    for layer in model._flatten_layers():
+    for layer in layers_in(model):
         if isinstance(layer, keras.layers.Normalization):
             layer.finalize_state()  # Keras does so itself, but not inside a model inside the model
     return model

@@ -13,6 +13,7 @@ import keras
 from numpy.typing import NDArray
 
 from keras_prune import strip
+from keras_prune.keras_seam import layers_in
 from keras_prune.layers import MaskedLayer, Prunable
 from keras_prune.strip import effective_mask
 from tflite_export.convert.converter import Converted, convert, named_errors
@@ -328,7 +329,7 @@ def build_like(model: keras.Model, built: keras.Model) -> None:
 
 def _carries_masks(model: keras.Model) -> bool:
     """Return whether there is anything to strip. Without, no copy is made: not every subclassed model has one."""
-    own = any(isinstance(layer, (MaskedLayer, Prunable)) for layer in model._flatten_layers())
+    own = any(isinstance(layer, (MaskedLayer, Prunable)) for layer in layers_in(model))
     return own or bool(effective_mask(model))
 
 

@@ -18,8 +18,9 @@ from keras import tree
 from keras_prune.graph.compare import difference
 from keras_prune.graph.graph import Graph, Inside, Node, Ref, fill, place_of_call
 from keras_prune.graph.held import Place, held, is_variable
-from keras_prune.graph.symbolic import call_symbolically, flat_tensors, reaching, stand_in, unrecorded
+from keras_prune.graph.symbolic import call_symbolically, flat_tensors, reaching, stand_in
 from keras_prune.graph.trace import InsideReader
+from keras_prune.keras_seam import set_mask, unrecorded
 from keras_prune.structured.rules.registry import Width
 
 __all__ = [
@@ -178,7 +179,7 @@ def record(
     """
     given = {i: stand_in(shape_now(analysis, keep, body, i), body.symbols[i]) for i in (*body.inputs, *body.own)}
     for number, mask in body.masks.items():
-        given[number]._keras_mask = given[mask]
+        set_mask(given[number], given[mask])
     args, kwargs = fill((body.args, dict(body.kwargs)), given)
     numbers = {id(variable): number for number, variable in body.own.items() if variable is not None}
     lend: dict[Place, Any] = {

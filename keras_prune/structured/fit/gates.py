@@ -14,6 +14,7 @@ import keras
 import numpy as np
 import numpy.typing as npt
 
+from keras_prune.keras_seam import moved_by, slots_by_weight
 from keras_prune.masks.bound import Mask, MaskConstraint, Writer, put_zeros
 from keras_prune.masks.hold import is_held
 from keras_prune.masks.state import TrainingState, strategy_scope
@@ -236,15 +237,12 @@ class Gates:
         """What the optimizer keeps for each weight of a variable: momentum, averages, sums of gradients."""
         found: list[keras.Variable] = []
         for optimizer in (inner for outer in self._optimizers for inner in all_optimizers(outer)):
-            weights = [id(weight) for weight in optimizer._trainable_variables] if optimizer.built else []
+            weights = [id(weight) for weight in moved_by(optimizer)] if optimizer.built else []
             if id(variable) not in weights:
                 continue
             place = weights.index(id(variable))
-            for name, value in vars(optimizer).items():
-                if isinstance(value, list) and len(value) == len(weights) and name != "_trainable_variables":
-                    moment = value[place]
-                    if isinstance(moment, keras.Variable) and tuple(moment.shape) == tuple(variable.shape):
-                        found.append(moment)
+            moments = [slots[place] for slots in slots_by_weight(optimizer, averages=True).values()]
+            found += [one for one in moments if one is not None and tuple(one.shape) == tuple(variable.shape)]
         return found
 
     # -- the end ------------------------------------------------------------------------------------------------------
@@ -360,7 +358,7 @@ def _check(model: keras.Model, analysis: Analysis) -> None:
             f"Gates: the analysis must be of the model itself. Received: one of {analysis.graph.model.name!r} for "
             f"{model.name!r}. Write Gates(model, analyse(model))."
         )
-    if not analysis._tracker.exact:
+    if not analysis.exact:
         raise ValueError(
             "Gates: the analysis must be exact, for a closed unit has to do to the outputs what a removed one does. "
             "Received: one with exact=False. Write analyse(model), and remove inexact units by plan(..., exact=False)."

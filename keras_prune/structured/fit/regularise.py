@@ -19,6 +19,7 @@ from keras import layers as kl
 from keras import ops
 from keras.saving import register_keras_serializable
 
+from keras_prune.keras_seam import layers_in
 from keras_prune.models.variables import dense
 from keras_prune.optimizers.finding import StepPart, rates_of
 from keras_prune.structured.analysis.groups import Analysis, analyse
@@ -231,7 +232,7 @@ class Slimming(UnitPart):
     def bind(self, model: keras.Model, weights: Sequence[int], level: Any, optimizer: Any) -> StepPart:
         scales = [
             id(layer.gamma)
-            for layer in model._flatten_layers()
+            for layer in layers_in(model)
             if isinstance(layer, kl.BatchNormalization) and layer.scale and layer.gamma.trainable
         ]
         if not scales:

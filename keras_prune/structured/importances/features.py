@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from keras import layers as kl
 
+from keras_prune.keras_seam import layers_in
 from keras_prune.models.variables import read
 from keras_prune.statistics.batches import Batches
 from keras_prune.statistics.gradients import loss_gradients
@@ -128,7 +129,7 @@ def sides_of(analysis: Analysis, group: Group) -> _Sides:
     nodes = {node.path: node for node in reversed(list(analysis.graph.walk()))}
     factors = {
         id(layer.gamma if hasattr(layer, "gamma") else layer.scale)
-        for layer in analysis.graph.model._flatten_layers()
+        for layer in layers_in(analysis.graph.model)
         if isinstance(layer, NORMALISATIONS)
     }
     made: list[int] = []

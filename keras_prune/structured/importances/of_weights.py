@@ -13,6 +13,7 @@ from keras.saving import register_keras_serializable
 
 from keras_prune import criteria
 from keras_prune.allocation import lamp_scores
+from keras_prune.keras_seam import layers_in
 from keras_prune.structured.analysis.groups import Analysis, Group
 from keras_prune.structured.importances.importance import Array, AxisImportance, Importance, Scores
 from keras_prune.structured.importances.slices import over_others
@@ -131,9 +132,7 @@ class BatchNormScale(AxisImportance):
 
     def counted(self, analysis: Analysis, group: Group) -> list[int]:
         owned = {
-            id(layer.gamma)
-            for layer in analysis.graph.model._flatten_layers()
-            if isinstance(layer, kl.BatchNormalization)
+            id(layer.gamma) for layer in layers_in(analysis.graph.model) if isinstance(layer, kl.BatchNormalization)
         }
         return [i for i in super().counted(analysis, group) if id(analysis.slots[i].variable) in owned]
 

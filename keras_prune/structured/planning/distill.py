@@ -8,6 +8,7 @@ from typing import Any
 import keras
 from keras import ops, tree
 
+from keras_prune.keras_seam import loss_arguments, output_structure
 from keras_prune.strategy import check_fraction
 from keras_prune.strip import strip
 
@@ -105,7 +106,8 @@ class Distillation:
         kind = self.outputs or _outputs_of(student)
         # By name, Keras 3.15 finds the function, and then leaves out the softmax that it keeps for the class.
         made = keras.losses.MeanSquaredError if kind == "values" else keras.losses.KLDivergence
-        each = tree.map_structure(lambda _: made(), getattr(student, "_outputs_struct", 0))
+        outputs = output_structure(student)
+        each = made() if outputs is None else tree.map_structure(lambda _: made(), outputs)
         if kind == "values":
             return keras.distillation.FeatureDistillation(loss=each)
         return _Classes(kind, self.temperature, each)
@@ -128,9 +130,8 @@ def _outputs_of(student: keras.Model) -> str:
     for loss in losses:
         found = keras.losses.get(loss)
         name = str(getattr(found, "name", None) or getattr(found, "__name__", ""))
-        fn_kwargs = getattr(found, "_fn_kwargs", {})
         pair = LOSSES.get(name, ("values", "values"))
-        kinds.add(pair[bool(fn_kwargs.get("from_logits", False))])
+        kinds.add(pair[bool(loss_arguments(found).get("from_logits", False))])
     if len(kinds) != 1:
         raise ValueError(
             f"Distillation: all outputs must be of one kind. Received: losses {losses}, so {sorted(kinds)}. "

@@ -20,6 +20,7 @@ from keras import tree
 
 from keras_prune.arrays.union_find import OPAQUE, Elements, Labels
 from keras_prune.graph.graph import Node, Ref, Shape
+from keras_prune.keras_seam import from_keras, is_of_applications, is_operation
 
 __all__ = ["Axis", "Call", "Cost", "Dims", "Effect", "Rule", "Tracker", "Width", "find_rule", "rule_for"]
 
@@ -142,14 +143,13 @@ def rule_for(*kinds: type | str) -> Callable[[Rule], Rule]:
 def find_rule(operation: Any) -> Rule | None:
     """The rule of the nearest class that has one, unless a class in between has a `call` of its own."""
     if not isinstance(operation, keras.Layer):
-        known = type(operation).__module__.startswith("keras.src.ops")
-        return _RULES.get(type(operation).__name__) if known else None
+        return _RULES.get(type(operation).__name__) if is_operation(operation) else None
     for base in type(operation).__mro__:
         if base in _RULES:
             return _RULES[base]
-        if base.__module__.startswith("keras.src.applications") and base.__name__ in _RULES:
+        if is_of_applications(base) and base.__name__ in _RULES:
             return _RULES[base.__name__]
-        if "call" in vars(base) and not base.__module__.startswith("keras."):
+        if "call" in vars(base) and not from_keras(base):
             return None
     return None
 

@@ -11,6 +11,7 @@ from keras import layers as kl
 from keras import tree
 
 from keras_prune.arrays.union_find import Labels
+from keras_prune.keras_seam import attention_axes, has_gate, projection_of
 from keras_prune.structured.rules.activations import activate, keeps_zero
 from keras_prune.structured.rules.merge import contract
 from keras_prune.structured.rules.registry import Axis, Call, Cost, Dims, Effect, Width, find_rule, rule_for
@@ -152,14 +153,14 @@ def _projection(call: Call, dense: Any, incoming: Axis | None, heads: Labels, si
         call.bind(dense.bias, 1, size)
 
 
-def _attention(call: Call, groups: str, reach: int) -> tuple[Labels, Labels, Labels, list[Cost], Any]:
+def _attention(call: Call, reach: int) -> tuple[Labels, Labels, Labels, list[Cost], Any]:
     """What both attention layers have in common: heads, head sizes, costs, and the factor that keeps the scale."""
     layer = call.layer
     query = call.inputs[0]
     value = call.inputs[call.place(call.argument("value", 1)) or 0]
     given = call.place(call.argument("key", 2))
     key = value if given is None else call.inputs[given]
-    q, k, v, o = (getattr(layer, f"_{name}_dense") for name in ("query", "key", "value", "output"))
+    q, k, v, o = (projection_of(layer, name) for name in ("query", "key", "value", "output"))
     heads = call.units(k.kernel, 1)
     size, depth = call.units(q.kernel, 2), call.units(v.kernel, 2)
     many = np.repeat(heads, reach)
@@ -168,9 +169,9 @@ def _attention(call: Call, groups: str, reach: int) -> tuple[Labels, Labels, Lab
     _projection(call, v, value[-1], heads, depth)
     call.bind(o.kernel, 0, many)
     call.bind(o.kernel, 1, depth)
-    gated = getattr(layer, groups, False)
+    gated = has_gate(layer)
     if gated:
-        _projection(call, layer._gate_dense, query[-1], many, depth)
+        _projection(call, projection_of(layer, "gate"), query[-1], many, depth)
     for dims in (query, value, key):
         for entry in dims[1:-1]:
             call.freeze(entry, "attention computes over this axis")
@@ -178,7 +179,7 @@ def _attention(call: Call, groups: str, reach: int) -> tuple[Labels, Labels, Lab
     shape, memory = (
         call.shapes[call.place(call.argument(name, at)) or 0] for at, name in enumerate(("query", "value"))
     )
-    attended = getattr(layer, "_attention_axes", None) or tuple(range(1, len(shape) - 1))
+    attended = attention_axes(layer) or tuple(range(1, len(shape) - 1))
     rows, columns = positions(shape[1:-1]), positions(memory[1:-1])
     pairs = rows * positions(tuple(memory[axis] for axis in attended))
     costs = [
@@ -188,7 +189,7 @@ def _attention(call: Call, groups: str, reach: int) -> tuple[Labels, Labels, Lab
         Cost(pairs, ((q.kernel, 1), (q.kernel, 2))),
         Cost(pairs, ((q.kernel, 1), (v.kernel, 2))),
         Cost(rows, _whole(o.kernel)),
-        *([Cost(rows, _whole(layer._gate_dense.kernel))] if gated else []),
+        *([Cost(rows, _whole(projection_of(layer, "gate").kernel))] if gated else []),
     ]
     keep_scale = Width(size, lambda kept, before: math.sqrt(kept / before))
     scales = [(variable, keep_scale) for variable in (q.kernel, q.bias) if variable is not None]
@@ -213,8 +214,9 @@ def multi_head_attention(call: Call) -> Effect:
     Scores are divided by the root of the head size; with a smaller one, the query's kernel makes up for it.
     """
     layer = call.layer
-    heads, size, depth, costs, scales = _attention(call, "_use_gate", 1)
-    kernel, bias = layer._output_dense.kernel, layer._output_dense.bias
+    heads, size, depth, costs, scales = _attention(call, 1)
+    output = projection_of(layer, "output")
+    kernel, bias = output.kernel, output.bias
     if len(call.output_shapes) > 1:
         call.freeze(heads, "its scores are a result, with an axis of heads")
     config: dict[str, Any] = {"num_heads": Width(heads), "key_dim": Width(size), "value_dim": Width(depth)}
@@ -232,9 +234,10 @@ def grouped_query_attention(call: Call) -> Effect:
     layer = call.layer
     call.merge(call.inputs[0][-1], call.inputs[call.place(call.argument("value", 1)) or 0][-1])
     reach = layer.num_query_heads // layer.num_key_value_heads
-    heads, size, depth, costs, scales = _attention(call, "use_gate", reach)
+    heads, size, depth, costs, scales = _attention(call, reach)
     call.tie(size, depth)
-    kernel, bias = layer._output_dense.kernel, layer._output_dense.bias
+    output = projection_of(layer, "output")
+    kernel, bias = output.kernel, output.bias
     if len(call.output_shapes) > 1:
         call.freeze(heads, "its scores are a result, with an axis of heads")
     out = call.units(kernel, 2)

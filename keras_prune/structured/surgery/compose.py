@@ -13,7 +13,8 @@ from keras.saving import deserialize_keras_object
 
 from keras_prune.graph.graph import Inside, Node, fill
 from keras_prune.graph.held import find, held, is_layer, is_variable
-from keras_prune.graph.symbolic import specified_by_call, stand_in, unrecorded
+from keras_prune.graph.symbolic import specified_by_call, stand_in
+from keras_prune.keras_seam import layers_in, layers_of, own_variables, set_mask, unrecorded
 from keras_prune.optimizers.compiling import known_objects
 from keras_prune.structured.analysis.groups import Analysis, Copies, Keep
 from keras_prune.structured.analysis.replay import departure, record, replay, shape_now, width_choices, widths_inside
@@ -85,7 +86,7 @@ def _symbols(body: Inside, analysis: Analysis, keep: Any, numbers: Sequence[int]
     made = {i: stand_in(shape_now(analysis, keep, body, i), body.symbols[i]) for i in {*numbers, *body.masks.values()}}
     for number, mask in body.masks.items():
         if number in made:
-            made[number]._keras_mask = made[mask]
+            set_mask(made[number], made[mask])
     return made
 
 
@@ -168,8 +169,8 @@ class _Parts:
 
     def _wanted(self) -> list[Any]:
         """What is to come out, in a form that can be compared."""
-        parts = [self.copies[id(a)] for a in self.layer._flatten_layers() if id(a) in self.called]
-        shapes = [self._shape(variable) for variable in _own(self.layer)]
+        parts = [self.copies[id(a)] for a in layers_in(self.layer) if id(a) in self.called]
+        shapes = [self._shape(variable) for variable in own_variables(self.layer)]
         return [shapes, *([_nameless(described(one)), [v.shape for v in one.variables]] for one in parts)]
 
     def _candidate(self, config: Mapping[str, Any]) -> Any:
@@ -195,8 +196,11 @@ class _Parts:
         """How many parts of a layer are not what is wanted; a half if all are, and it does something else with them."""
         inner = list(_parallel(self.layer, made, self.called))
         pairs = [pair for pair in inner if pair is not None]
-        own = [(self._shape(a), tuple(b.shape)) for a, b in zip(_own(self.layer), _own(made), strict=False)]
-        if len(pairs) < len(inner) or len(_own(self.layer)) != len(_own(made)):
+        own = [
+            (self._shape(a), tuple(b.shape))
+            for a, b in zip(own_variables(self.layer), own_variables(made), strict=False)
+        ]
+        if len(pairs) < len(inner) or len(own_variables(self.layer)) != len(own_variables(made)):
             return math.inf
         wrong = sum(not self._same(*pair) for pair in pairs) + sum(a != b for a, b in own)
         partner = {id(a): b for a, b in pairs}
@@ -263,7 +267,7 @@ class _Parts:
                     base = type(layer).from_config(dict(config))
                     if own_build(layer):
                         base.build_from_config(layer.get_build_config())
-                if base.built and [v.shape for v in _own(base)] != [v.shape for v in _own(layer)]:
+                if base.built and [v.shape for v in own_variables(base)] != [v.shape for v in own_variables(layer)]:
                     raise ValueError("its weights come out with other shapes")
             except Exception as error:
                 failures.append(" ".join(str(error).split()).rstrip("."))
@@ -275,22 +279,18 @@ class _Parts:
         )
 
     def _adopt(self, old: Any, new: Any) -> None:
-        for a, b in zip(old._flatten_layers(), new._flatten_layers(), strict=True):
+        for a, b in zip(layers_in(old), layers_in(new), strict=True):
             if id(a) in self.copies:
                 self.copies[id(a)] = b
 
 
-def _own(layer: Any) -> list[keras.Variable]:
-    """The variables that a layer holds itself."""
-    return [*layer._trainable_variables, *layer._non_trainable_variables]
-
-
 def _parallel(old: Any, new: Any, called: set[int]) -> Iterator[tuple[Any, Any] | None]:
     """Inner layers of both, in the order in which they are held; those inside of a layer that is called are its own."""
-    if len(old._layers) != len(new._layers):
+    inner, others = layers_of(old), layers_of(new)
+    if len(inner) != len(others):
         yield None
         return
-    for a, b in zip(old._layers, new._layers, strict=True):
+    for a, b in zip(inner, others, strict=True):
         yield a, b
         if id(a) not in called:
             yield from _parallel(a, b, called)

@@ -20,6 +20,7 @@ from keras import layers as kl
 
 from keras_prune.graph.calls import find_call
 from keras_prune.graph.graph import Graph, Node
+from keras_prune.keras_seam import projection_of
 from keras_prune.models.variables import assign, read
 from keras_prune.structured.analysis.groups import Analysis, Copies, Units, analyse, labels_of_layer
 from keras_prune.structured.surgery.rewrite import rebuild
@@ -205,7 +206,7 @@ def _inner(layer: Any) -> list[tuple[keras.Variable, int]]:
     if isinstance(layer, kl.RNN):
         return [(layer.cell.recurrent_kernel, 0)] if hasattr(layer.cell, "recurrent_kernel") else []
     if isinstance(layer, kl.MultiHeadAttention | kl.GroupQueryAttention):
-        query, output = layer._query_dense, layer._output_dense
+        query, output = projection_of(layer, "query"), projection_of(layer, "output")
         axes = [(output.kernel, 0), (output.kernel, 1), (query.kernel, 2)]
         return axes if query.bias is None else [*axes, (query.bias, 1)]
     return []

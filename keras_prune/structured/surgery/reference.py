@@ -13,6 +13,7 @@ from keras import ops, tree
 
 from keras_prune.graph.graph import Graph, Inside, Node
 from keras_prune.graph.trace import trace
+from keras_prune.keras_seam import takes_training
 from keras_prune.models.agreement import Given, State, check_agreement, kept_state
 from keras_prune.models.variables import read
 from keras_prune.structured.analysis.groups import Analysis, Copies, Keep
@@ -84,7 +85,7 @@ def run_graph(graph: Graph, inputs: list[Any], skip: Mapping[int, int], trail: T
             made: Any = run_graph(node.body, [known[i] for i in node.entries], skip, trail)
         else:
             args, kwargs = node.filled(known)
-            if getattr(node.operation, "_call_has_training_arg", False):
+            if takes_training(node.operation):
                 kwargs["training"] = False
             made = node.operation(*args, **kwargs)
             trail.append((node, made))

@@ -10,6 +10,7 @@ import keras
 from keras.saving import deserialize_keras_object, register_keras_serializable
 
 from keras_prune.graph.held import Place, exchange, find
+from keras_prune.keras_seam import forget_weight, unlocked
 from keras_prune.structured.surgery.constructor import write_down
 
 __all__ = ["Changes", "Resized", "resized"]
@@ -48,21 +49,17 @@ class Changes:
 
 def _weight_like(layer: Any, variable: keras.Variable, shape: tuple[int, ...]) -> keras.Variable:
     """A weight of another shape, in no place yet."""
-    tracker = layer._tracker
-    locked = tracker.locked
-    tracker.unlock()
-    new = layer.add_weight(
-        shape=shape,
-        initializer="zeros",
-        dtype=variable.dtype,
-        trainable=variable.trainable,
-        regularizer=variable.regularizer,
-        constraint=variable.constraint,
-        name=variable.name,
-    )
-    tracker.untrack(new)
-    if locked:
-        tracker.lock()
+    with unlocked(layer):
+        new = layer.add_weight(
+            shape=shape,
+            initializer="zeros",
+            dtype=variable.dtype,
+            trainable=variable.trainable,
+            regularizer=variable.regularizer,
+            constraint=variable.constraint,
+            name=variable.name,
+        )
+        forget_weight(layer, new)
     return new
 
 

@@ -12,11 +12,11 @@ from keras import layers as kl
 from keras import tree
 
 from keras_prune.graph.graph import Graph, Inside, Node
+from keras_prune.keras_seam import input_structure, origin_of, output_structure, takes_graph
 from keras_prune.layers.carrying import carry_attributes, carry_state
 from keras_prune.masks.hold import hold, is_held
 from keras_prune.models.variables import assign, read
 from keras_prune.optimizers.compiling import compile_like, known_objects
-from keras_prune.strip import takes_graph
 from keras_prune.structured.analysis.groups import Analysis, Copies, Keep, Units, inside_of
 from keras_prune.structured.analysis.replay import evaluate, shape_now
 from keras_prune.structured.rules.registry import Effect
@@ -144,11 +144,11 @@ class _Rebuild:
         else:
             inputs = [_input_like(graph.symbols[i], self._shape(graph, i)) for i in graph.inputs]
             outputs = self._run(graph, inputs)
-            functional = hasattr(model, "_inputs_struct")
-            structure = model._inputs_struct if functional else None
+            structure = input_structure(model)
+            functional = structure is not None
             kind = type(model) if functional and takes_graph(type(model)) else keras.Model
             packed = tree.pack_sequence_as(structure, inputs) if functional else _single(inputs)
-            ends = tree.pack_sequence_as(model._outputs_struct, outputs) if functional else _single(outputs)
+            ends = tree.pack_sequence_as(output_structure(model), outputs) if functional else _single(outputs)
             copy = kind(inputs=packed, outputs=ends, name=model.name)
         if not model.trainable:
             copy.trainable = False
@@ -159,7 +159,7 @@ class _Rebuild:
     def _sequence(self, model: Any) -> list[Any]:
         graph = self._graph_of(model)
         first = _input_like(graph.symbols[graph.inputs[0]], self._shape(graph, graph.inputs[0]))
-        copies = [first._keras_history.operation]
+        copies = [origin_of(first)]
         called = {id(node.operation): node for node in graph.nodes}
         for layer in model.layers:
             if id(called.get(id(layer))) not in self.skip:
@@ -347,7 +347,7 @@ def _merged(config: Any, changes: Mapping[str, Any]) -> dict[str, Any]:
 
 def _input_like(tensor: Any, shape: tuple[int | None, ...]) -> Any:
     """A new input with the name that files and exports know the old one by."""
-    operation = tensor._keras_history.operation
+    operation = origin_of(tensor)
     name = operation.name if isinstance(operation, kl.InputLayer) else None
     copy = kl.InputLayer(batch_shape=shape, dtype=tensor.dtype, sparse=tensor.sparse, name=name)
     copy.output.name = tensor.name

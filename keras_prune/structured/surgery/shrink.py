@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
 from typing import Any
 
 import keras
 import numpy as np
 from keras import layers as kl
 
+from keras_prune.keras_seam import hidden_variables, layers_in, own_state
 from keras_prune.masks.bound import MaskConstraint, mask_of
 from keras_prune.masks.hold import is_held
 from keras_prune.models.variables import read
@@ -51,9 +51,7 @@ def zero_units(analysis: Analysis) -> Keep:
 
 def _averages(analysis: Analysis) -> set[int]:
     """Variables that layers made as not trainable (a frozen layer's weights are none), as far as they do not matter."""
-    found = {
-        id(variable) for layer in analysis.graph.model._flatten_layers() for variable in layer._non_trainable_variables
-    }
+    found = {id(variable) for layer in layers_in(analysis.graph.model) for variable in own_state(layer)}
     for node in analysis.graph.walk():
         layer = node.operation
         if isinstance(layer, kl.BatchNormalization) and not layer.scale:
@@ -112,18 +110,5 @@ def rebuild_bare(model: keras.Model, analysis: Analysis, keep: Keep) -> keras.Mo
     mine = {id(variable) for variable in state.variables.values()} if state is not None else set()
     with contextlib.ExitStack() as stack:
         for optimizer in all_optimizers(getattr(model, "optimizer", None)):
-            stack.enter_context(_without(optimizer, mine))
+            stack.enter_context(hidden_variables(optimizer, mine))
         return rebuild(analysis, keep, owner="shrink")
-
-
-@contextlib.contextmanager
-def _without(optimizer: Any, hidden: set[int]) -> Iterator[None]:
-    """The scope in which an optimizer's list of variables leaves some out."""
-    # Past `__setattr__`, which would track the list as a new one.
-    attributes = vars(optimizer)
-    variables = attributes["_variables"]
-    attributes["_variables"] = [variable for variable in variables if id(variable) not in hidden]
-    try:
-        yield
-    finally:
-        attributes["_variables"] = variables

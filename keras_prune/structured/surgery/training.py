@@ -9,6 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_prune.keras_seam import moved_by, slots_by_weight, variables_of
 from keras_prune.models.variables import assign, read
 from keras_prune.optimizers.averages import all_optimizers
 from keras_prune.optimizers.compiling import compile_like
@@ -48,18 +49,18 @@ def copy_training_state(
 
 def _copy_state(old: Any, new: Any, partners: dict[int, keras.Variable], indices: Indices) -> None:
     """Copy an optimizer's own variables; one that follows a weight is sliced as the weight is."""
-    places = {id(weight): i for i, weight in enumerate(old._trainable_variables)}
-    before, now = _slots(old), _slots(new)
+    places = {id(weight): i for i, weight in enumerate(moved_by(old))}
+    before, now = slots_by_weight(old, averages=True), slots_by_weight(new, averages=True)
     following: set[int] = set()
     for name, targets in now.items():
         following |= {id(slot) for slot in (*before.get(name, ()), *targets)}
-        for weight, target in zip(new._trainable_variables, targets, strict=True):
+        for weight, target in zip(moved_by(new), targets, strict=True):
             source = partners[id(weight)]
             place = places.get(id(source))  # a weight that was frozen when the optimizer was built has none
             origin = before[name][place] if name in before and place is not None else None
             if target is not None:
                 _copy_slot(name, source, origin, target, indices(source))
-    rest = [[v for v in optimizer._variables if id(v) not in following] for optimizer in (old, new)]
+    rest = [[v for v in variables_of(optimizer) if id(v) not in following] for optimizer in (old, new)]
     for origin, target in zip(*rest, strict=True):
         assign(target, np.array(read(origin)))
     for name, origin in vars(old).items():  # a product of Nadam's is not always listed
@@ -94,17 +95,3 @@ def _axes_of(shape: tuple[int, ...], weight: tuple[int, ...]) -> tuple[int, ...]
         if shape == tuple(weight[axis] for axis in axes):
             return axes
     return None
-
-
-def _slots(optimizer: Any) -> dict[str, list[Any]]:
-    """Lists of an optimizer that have an entry for each trainable weight: its moments, None where it has none."""
-    count = len(optimizer._trainable_variables)
-    return {
-        name: list(value)
-        for name, value in vars(optimizer).items()
-        if isinstance(value, list)
-        and name not in ("_trainable_variables", "_variables")
-        and len(value) == count
-        and all(entry is None or isinstance(entry, keras.Variable) for entry in value)
-        and any(entry is not None for entry in value)
-    }

@@ -258,3 +258,42 @@ def test_a_class_that_makes_its_own_graph_gives_a_plain_functional_model(kind):
 def test_a_class_that_is_made_from_inputs_and_outputs_is_kept():
     inputs = keras.Input((6,))
     assert type(plan(Trained(inputs, kl.Dense(3)(kl.Dense(16)(inputs))), params=0.6).apply()) is Trained
+
+
+class Residual(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.first = kl.Dense(8, activation="relu", name="first")
+        self.second = kl.Dense(8, name="second")
+        self.head = kl.Dense(2, name="head")
+
+    def call(self, x):
+        x = self.first(x)
+        return self.head(ops.relu(x + self.second(x)))
+
+
+class Scaled(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.dense = kl.Dense(8, name="dense")
+        self.head = kl.Dense(2, name="head")
+        self.factor = self.add_weight(shape=(), initializer="ones", name="factor")
+
+    def call(self, x):
+        return self.head(self.dense(x) * self.factor)
+
+
+def test_a_subclassed_model_comes_back_functional(check_removal):
+    model = Residual()
+    x = np.random.default_rng(0).normal(size=(3, 4)).astype("float32")
+    model(x)
+    _, smaller = check_removal(model, x)
+    assert [layer.name for layer in smaller.layers if layer.weights] == ["first", "second", "head"]
+
+
+def test_weights_outside_of_layers_are_refused():
+    model = Scaled()
+    model(np.zeros((1, 4), "float32"))
+    made = plan(model, params=0.6)
+    with pytest.raises(ValueError, match=r"Scaled 'scaled' has weights that no layer .* holds: \['scaled/factor'\]"):
+        made.apply()
