@@ -24,14 +24,16 @@ from keras_prune.structured.importances.second_order import SecondOrder
 from keras_prune.structured.planning.distill import Distillation
 from keras_prune.structured.planning.latency import Latency
 from keras_prune.structured.planning.plan import Plan, plan, prune, remove
-from keras_prune.structured.planning.rounds import Flow, Round, iterate
+from keras_prune.structured.planning.rounds import PruningHistory, Round, iterate
 from keras_prune.structured.rules.registry import Axis, Call, Cost, Dims, Effect, Width, rule_for
 from keras_prune.structured.surgery.deepen import deepen
-from keras_prune.structured.surgery.depth import Block, BlockCost, depth_costs, drop_layers, droppable
+from keras_prune.structured.surgery.depth import BlockCost, RemovableBlock, depth_costs, drop_layers, droppable
 from keras_prune.structured.surgery.net2net import widen
 from keras_prune.structured.surgery.shrink import shrink
 
-LAMP = LAMPScore  # former names
+Block = RemovableBlock  # former names
+Flow = PruningHistory
+LAMP = LAMPScore
 Scored = ScoredUnits
 
 __all__ = [
@@ -46,7 +48,6 @@ __all__ = [
     "Axis",
     "AxisImportance",
     "BatchNormScale",
-    "Block",
     "BlockCost",
     "Call",
     "Cost",
@@ -58,7 +59,6 @@ __all__ = [
     "Entropy",
     "Features",
     "Fisher",
-    "Flow",
     "Gates",
     "Gradient",
     "Group",
@@ -70,7 +70,9 @@ __all__ = [
     "Learned",
     "MeanActivation",
     "Plan",
+    "PruningHistory",
     "Random",
+    "RemovableBlock",
     "Round",
     "ScoredUnits",
     "SecondOrder",

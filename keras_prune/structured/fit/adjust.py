@@ -19,7 +19,7 @@ from keras_prune.structured.counting.counting import Counter
 from keras_prune.structured.fit.adjustments import Adjustment, Adjustments, decide
 from keras_prune.structured.fit.gates import Gates
 from keras_prune.structured.importances.names import resolve_importance
-from keras_prune.structured.planning.choice import least_kept, order_units
+from keras_prune.structured.planning.unit_choice import limits_of, order_units
 from keras_prune.structured.surgery.net2net import check_copies, copy_units, summed_axes
 from keras_prune.training.metric import Metric, check_mode, evaluate_within, value_of
 
@@ -179,7 +179,7 @@ class StructureAdjustment(keras.callbacks.Callback):
             check_copies(
                 "StructureAdjustment(grow='net2net')", analysis, summed_axes(analysis), np.ones(analysis.size, bool)
             )
-        self._least = least_kept(analysis, self.max_share, self.min_width, 1)
+        self._least = limits_of(analysis, self.max_share, self.min_width, 1).least
         if self.gates is not None and self.gates.model is model:
             self.gates.abandon()
         self.gates = Gates(model, analysis, owner=self, run=getattr(model, "history", None))

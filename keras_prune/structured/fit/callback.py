@@ -12,17 +12,17 @@ from keras_prune.scope import Skipped
 from keras_prune.strategy import check_fraction
 from keras_prune.structured.fit.gates import Gates
 from keras_prune.structured.fit.regularise import GrowingRegularisation
-from keras_prune.structured.fit.structured_run import Goal, StructuredSession
+from keras_prune.structured.fit.structured_run import Goal, StructuredRun
 from keras_prune.structured.importances.importance import Importance
 from keras_prune.structured.importances.names import resolve_importance
-from keras_prune.structured.planning.choice import OPTIONS
+from keras_prune.structured.planning.unit_choice import OPTIONS
 from keras_prune.training.hooks import SteppedCallback
 from keras_prune.training.parts import Part, check_parts
 
 __all__ = ["StructuredPruning"]
 
 
-class StructuredPruning(SteppedCallback[StructuredSession]):
+class StructuredPruning(SteppedCallback[StructuredRun]):
     r"""Removes units to a schedule while `fit` trains: first by gates, at the end for good by `shrink()`.
 
     Units that go are put at exactly 0 and held there (`keras_prune.structured.fit.gates`), so the model that trains
@@ -153,20 +153,20 @@ class StructuredPruning(SteppedCallback[StructuredSession]):
 
     # -- what a session needs -----------------------------------------------------------------------------------------
 
-    def _begin(self, model: keras.Model, run: Any) -> StructuredSession:
-        return StructuredSession(model, self.goal, parts=self.parts, input_shape=self.input_shape, owner=self, run=run)
+    def _begin(self, model: keras.Model, run: Any) -> StructuredRun:
+        return StructuredRun(model, self.goal, parts=self.parts, input_shape=self.input_shape, owner=self, run=run)
 
-    def _shown(self, session: StructuredSession) -> dict[str, float]:
+    def _shown(self, session: StructuredRun) -> dict[str, float]:
         return {f"{name}_left": share for name, share in session.left.items()}
 
-    def _too_late(self, session: StructuredSession, total: int, end: str) -> str:
+    def _too_late(self, session: StructuredRun, total: int, end: str) -> str:
         return (
             f"the last units go at step {session.last_step}, and training ends at step {end}: the target "
             f"{self._shares} will not be reached. Let the schedule end {session.last_step - total} steps earlier, or "
             "train longer."
         )
 
-    def _fell_short(self, session: StructuredSession) -> str:
+    def _fell_short(self, session: StructuredRun) -> str:
         left = ", ".join(f"{share:.3g} of {name}" for name, share in session.left.items() if name in self._shares)
         return (
             f"training ended at step {session.now}, and the last units go at step {session.last_step}: the target "

@@ -25,21 +25,12 @@ from keras_prune.structured.counting.counting import Count, Counter
 from keras_prune.structured.fit.gates import Gates
 from keras_prune.structured.fit.regularise import GrowingPenalty, GrowingRegularisation, UnitPart, UnitSlices
 from keras_prune.structured.importances.importance import NORMALISATIONS, Importance, Scores
-from keras_prune.structured.planning.choice import (
-    OPTIONS,
-    check_reachable,
-    fewest,
-    keep_best,
-    kept_after,
-    least_kept,
-    multiples,
-    order_units,
-)
+from keras_prune.structured.planning.unit_choice import OPTIONS, Ranking, check_reachable, limits_of
 from keras_prune.structured.surgery.shrink import zero_units
 from keras_prune.training.optimizer_steps import SteppedSession
 from keras_prune.training.parts import Part
 
-__all__ = ["Goal", "StructuredSession"]
+__all__ = ["Goal", "StructuredRun"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +67,7 @@ class Goal:
         }
 
 
-class StructuredSession(SteppedSession):
+class StructuredRun(SteppedSession):
     """The state and the hands of one `StructuredPruning`.
 
     Args:
@@ -112,9 +103,8 @@ class StructuredSession(SteppedSession):
         self._counter = Counter(self.analysis)
         self._whole = self._counter.total(self._counter.sizes)
         with _renamed(self._name):
-            self._multiples = multiples(self.analysis, goal.round_to)
-            self._least = least_kept(self.analysis, goal.max_share, goal.min_width, self._multiples)
-            check_reachable(self.analysis, self._counter, dict(goal.shares), self._least)
+            self._limits = limits_of(self.analysis, goal.max_share, goal.min_width, goal.round_to)
+            check_reachable(self.analysis, self._counter, dict(goal.shares), self._limits.least)
         self.gates = Gates(model, self.analysis, remember=False, owner=owner, run=run)
         super().__init__(model, optimizers, self.gates.state, self.gates.variables, parts, run)
         self._counted: Keep | None = None
@@ -230,11 +220,10 @@ class StructuredSession(SteppedSession):
         if all(getattr(now, name) <= share * getattr(self._whole, name) for name, share in targets.items() if share):
             return
         scores = self._scores(standing)
-        order = order_units(self.analysis, scores, self.goal.scope)
+        ranking = Ranking(self.analysis, self._counter, scores, self.goal.scope, self._limits)
         with _renamed(self._name):
-            number = fewest(self.analysis, self._counter, targets, order, self._least, self._multiples)
-        kept = kept_after(self.analysis, order[:number], self._least, self._multiples)
-        keep = keep_best(self.analysis, scores, kept) & standing
+            number = ranking.fewest(targets)
+        keep = ranking.keep(number) & standing
         if self._growing is None:
             self.gates.set(keep)
         else:

@@ -13,7 +13,8 @@ from keras import ops, tree
 
 from keras_prune.statistics.batches import Batches
 from keras_prune.structured.analysis.groups import Keep
-from keras_prune.structured.planning.bracket import search
+from keras_prune.structured.planning.latency_search import search
+from keras_prune.structured.planning.unit_choice import Ranking, why_not_more
 
 __all__ = ["GROUP", "Latency", "Measure", "Trial", "Trials", "find_measure"]
 
@@ -90,39 +91,38 @@ class Trials:
     Args:
         measure: gives the seconds of a run.
         whole: the model as it is; it is measured first.
-        keep: for a number of units that go, whether each unit stays.
-        build: makes the smaller model.
-        macs: the share of multiplications that is left for a number of units.
+        ranking: the order in which its units go.
+        build: makes the smaller model from what is kept.
     """
 
     def __init__(
-        self,
-        measure: Measure,
-        whole: keras.Model,
-        keep: Callable[[int], Keep],
-        build: Callable[[Keep], keras.Model],
-        macs: Callable[[int], float],
+        self, measure: Measure, whole: keras.Model, ranking: Ranking, build: Callable[[Keep], keras.Model]
     ) -> None:
-        self.measure, self.keep, self.build, self.macs = measure, keep, build, macs
+        self.measure, self.ranking, self.build = measure, ranking, build
         self.before = _seconds(measure, whole)
         self.done: dict[bytes, Trial] = {}
 
-    def meet(self, target: float, low: int, high: int) -> tuple[int, Latency] | None:
-        """The fewest units of those in [low, high] that were measured to meet a target; None if none did."""
-        found = search(self.share, self.macs, low, high, target)
+    def meet(self, target: float, low: int) -> tuple[int, Latency]:
+        """Return the fewest units, from `low` on, that were measured to meet a target, and what was measured.
+
+        Raises:
+            ValueError: no number of units meets it.
+        """
+        found = search(self.share, self.ranking.share_left, low, len(self.ranking), target)
         if found is None:
-            return None
+            reason = why_not_more(self.ranking.analysis)
+            raise ValueError(f"plan: latency={target} cannot be met: {self}. {reason}")
         return found, Latency(self.before, self.before * self.share(found), tuple(self.done.values()))
 
     def share(self, number: int) -> float:
-        """Latency as a share of the whole model's."""
-        keep = self.keep(number)
+        """Return the latency as a share of the whole model's."""
+        keep = self.ranking.keep(number)
         if keep.all():
             return 1.0
         key = keep.tobytes()
         if key not in self.done:
             share = _seconds(self.measure, self.build(keep)) / self.before
-            self.done[key] = Trial(self.macs(number), share)
+            self.done[key] = Trial(self.ranking.share_left(number), share)
         return self.done[key].share
 
     def __str__(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -21,18 +22,8 @@ from keras_prune.structured.analysis.groups import Analysis, Keep, analyse, labe
 from keras_prune.structured.analysis.widths import Kept
 from keras_prune.structured.counting.counting import Count, Counter
 from keras_prune.structured.importances.names import resolve_importance
-from keras_prune.structured.planning.choice import (
-    check_reachable,
-    fewest,
-    keep_best,
-    kept_after,
-    least_kept,
-    multiples,
-    order_units,
-    share_left,
-    why_not_more,
-)
 from keras_prune.structured.planning.latency import Latency, Measure, Trials, find_measure
+from keras_prune.structured.planning.unit_choice import Ranking, check_reachable, keep_best, kept_after, limits_of
 from keras_prune.structured.surgery.rewrite import rebuild
 from keras_prune.text.plaintext import printable
 from keras_prune.text.tables import plain_lines
@@ -187,44 +178,25 @@ def plan(
         >>> [layer.units for layer in made.apply().layers]
         [7, 2]
     """
-    _check(model, {"params": params, "flops": flops, "memory": memory, "latency": latency}, threshold, scope)
-    if measure is not None and latency is None:
-        raise ValueError("plan: measure is how latency is taken. Received: measure without latency. Give latency=0.5.")
+    _check(model, {"params": params, "flops": flops, "memory": memory, "latency": latency}, threshold, measure, scope)
     analysis = analyse(model, exact=exact, frozen=frozen, input_shape=input_shape)
-    counter = Counter(analysis)
+    counter, limits = Counter(analysis), limits_of(analysis, max_share, min_width, round_to)
     targets = {"params": params, "macs": flops, "peak": memory}
-    step = multiples(analysis, round_to)
-    least = least_kept(analysis, max_share, min_width, step)
-    check_reachable(analysis, counter, targets, least)
+    check_reachable(analysis, counter, targets, limits.least)
     chosen = resolve_importance(importance, data)
     chosen.check_data()
-    given = data if data is not None else chosen.data
+    inputs = first_inputs(chosen.data if data is None else data)
+    scored = (chosen if threshold is None else chosen.as_measured()).score(model, analysis)
     if threshold is not None:
-        scored = chosen.as_measured().score(model, analysis)
-        gone = np.flatnonzero(scored.scores <= threshold)
-        stays = keep_best(analysis, scored.scores, kept_after(analysis, gone, least, step))
-        return Plan(analysis, stays, scored.notes, inputs=first_inputs(given))
-    scored = chosen.score(model, analysis)
-    inputs = first_inputs(given)
-    order = order_units(analysis, scored.scores, scope)
-    number = fewest(analysis, counter, targets, order, least, step)
-
-    def keep(number: int) -> Keep:
-        return keep_best(analysis, scored.scores, kept_after(analysis, order[:number], least, step))
-
-    if latency is None:
-        return Plan(analysis, keep(number), scored.notes, inputs=inputs)
-    trials = Trials(
-        measure or find_measure(model, data),
-        model,
-        keep,
-        build=lambda keep: rebuild(analysis, keep, inputs=inputs),
-        macs=lambda number: share_left(counter, kept_after(analysis, order[:number], least, step)),
-    )
-    found = trials.meet(latency, number, len(order))
-    if found is None:
-        raise ValueError(f"plan: latency={latency} cannot be met: {trials}. {why_not_more(analysis)}")
-    return Plan(analysis, keep(found[0]), scored.notes, found[1], inputs)
+        kept = kept_after(analysis, np.flatnonzero(scored.scores <= threshold), limits)
+        return Plan(analysis, keep_best(analysis, scored.scores, kept), scored.notes, inputs=inputs)
+    ranking = Ranking(analysis, counter, scored.scores, scope, limits)
+    number, found = ranking.fewest(targets), None
+    if latency is not None:
+        build = functools.partial(rebuild, analysis, inputs=inputs)
+        trials = Trials(measure or find_measure(model, data), model, ranking, build)
+        number, found = trials.meet(latency, number)
+    return Plan(analysis, ranking.keep(number), scored.notes, found, inputs)
 
 
 def prune(model: keras.Model, **options: Any) -> keras.Model:
@@ -276,7 +248,13 @@ def remove(
     return Plan(analysis, keep)
 
 
-def _check(model: keras.Model, shares: Mapping[str, float | None], threshold: float | None, scope: str) -> None:
+def _check(
+    model: keras.Model,
+    shares: Mapping[str, float | None],
+    threshold: float | None,
+    measure: Measure | None,
+    scope: str,
+) -> None:
     if all(share is None for share in shares.values()) == (threshold is None):
         received = ", ".join(f"{name}={value}" for name, value in (*shares.items(), ("threshold", threshold)))
         raise ValueError(
@@ -288,6 +266,8 @@ def _check(model: keras.Model, shares: Mapping[str, float | None], threshold: fl
             check_fraction(f"plan: {name}", value)
             if value == 0.0:
                 raise ValueError(f"plan: {name} is the share that may be left, so it is above 0. Received: {value}")
+    if measure is not None and shares["latency"] is None:
+        raise ValueError("plan: measure is how latency is taken. Received: measure without latency. Give latency=0.5.")
     if scope not in ("local", "global"):
         raise ValueError(f"plan: scope must be 'local' or 'global'. Received: {scope!r}")
     _check_bare(model)

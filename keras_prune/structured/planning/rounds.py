@@ -13,13 +13,13 @@ from rich.table import Table
 from keras_prune.strategy import check_fraction
 from keras_prune.structured.analysis.groups import analyse
 from keras_prune.structured.counting.counting import Count, Counter
-from keras_prune.structured.planning.choice import check_reachable, least_kept
 from keras_prune.structured.planning.distill import Distillation
-from keras_prune.structured.planning.plan import WIDTH, plan, remove
+from keras_prune.structured.planning.plan import WIDTH, Plan, plan, remove
+from keras_prune.structured.planning.unit_choice import check_reachable, limits_of
 from keras_prune.text.tables import plain_lines
 from keras_prune.training.metric import Metric, Score
 
-__all__ = ["Flow", "Round", "iterate"]
+__all__ = ["PruningHistory", "Round", "iterate"]
 
 Retrain = Callable[[keras.Model], Any] | Mapping[str, Any]
 
@@ -48,8 +48,8 @@ class Round:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Flow:
-    """What an iterated flow did; `str(flow)` is a table.
+class PruningHistory:
+    """What `iterate` did, round by round; `str()` is a table.
 
     Attributes:
         metric: name and direction.
@@ -77,7 +77,7 @@ class Flow:
         good = [r for r in self.rounds if lost[r] <= within + 1e-12]
         if not good:
             raise ValueError(
-                f"Flow: no round is within {within} of the dense model's {self.metric.name} {self.baseline:.4f}. "
+                f"best: no round is within {within} of the dense model's {self.metric.name} {self.baseline:.4f}. "
                 f"The nearest is {min(lost.values()):.4f} worse. Allow more, or remove less in each round."
             )
         return min(good, key=lambda r: (r.count.params, -r.number))
@@ -130,7 +130,7 @@ def iterate(
     data: Any = None,
     scope: str = "local",
     **limits: Any,
-) -> Flow:
+) -> PruningHistory:
     r"""Make a model smaller round by round: decide, remove, retrain.
 
     With a target share s and n rounds, at most $s^{k/n}$ of the model is left after round k: each takes the same share
@@ -168,77 +168,101 @@ def iterate(
         >>> [(one.number, one.count.params) for one in flow.rounds], flow.model.layers[0].units
         ([(1, 67), (2, 43)], 7)
     """
-    name, share = _target(params, flops)
+    goal = _Goal.of(params, flops, rounds)
     if "frozen" in limits:  # read once, asked for in each round
         limits["frozen"] = [limits["frozen"]] if isinstance(limits["frozen"], str) else list(limits["frozen"])
-    if not isinstance(rounds, int) or rounds < 1:
-        raise ValueError(f"iterate: rounds must be a whole number from 1. Received: {rounds!r}")
     if tolerance is not None and not tolerance >= 0:
         raise ValueError(f"iterate: tolerance must be 0 or more. Received: {tolerance!r}")
     train, evaluate = _trainer(model, retrain, distill), _evaluation(model, retrain, evaluate)
     score = Score("iterate", evaluate, metric, mode)
-    dense = _reachable(model, name, share, rounds, limits)
-    baseline = score(model)
+    dense = goal.check_reachable(model, limits)
+    good, before, done = model, score(model), list[Round]()
     assert score.metric is not None
-    done: list[Round] = []
-    good, left, before = model, dense, baseline
-    reason = f"all {rounds} rounds done"
+    baseline, reason = before, f"all {rounds} rounds done"
     for number in range(1, rounds + 1):
-        target = share ** (number / rounds)
-        part = target * getattr(dense, name) / getattr(left, name)
-        options = {"params" if name == "params" else "flops": part}
-        if part < 1:
-            made = plan(good, **options, importance=importance, data=data, scope=scope, **limits)
-        else:  # units are whole, so the round before may have reached this one's share
-            made = remove(good, {}, exact=limits.get("exact", True))
-        smaller, left = made.apply(), made.after
+        left = done[-1].count if done else dense
+        made = goal.plan(number, good, dense, left, limits | {"importance": importance, "data": data, "scope": scope})
+        smaller = made.apply()
         limits.pop("input_shape", None)  # what comes out is functional
         removed = score(smaller)
         train(smaller)
-        retrained = score(smaller)
-        done.append(Round(number, target, left, before, removed, retrained, smaller))
-        lost = score.metric.loss_from(baseline, retrained)
-        if tolerance is not None and not lost <= tolerance:
-            reason = (
-                f"{score.metric.name} is {retrained:.4f} after round {number}, {lost:.4f} worse than the dense "
-                f"model's {baseline:.4f}, where {tolerance} is allowed; the model is the one before it"
-            )
+        done.append(Round(number, goal.share_after(number), made.after, before, removed, score(smaller), smaller))
+        too_far = _too_far(score.metric, baseline, done[-1], tolerance)
+        if too_far:
+            reason = too_far
             break
-        good, before = smaller, retrained
-    return Flow(score.metric, dense, baseline, tuple(done), good, reason)
+        good, before = smaller, done[-1].retrained
+    return PruningHistory(score.metric, dense, baseline, tuple(done), good, reason)
 
 
-def _reachable(model: keras.Model, name: str, share: float, rounds: int, limits: Mapping[str, Any]) -> Count:
-    """Refuse a target that the last round would miss before the first one trains; gives the dense model's count."""
-    known = {key: limits[key] for key in ("exact", "frozen", "input_shape") if key in limits}
-    analysis = analyse(model, **known)
-    counter = Counter(analysis)
-    most = limits.get("max_share", 1.0)  # of each round
-    most = (
-        {k: _compounded(v, rounds) for k, v in most.items()} if isinstance(most, Mapping) else _compounded(most, rounds)
+@dataclasses.dataclass(frozen=True)
+class _Goal:
+    """What is to be left in the end, and how many rounds lead there.
+
+    Attributes:
+        field: of a `Count`, "params" or "macs".
+        share: what may be left of it.
+        rounds: how many.
+    """
+
+    field: str
+    share: float
+    rounds: int
+
+    @classmethod
+    def of(cls, params: float | None, flops: float | None, rounds: int) -> _Goal:
+        """Check the arguments of `iterate`."""
+        if (params is None) == (flops is None):
+            raise ValueError(
+                "iterate needs one target: params=0.5 or flops=0.5 leaves at most half. "
+                f"Received: params={params}, flops={flops}"
+            )
+        given, value = ("params", params) if params is not None else ("flops", flops)
+        assert value is not None
+        check_fraction(f"iterate: {given}", value)
+        if value == 0.0:
+            raise ValueError(f"iterate: {given} is the share that may be left, so it is above 0. Received: {value}")
+        if not isinstance(rounds, int) or rounds < 1:
+            raise ValueError(f"iterate: rounds must be a whole number from 1. Received: {rounds!r}")
+        return cls("params" if given == "params" else "macs", value, rounds)
+
+    def share_after(self, number: int) -> float:
+        """The share of the dense model that may be left after a round."""
+        return float(self.share ** (number / self.rounds))
+
+    def check_reachable(self, model: keras.Model, limits: Mapping[str, Any]) -> Count:
+        """Refuse a target that the last round would miss before the first one trains; give the dense model's count."""
+        known = {key: limits[key] for key in ("exact", "frozen", "input_shape") if key in limits}
+        analysis = analyse(model, **known)
+        counter = Counter(analysis)
+        most = limits.get("max_share", 1.0)  # of each round
+        most = {k: self._in_all(v) for k, v in most.items()} if isinstance(most, Mapping) else self._in_all(most)
+        least = limits_of(analysis, most, limits.get("min_width", 1), limits.get("round_to", 1)).least
+        check_reachable(analysis, counter, {self.field: self.share}, least)
+        return counter.total(counter.sizes)
+
+    def _in_all(self, share: float) -> float:
+        """What may go in all rounds when this share may go in each."""
+        check_fraction("iterate: max_share", share, below_one=False)
+        return 1.0 - (1.0 - share) ** self.rounds
+
+    def plan(self, number: int, model: keras.Model, dense: Count, left: Count, options: Mapping[str, Any]) -> Plan:
+        """What a round removes from the model that the one before it left."""
+        part = self.share_after(number) * getattr(dense, self.field) / getattr(left, self.field)
+        if part >= 1:  # units are whole, so the round before may have reached this one's share
+            return remove(model, {}, exact=options.get("exact", True))
+        return plan(model, **{"params" if self.field == "params" else "flops": part}, **options)
+
+
+def _too_far(metric: Metric, baseline: float, done: Round, tolerance: float | None) -> str:
+    """Why a round is the last one, if it made the metric worse than is allowed; else empty."""
+    lost = metric.loss_from(baseline, done.retrained)
+    if tolerance is None or lost <= tolerance:
+        return ""
+    return (
+        f"{metric.name} is {done.retrained:.4f} after round {done.number}, {lost:.4f} worse than the dense "
+        f"model's {baseline:.4f}, where {tolerance} is allowed; the model is the one before it"
     )
-    least = least_kept(analysis, most, limits.get("min_width", 1), limits.get("round_to", 1))
-    check_reachable(analysis, counter, {name: share}, least)
-    return counter.total(counter.sizes)
-
-
-def _compounded(share: float, rounds: int) -> float:
-    check_fraction("iterate: max_share", share, below_one=False)
-    return 1.0 - (1.0 - share) ** rounds
-
-
-def _target(params: float | None, flops: float | None) -> tuple[str, float]:
-    if (params is None) == (flops is None):
-        raise ValueError(
-            "iterate needs one target: params=0.5 or flops=0.5 leaves at most half. "
-            f"Received: params={params}, flops={flops}"
-        )
-    given, value = ("params", params) if params is not None else ("flops", flops)
-    assert value is not None
-    check_fraction(f"iterate: {given}", value)
-    if value == 0.0:
-        raise ValueError(f"iterate: {given} is the share that may be left, so it is above 0. Received: {value}")
-    return ("params" if given == "params" else "macs"), value
 
 
 def _trainer(model: keras.Model, retrain: Retrain, distill: Distillation | None) -> Callable[[keras.Model], Any]:

@@ -255,7 +255,7 @@ class Call:
 
     def tie(self, a: Labels, b: Labels) -> None:
         """Make elements stay or go together."""
-        self._tracker.elements.tie(a, b, (self.node.path, "coupled here to a size that stays as it is"))
+        self._tracker.elements.tie(a, b, (self.node.path, "tied to a dimension that cannot be pruned"))
 
     def freeze(self, entry: Axis | Labels | None, reason: str) -> None:
         """Keep all elements of an axis."""
@@ -284,7 +284,7 @@ class Call:
             return None
         if len(known) < len(entries):
             for entry in known:
-                self.freeze(entry, "coupled here to a size that stays as it is")
+                self.freeze(entry, "tied to a dimension that cannot be pruned")
         for entry in known[1:]:
             self.tie(known[0].labels, entry.labels)
         return Axis(known[0].labels, all(entry.zero for entry in known) if zero is None else zero)

@@ -21,11 +21,11 @@ from keras_prune.structured.surgery.reference import needed
 from keras_prune.structured.surgery.rewrite import rebuild
 from keras_prune.structured.surgery.shrink import refuse_masks
 
-__all__ = ["Block", "BlockCost", "depth_costs", "drop_layers", "droppable"]
+__all__ = ["BlockCost", "RemovableBlock", "depth_costs", "drop_layers", "droppable"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Block:
+class RemovableBlock:
     """What can be taken out whole.
 
     Attributes:
@@ -51,7 +51,7 @@ class BlockCost:
         macs: multiplications that do.
     """
 
-    block: Block
+    block: RemovableBlock
     change: float
     params: int
     macs: int
@@ -61,11 +61,11 @@ class BlockCost:
 class _Place:
     """Where a block ends, and the tensor that takes its result's place; for each call of a layer that is shared."""
 
-    block: Block
+    block: RemovableBlock
     ends: tuple[tuple[Node, int], ...]
 
 
-def droppable(model: keras.Model, *, input_shape: Any = None) -> tuple[Block, ...]:
+def droppable(model: keras.Model, *, input_shape: Any = None) -> tuple[RemovableBlock, ...]:
     """Find residual branches and single layers that can be taken out of a model.
 
     A branch can be, where an Add of two tensors of the same shape has one that comes from the other, or both from a
@@ -88,7 +88,7 @@ def droppable(model: keras.Model, *, input_shape: Any = None) -> tuple[Block, ..
     return tuple(place.block for place in _places(analyse(model, input_shape=input_shape)))
 
 
-def drop_layers(model: keras.Model, names: Iterable[str | Block], *, input_shape: Any = None) -> keras.Model:
+def drop_layers(model: keras.Model, names: Iterable[str | RemovableBlock], *, input_shape: Any = None) -> keras.Model:
     """Return a model without some blocks; names, weights, settings of `compile` and the optimizer's state are kept.
 
     Args:
@@ -162,13 +162,13 @@ def _without(analysis: Analysis, places: list[_Place]) -> keras.Model:
     return rebuild(analysis, np.ones(analysis.size, bool), skip=skip, owner="drop_layers")
 
 
-def _find(analysis: Analysis, names: Iterable[str | Block]) -> list[_Place]:
+def _find(analysis: Analysis, names: Iterable[str | RemovableBlock]) -> list[_Place]:
     if isinstance(names, str):
         raise TypeError(f"drop_layers: names must be a list of names. Received: {names!r}")
     places = {place.block.name: place for place in _places(analysis)}
     found = []
     for name in names:
-        path = name.name if isinstance(name, Block) else name
+        path = name.name if isinstance(name, RemovableBlock) else name
         node = None if path in places else find_call("drop_layers", analysis.graph, path)
         if node is not None and node.path not in places:
             raise ValueError(
@@ -250,7 +250,7 @@ def _residual(graph: Graph, node: Node, maker: dict[int, Node], above: dict[int,
     if {id(one) for one in gone} != branch | {id(node)}:  # something else uses what is computed in the branch
         return None
     kind = "projection" if weighty[kept] else "residual"
-    return _Place(Block(node.path, kind, tuple(one.path for one in gone)), ((node, sides[kept]),))
+    return _Place(RemovableBlock(node.path, kind, tuple(one.path for one in gone)), ((node, sides[kept]),))
 
 
 def _weighty(maker: dict[int, Node], bits: int) -> int:
@@ -276,4 +276,4 @@ def _layer(analysis: Analysis, graph: Graph, node: Node) -> _Place | None:
     inside = [one for one in node.body.walk() if one.body is None] if node.body is not None else [node]
     if not any(analysis.effects[id(one)].costs and getattr(one.operation, "weights", ()) for one in inside):
         return None
-    return _Place(Block(node.path, "layer", (node.path,)), ((node, node.inputs[0]),))
+    return _Place(RemovableBlock(node.path, "layer", (node.path,)), ((node, node.inputs[0]),))

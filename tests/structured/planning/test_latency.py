@@ -14,7 +14,7 @@ from keras import layers as kl
 from keras_prune.structured import plan
 from keras_prune.structured.counting.counting import count
 from keras_prune.structured.planning import latency as latency_module
-from keras_prune.structured.planning.bracket import MOST, TOLERANCE, search
+from keras_prune.structured.planning.latency_search import MOST, TOLERANCE, search
 
 
 def net(width=64):

@@ -127,7 +127,7 @@ def test_limits_hold_in_every_round():
     never = {"retrain": lambda m: None, "evaluate": lambda m: 1.0}
     flow = iterate(model, rounds=3, params=0.5, frozen=iter(["a"]), **never)
     assert [r.model.layers[0].units for r in flow.rounds] == [8, 8, 8]
-    with pytest.raises(ValueError, match=r"params=0.3 cannot be met: at the most, 0.\d+ is left"):
+    with pytest.raises(ValueError, match=r"params=0.3 cannot be met: even the smallest model keeps 0.\d+"):
         iterate(model, rounds=2, params=0.3, max_share=0.25, **never)
     assert iterate(model, rounds=5, params=0.3, max_share=0.25, **never).model.count_params() == 36
 
@@ -160,7 +160,7 @@ def test_it_prints_and_is_json(trained, digits):
         ({"mode": "up"}, r"mode must be one of .*Received: 'up'"),
         ({"metric": "recall"}, r"one of the logs \['accuracy', 'loss'\]\. Received: 'recall'"),
         ({"evaluate": None, "retrain": {"x": 1}}, r"nothing to measure the metric with"),
-        ({"params": 0.001}, r"params=0.001 cannot be met: at the most"),
+        ({"params": 0.001}, r"params=0.001 cannot be met: even the smallest model keeps"),
         ({"retrain": print, "distill": Distillation()}, r"retrain must be options of fit.*Received a function"),
     ],
 )

@@ -1,7 +1,8 @@
-"""Which units go: limits of groups, the order of units, and how many of it meet the targets."""
+"""Which units go: the limits of groups, the order of units, and how many have to go to meet a target."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping
 
@@ -14,14 +15,14 @@ from keras_prune.structured.analysis.widths import Kept
 from keras_prune.structured.counting.counting import Counter
 
 __all__ = [
+    "OPTIONS",
+    "Limits",
+    "Ranking",
     "check_reachable",
-    "fewest",
     "keep_best",
     "kept_after",
-    "least_kept",
-    "multiples",
+    "limits_of",
     "order_units",
-    "share_left",
     "why_not_more",
 ]
 
@@ -31,10 +32,34 @@ OPTIONS = {"params": "params", "macs": "flops", "peak": "memory"}
 PerLayer = int | Mapping[str, int]
 
 
-def least_kept(
-    analysis: Analysis, max_share: float | Mapping[str, float], min_width: PerLayer, round_to: PerLayer | Kept
-) -> Kept:
-    """How many units each group keeps at least."""
+@dataclasses.dataclass(frozen=True, eq=False)
+class Limits:
+    """What each group keeps in any case.
+
+    Attributes:
+        least: how many units stay at least, `[groups]`.
+        multiples: a group that shrinks keeps a multiple of this many units, if it has as many, `[groups]`.
+    """
+
+    least: Kept
+    multiples: Kept
+
+
+def limits_of(
+    analysis: Analysis, max_share: float | Mapping[str, float], min_width: PerLayer, round_to: PerLayer
+) -> Limits:
+    """Return the limits of all groups.
+
+    Args:
+        analysis: of the model.
+        max_share: as for `plan`.
+        min_width: as for `plan`.
+        round_to: as for `plan`; layers of one group share the least common multiple.
+
+    Raises:
+        ValueError: a number is out of its range, no layer has that name, or a layer named in `max_share` makes no units
+            that can be removed (with the reason).
+    """
     share = np.ones(len(analysis.groups))
     if isinstance(max_share, Mapping):
         for name, value in max_share.items():
@@ -45,14 +70,10 @@ def least_kept(
         check_fraction("plan: max_share", max_share, below_one=False)
         share[:] = max_share
     sizes = np.array([group.size for group in analysis.groups], np.int64)
+    multiples = _numbers(analysis, "round_to", round_to, math.lcm)
     width = _numbers(analysis, "min_width", min_width, max)
     least = np.maximum(np.ceil(sizes * (1.0 - share) - 1e-9).astype(np.int64), width)
-    return _rounded(sizes, least, multiples(analysis, round_to))
-
-
-def multiples(analysis: Analysis, round_to: PerLayer | Kept) -> Kept:
-    """For each group, the number that it keeps a multiple of; layers of one group share the least common one."""
-    return round_to if isinstance(round_to, np.ndarray) else _numbers(analysis, "round_to", round_to, math.lcm)
+    return Limits(_rounded(sizes, least, multiples), multiples)
 
 
 def _numbers(analysis: Analysis, what: str, given: PerLayer, join: Callable[[int, int], int]) -> Kept:
@@ -68,7 +89,7 @@ def _numbers(analysis: Analysis, what: str, given: PerLayer, join: Callable[[int
     return result
 
 
-def _rounded(sizes: Kept, kept: Kept, round_to: int | Kept) -> Kept:
+def _rounded(sizes: Kept, kept: Kept, round_to: Kept) -> Kept:
     """The next multiple, or all where there are not as many."""
     return np.minimum(sizes, -(-kept // round_to) * round_to)
 
@@ -89,13 +110,13 @@ def check_reachable(analysis: Analysis, counter: Counter, targets: Mapping[str, 
         before, best = getattr(whole, name), getattr(smallest, name)
         if share is not None and best > share * before:
             raise ValueError(
-                f"plan: {OPTIONS[name]}={share} cannot be met: at the most, "
-                f"{best / before if before else 1.0:.4f} is left ({best:,} of {before:,}). {why_not_more(analysis)}"
+                f"plan: {OPTIONS[name]}={share} cannot be met: even the smallest model keeps "
+                f"{best / before if before else 1.0:.4f} ({best:,} of {before:,}). {why_not_more(analysis)}"
             )
 
 
 def why_not_more(analysis: Analysis) -> str:
-    """What to do about a target that cannot be met, and what stays, with the reasons."""
+    """Return what to do about a target that cannot be met, and what stays, with the reasons."""
     shown = [f"{skipped.path} ({skipped.reason})" for skipped in analysis.skipped[:5]]
     more = len(analysis.skipped) - len(shown)
     if not shown:
@@ -105,7 +126,7 @@ def why_not_more(analysis: Analysis) -> str:
 
 
 def order_units(analysis: Analysis, scores: npt.NDArray[np.float64], scope: str) -> npt.NDArray[np.int64]:
-    """All units, the first to go first."""
+    """Return the units whose score is finite, the first to go first, `[units]`."""
     if scope == "global":
         order = np.argsort(scores, kind="stable")
         return order[np.isfinite(scores[order])]
@@ -118,49 +139,76 @@ def order_units(analysis: Analysis, scores: npt.NDArray[np.float64], scope: str)
     return order[np.isfinite(place[order])]
 
 
-def kept_after(analysis: Analysis, gone: npt.NDArray[np.int64], least: Kept, round_to: int | Kept) -> Kept:
-    """How many units stay in each group when these go, limits and multiples kept."""
+class Ranking:
+    """The units of a model in the order in which they go.
+
+    Args:
+        analysis: of the model.
+        counter: of the analysis.
+        scores: `[units]`; a unit whose score is not finite never goes.
+        scope: "local" takes the same share of each group, "global" the lowest of the whole model.
+        limits: of the groups.
+    """
+
+    def __init__(
+        self, analysis: Analysis, counter: Counter, scores: npt.NDArray[np.float64], scope: str, limits: Limits
+    ) -> None:
+        self.analysis, self.counter, self.scores, self.limits = analysis, counter, scores, limits
+        self.order = order_units(analysis, scores, scope)
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def fewest(self, targets: Mapping[str, float | None]) -> int:
+        """Return how many units have to go to meet all targets; counts fall with each, so it is found by halving.
+
+        Args:
+            targets: for fields of a `Count`, the share that may be left; None for no target.
+
+        Raises:
+            ValueError: the units that have a score do not suffice.
+        """
+        whole = self.counter.total(self.counter.sizes)
+
+        def met(number: int) -> bool:
+            now = self.counter.total(self.kept(number))
+            return all(getattr(now, name) <= s * getattr(whole, name) for name, s in targets.items() if s is not None)
+
+        low, high = 0, len(self)
+        if not met(high):
+            raise ValueError(
+                "plan: the target cannot be met by the units that the importance scores: others have no score. "
+                f"Received: targets {dict(targets)}, {len(self)} of {self.analysis.size} units scored."
+            )
+        while low < high:
+            middle = (low + high) // 2
+            low, high = (low, middle) if met(middle) else (middle + 1, high)
+        return low
+
+    def kept(self, number: int) -> Kept:
+        """Return how many units of each group stay when the first `number` go, limits kept, `[groups]`."""
+        return kept_after(self.analysis, self.order[:number], self.limits)
+
+    def keep(self, number: int) -> Keep:
+        """Return for each unit whether it stays when the first `number` go, `[units]`."""
+        return keep_best(self.analysis, self.scores, self.kept(number))
+
+    def share_left(self, number: int) -> float:
+        """Return what is left of the model's multiplications; of its parameters, if it has no multiplications."""
+        before, after = self.counter.total(self.counter.sizes), self.counter.total(self.kept(number))
+        return after.macs / before.macs if before.macs else after.params / max(before.params, 1)
+
+
+def kept_after(analysis: Analysis, gone: npt.NDArray[np.int64], limits: Limits) -> Kept:
+    """Return how many units of each group stay when these go, as far as limits allow, `[groups]`."""
     starts = np.array([group.start for group in analysis.groups], np.int64)
     sizes = np.array([group.size for group in analysis.groups], np.int64)
     lost = np.bincount(np.searchsorted(starts, gone, side="right") - 1, minlength=len(sizes))
-    return _rounded(sizes, np.maximum(sizes - lost, np.minimum(least, sizes)), round_to)
-
-
-def share_left(counter: Counter, kept: Kept) -> float:
-    """What is left of a model's multiplications; of its parameters, if it has no multiplications."""
-    before, after = counter.total(counter.sizes), counter.total(kept)
-    return after.macs / before.macs if before.macs else after.params / max(before.params, 1)
-
-
-def fewest(
-    analysis: Analysis,
-    counter: Counter,
-    targets: Mapping[str, float | None],
-    order: npt.NDArray[np.int64],
-    least: Kept,
-    round_to: int | Kept,
-) -> int:
-    """How many units of `order` have to go to meet all targets; counts fall with each, so by halving."""
-    whole = counter.total(counter.sizes)
-
-    def met(number: int) -> bool:
-        now = counter.total(kept_after(analysis, order[:number], least, round_to))
-        return all(getattr(now, name) <= s * getattr(whole, name) for name, s in targets.items() if s is not None)
-
-    low, high = 0, len(order)
-    if not met(high):
-        raise ValueError(
-            "plan: the target cannot be met by the units that the importance scores: others have no score. "
-            f"Received: targets {dict(targets)}, {len(order)} of {analysis.size} units scored."
-        )
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if met(middle) else (middle + 1, high)
-    return low
+    return _rounded(sizes, np.maximum(sizes - lost, np.minimum(limits.least, sizes)), limits.multiples)
 
 
 def keep_best(analysis: Analysis, scores: npt.NDArray[np.float64], kept: Kept) -> Keep:
-    """The best units of each group stay; of equal ones the first."""
+    """Return for each unit whether it stays: the best of each group, of equal ones the first, `[units]`."""
     keep = np.zeros(analysis.size, bool)
     for group, number in zip(analysis.groups, kept, strict=True):
         best = np.argsort(-scores[group.start : group.stop], kind="stable")[: math.floor(number)]
