@@ -22,6 +22,7 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +121,8 @@ def candidates(case: Case, model: keras.Model) -> dict[str, bytes]:
             if options.densified is not None:
                 every[Encoding.DENSIFY] = options.densified
             lines.append(every.get(encoding, as_dense(line, "")))
-        files[encoding.value] = encode(converted.content, Plan(tuple(lines)), weights)
+        edited, _ = converted.file.edited(partial(encode, plan=Plan(tuple(lines)), weights=weights))
+        files[encoding.value] = edited.content
     return files
 
 

@@ -14,6 +14,7 @@ from tflite_export.convert.converter import Converted, convert
 from tflite_export.convert.number_types import NumberType
 from tflite_export.edits.ranks import lower_pooled_outputs, raise_scalar_constants
 from tflite_export.file import flatbuffer
+from tflite_export.file.tflite_file import Change
 from tflite_export.model import precision
 from tflite_export.model.inputs import Inputs
 from tflite_export.model.signature import Signature
@@ -22,7 +23,7 @@ from tflite_export.plan.zeros import kernels_of
 from tflite_export.rewrites.heads import HeadsPass
 from tflite_export.rewrites.mirror import MirrorPass
 from tflite_export.rewrites.pooling import PoolingPass
-from tflite_export.rewrites.rewrite import Change, rewrite_model
+from tflite_export.rewrites.rewrite import rewrite_model
 from tflite_export.runtimes.sessions import in_batches
 from tflite_export.source.source import KerasSource, Source
 from tflite_export.targets import ANY, Target
@@ -78,7 +79,7 @@ def make_dense(source: Source, signature: Signature, kind: NumberType, data: Inp
     tried: Dense | None = None
     if isinstance(source, KerasSource) and may_run_sparse(target, kind) and _is_worth_trying(source.keras):
         tried = _rewritten(source, signature, kind, data)
-        found = analyse(file := flatbuffer.read(tried.converted.content), assume_sparse=_pruned_pointwise(file))
+        found = analyse(file := tried.converted.file.model, assume_sparse=_pruned_pointwise(file))
         if found.on and not found.dangers:
             return tried
     converted = source.convert(signature, None, kind, data)
@@ -99,10 +100,8 @@ def _rewritten(source: KerasSource, signature: Signature, kind: NumberType, data
         return result.model
 
     converted = convert(make, signature, None, kind, data)
-    file = flatbuffer.read(converted.content, "the converter's file")
-    edits = raise_scalar_constants(file) + lower_pooled_outputs(file)
-    if edits:
-        converted = replace(converted, content=flatbuffer.write(file))
+    file, edits = converted.file.edited(raise_scalar_constants, lower_pooled_outputs)
+    converted = replace(converted, file=file)
     notes = tuple(f"not rewritten: {refusal.place}: {refusal.reason}" for refusal in made["refusals"])
     return Dense(converted, made["kernels"], made["changes"] + edits, notes)
 

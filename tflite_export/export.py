@@ -26,7 +26,7 @@ from tflite_export.convert.number_types import (
 )
 from tflite_export.convert.workspace import in_turn
 from tflite_export.dense import make_dense, may_run_sparse
-from tflite_export.edits.integer_io import make_borders_integer
+from tflite_export.edits.integer_io import make_io_integer
 from tflite_export.errors import ExportError
 from tflite_export.file import flatbuffer
 from tflite_export.file.atomic import check_apart, check_writable, write_atomically
@@ -161,27 +161,27 @@ def export(
     if strict:
         check_strict(plan, weights)
     if tune:
-        tuned = tune_plan(converted.content, plan, weights, device, reference)
+        tuned = tune_plan(converted.file, plan, weights, device, reference)
         # It knows what is fast here, not what would be wrong elsewhere.
-        plan, prediction = without_dangers(tuned, flatbuffer.read(converted.content))
+        plan, prediction = without_dangers(tuned, converted.file.model)
         runs_sparse = prediction.on and may_run_sparse(device, kind)
-    stage = Settlement(converted.content, weights, reference, device, kind, tolerance, strict, runs_sparse)
-    plan, content, verification, sparse_run = stage.settle(plan)
+    stage = Settlement(converted.file, weights, reference, device, kind, tolerance, strict, runs_sparse)
+    plan, file, verification, sparse_run = stage.settle(plan)
     micro = None
     if device is MCU:
-        content = make_borders_integer(content)
-        micro = check_micro(content, dict(zip(reference.input_names, inputs.arrays, strict=True)))
+        file, _ = file.edited(make_io_integer)
+        micro = check_micro(file, dict(zip(reference.input_names, inputs.arrays, strict=True)))
     if golden is not None:
         write_golden(golden, golden_of(reference, kind.tolerance if tolerance is None else tolerance))
     if c_array is not None:
-        write_c_array(content, c_array)
-    write_atomically(path, content)
+        write_c_array(file.content, c_array)
+    write_atomically(path, file.content)
     for text in verification.warnings:
         warnings.warn(text, UserWarning, stacklevel=3)  # in_turn lies between
     return ExportReport(
         path=os.fspath(path),
-        dense=Size(converted.content),
-        written=Size(content),
+        dense=Size(converted.file.content),
+        written=Size(file.content),
         lines=plan.lines,
         verification=verification,
         notes=(*source.notes, *fixed, *as_given, *converted.notes, *dense.notes, *lost, *_mixed_notes(source)),
@@ -190,7 +190,7 @@ def export(
         changes=dense.changes,
         sparse_run=sparse_run,
         micro=micro,
-        unreadable_by=unreadable_by(content),
+        unreadable_by=unreadable_by(file),
     )
 
 
@@ -286,8 +286,7 @@ def names_of(source: Source, kind: NumberType) -> Names:
 
 def weights_of(converted: Converted, names: Names, reference: Reference) -> list[Weight]:
     """Return the weights of the dense file."""
-    dense = flatbuffer.read(converted.content, "the converter's file")
-    return collect(dense, names=names, rows=_rows(dense, converted, reference))
+    return collect(converted.file.model, names=names, rows=_rows(converted, reference))
 
 
 def _mixed_notes(source: Source) -> tuple[str, ...]:
@@ -303,16 +302,16 @@ def _mixed_notes(source: Source) -> tuple[str, ...]:
     )
 
 
-def _rows(model: Any, converted: Converted, reference: Reference) -> dict[tuple[int, int], int]:
+def _rows(converted: Converted, reference: Reference) -> dict[tuple[int, int], int]:
     """Return the rows of each tensor as a matrix, for one sample.
 
     In the main graph as the runtime sees them, in the others as declared.
     """
-    session = open_own(converted.content, "the converter's file", delegate=False)
+    session = open_own(converted.file, converted.file.subject, delegate=False)
     count = converted.batch_size or reference.batch or 1
     session.run([array[:count] for array in reference.inputs.arrays], converted.inputs, converted.outputs, count)
     rows = {(0, index): prod(shape[:-1]) for index, shape in session.tensor_shapes().items()}
-    for number, subgraph in enumerate(model.subgraphs[1:], start=1):
+    for number, subgraph in enumerate(converted.file.model.subgraphs[1:], start=1):
         for index, tensor in enumerate(subgraph.tensors):
             free = tensor.shapeSignature is not None and min(tensor.shapeSignature, default=1) < 0
             if tensor.shape is not None and not free:
@@ -327,5 +326,5 @@ def _plan(
     if not device.densify:
         return make_plan(weights, device, optimize=optimize), False
     # A file for a PC, where sparse inference is off, may get to a phone all the same.
-    plan, found = plan_for_clusters(flatbuffer.read(converted.content), weights, device, optimize)
+    plan, found = plan_for_clusters(converted.file.model, weights, device, optimize)
     return plan, found.on and may_run_sparse(device, kind)

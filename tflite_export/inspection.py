@@ -21,6 +21,7 @@ from tflite_export.errors import ExportError
 from tflite_export.file import flatbuffer
 from tflite_export.file.integrity import text
 from tflite_export.file.storage import BITS
+from tflite_export.file.tflite_file import TFLiteFile
 from tflite_export.model import precision
 from tflite_export.model.signature import signature_of
 from tflite_export.rewrites.pooling import PoolingPass
@@ -214,9 +215,11 @@ def inspect(
     assumed = False
     notes: tuple[str, ...] = ()
     if isinstance(source, (bytes, bytearray, memoryview)):
-        subject, content = "the file", bytes(source)
+        subject = "the file"
+        file = TFLiteFile(bytes(source), subject)
     elif isinstance(source, (str, os.PathLike)) and not os.fspath(source).endswith(MODEL_FILES):
-        subject, content = f"'{os.fspath(source)}'", load(source)
+        subject = f"'{os.fspath(source)}'"
+        file = TFLiteFile(load(source), subject)
     else:
         given = open_source(source)
         if given.model is None:
@@ -226,9 +229,9 @@ def inspect(
                 type(source).__name__,
                 "Export it by tflite_export.export, and inspect the file.",
             )
-        content, notes = _convert(given.model)
+        file, notes = _convert(given.model)
         subject, assumed = f"model '{given.name}'", True
-    model = flatbuffer.read(content, subject)
+    model = file.model
     sparse = _with_zeros(model) if assumed else frozenset()
     analysis = analyse(model, assume_sparse=sparse)
     has_kernels = device.clusters is not None
@@ -250,14 +253,14 @@ def _short(name: str) -> str:
 
 
 @in_turn
-def _convert(model: keras.Model) -> tuple[bytes, tuple[str, ...]]:
+def _convert(model: keras.Model) -> tuple[TFLiteFile, tuple[str, ...]]:
     plain = strip(model)
     build_like(plain, model)
     # As an export writes it: a mean over the whole map is one, however it is written.
     plain = PoolingPass().apply(plain).model
     with precision.float32(plain):
         converted = convert(lambda: plain, signature_of(model))
-    return converted.content, converted.notes
+    return converted.file, converted.notes
 
 
 def _with_zeros(model: Any) -> frozenset[tuple[int, int]]:

@@ -8,6 +8,7 @@ from typing import Any
 from tflite_export.errors import ExportError
 from tflite_export.file import flatbuffer
 from tflite_export.file.integrity import text
+from tflite_export.file.tflite_file import TFLiteFile
 from tflite_export.tflm.mcu import check_structure
 from tflite_export.web.limitations import web_refusal
 
@@ -31,19 +32,20 @@ class Unreadable:
         return f"not read by {self.runtime}: {self.reason}"
 
 
-def unreadable_by(content: bytes) -> tuple[Unreadable, ...]:
+def unreadable_by(file: TFLiteFile | bytes) -> tuple[Unreadable, ...]:
     """Return the runtimes that are known not to read a file; LiteRT, in which it was verified, is none of them.
 
     Each rule was seen: OpenVINO 2026.4.1 (a sparse dimension only as the last one), LiteRT.js 2.5.3, Vela 5.2.0 ("could
     not run on NPU"), and TensorFlow Lite Micro of October 2026.
 
     Args:
-        content: the file.
+        file: the file, or its bytes.
 
     Raises:
         FlatbufferError: the file is damaged.
     """
-    model = flatbuffer.read(content)
+    file = TFLiteFile.of(file)
+    model = file.model
     found = []
     blocks = _first(model, lambda tensor: tensor.sparsity is not None and _listed(tensor.sparsity.blockMap))
     if blocks is not None:
@@ -51,7 +53,7 @@ def unreadable_by(content: bytes) -> tuple[Unreadable, ...]:
             Unreadable("OpenVINO", f"'{blocks}' is stored in blocks, and it takes dense weights and single zeros")
         )
     free = _first_free_input(model)
-    refusal = web_refusal(content)
+    refusal = web_refusal(file)
     if free is not None:
         found.append(Unreadable("LiteRT.js", f"input '{free}' has a free size; batch_size=..., shapes=... fix them"))
     elif refusal is not None:

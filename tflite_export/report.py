@@ -11,9 +11,9 @@ from rich.table import Table
 
 from keras_prune.text.plaintext import printable
 from keras_prune.text.tables import plain_text
+from tflite_export.file.tflite_file import Change
 from tflite_export.other_runtimes import Unreadable
 from tflite_export.plan.plan import PlanLine
-from tflite_export.rewrites.rewrite import Change
 from tflite_export.tflm.mcu import MicroReport
 from tflite_export.verification.verify import Verification
 

@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import os
+from collections import Counter
 
 import keras
 import numpy as np
@@ -9,6 +10,7 @@ from keras import layers
 
 from keras_prune import strip
 from tflite_export import Encoding, ExportError, export, verify
+from tflite_export.file import flatbuffer
 from tflite_export.plan.plan import PlanLine
 from tflite_export.runtimes.litert import LiteRTSession
 
@@ -226,6 +228,38 @@ def test_the_report_is_a_table_and_a_dictionary(tmp_path, dense_net, inputs):
     ]
     with pytest.raises(dataclasses.FrozenInstanceError):
         report.path = "other"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "files"),
+    [
+        # The converter's own, the dense one (constants shared), the sparse one.
+        ({}, 3),
+        ({"quantize": "int8", "optimize": "size"}, 2),
+        # The one with its summary, and with integers in and out.
+        ({"target": "mcu", "quantize": "int8"}, 3),
+    ],
+    ids=["float32", "int8", "mcu"],
+)
+def test_each_file_is_parsed_and_checked_once_on_its_way(arguments, files, tmp_path, dense_net, inputs, monkeypatch):
+    if arguments.get("target") == "mcu":
+        pytest.importorskip("tflite_micro")
+    parsed = Counter()
+    for check in ("check_bounds", "check_model"):
+        inner = getattr(flatbuffer, check)
+
+        def counted(content, subject, check=check, inner=inner):
+            parsed[check] += 1
+            if check == "check_bounds":
+                parsed[bytes(content)] += 1
+            return inner(content, subject)
+
+        monkeypatch.setattr(flatbuffer, check, counted)
+    export(dense_net, tmp_path / "model.tflite", data=inputs(dense_net, samples=64)[0], **arguments)
+    assert parsed.pop("check_bounds") == parsed.pop("check_model") == files
+    assert set(parsed.values()) == {1}
+    assert len(parsed) == files
+    assert (tmp_path / "model.tflite").read_bytes() in parsed
 
 
 def break_weight(monkeypatch, name):

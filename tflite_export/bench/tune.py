@@ -5,12 +5,14 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
 from tflite_export.edits.encode import encode
 from tflite_export.errors import ExportError
 from tflite_export.file.encoding import Encoding
+from tflite_export.file.tflite_file import TFLiteFile
 from tflite_export.model.reference import Reference
 from tflite_export.plan.eligibility import Weight
 from tflite_export.plan.plan import LARGEST_SHARE, TABLES, Options, Plan, PlanLine, as_dense, dense_bytes, weigh
@@ -29,7 +31,7 @@ NOISE = 0.03
 """Files whose median ratios differ by less are as fast as each other; then the smaller one is taken."""
 
 
-def tune_plan(dense: bytes, plan: Plan, weights: list[Weight], target: Target, reference: Reference) -> Plan:
+def tune_plan(dense: TFLiteFile, plan: Plan, weights: list[Weight], target: Target, reference: Reference) -> Plan:
     """Return a plan in which each weight with a choice has the encoding that is the fastest on this machine.
 
     For each weight that a sparse kernel can read: the whole file with that weight dense, and with it in each
@@ -58,7 +60,7 @@ def tune_plan(dense: bytes, plan: Plan, weights: list[Weight], target: Target, r
 
 
 def _fastest(
-    dense: bytes, plan: Plan, line: PlanLine, options: Options, weights: list[Weight], reference: Reference
+    dense: TFLiteFile, plan: Plan, line: PlanLine, options: Options, weights: list[Weight], reference: Reference
 ) -> PlanLine:
     """Return the line of the encoding with the best median ratio, the fewest bytes among equals."""
     candidates = {Encoding.DENSE: as_dense(line, "dense")}
@@ -67,9 +69,9 @@ def _fastest(
         candidates[Encoding.DENSIFY] = options.densified
     sessions = {}
     for encoding, candidate in candidates.items():
-        content = encode(dense, _only(plan, candidate), weights)
+        file, _ = dense.edited(partial(encode, plan=_only(plan, candidate), weights=weights))
         try:
-            sessions[encoding] = _ready(content, f"the file with '{line.name}' as {encoding.value}", reference)
+            sessions[encoding] = _ready(file, f"the file with '{line.name}' as {encoding.value}", reference)
         except ExportError:
             if encoding is Encoding.DENSE:
                 raise
@@ -97,9 +99,9 @@ def _only(plan: Plan, candidate: PlanLine) -> Plan:
     )
 
 
-def _ready(content: bytes, subject: str, reference: Reference) -> Session:
+def _ready(file: TFLiteFile, subject: str, reference: Reference) -> Session:
     """Return a session that has run once on the first sample."""
-    session = open_own(content, subject)
+    session = open_own(file, subject)
     batch = session.batch_size or 1
     feeds = [np.repeat(array[:1], batch, axis=0) for array in reference.inputs.arrays]
     session.feed(feeds, reference.input_names)

@@ -15,14 +15,18 @@ from tflite_export.convert.memory import release
 from tflite_export.convert.number_types import FLOAT32, NumberType, batches, check_loops, configure
 from tflite_export.convert.workspace import temporary_folder
 from tflite_export.errors import ExportError
-from tflite_export.file import flatbuffer
+from tflite_export.file.integrity import text
+from tflite_export.file.tflite_file import Change, TFLiteFile
 from tflite_export.model import precision
 from tflite_export.model.inputs import Inputs
 from tflite_export.model.reasons import operators_without_kernel, reason_of
 from tflite_export.model.signature import Signature, output_names
 from tflite_export.model.states import fresh_state
 
-__all__ = ["Converted", "convert", "named_errors"]
+__all__ = ["SUBJECT", "Converted", "convert", "named_errors", "share_constants"]
+
+SUBJECT = "the converter's file"
+"""What errors call it."""
 
 
 @dataclass(frozen=True)
@@ -30,14 +34,14 @@ class Converted:
     """The dense file.
 
     Args:
-        content: its bytes.
+        file: it.
         batch_size: the batch that it is fixed to, or None for a free one.
         inputs: names of its inputs in its signature, in the order of the model's.
         outputs: names of its outputs, likewise.
         notes: what was decided on the way, for the report.
     """
 
-    content: bytes
+    file: TFLiteFile
     batch_size: int | None
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
@@ -115,12 +119,12 @@ def _convert_at(
         names, size = _save(make(), folder, signature, batch, kind)
         release(size)
         with named_errors(signature):
-            content = _run_converter(folder, kind, samples)
+            file = TFLiteFile(_run_converter(folder, kind, samples), SUBJECT)
     release(size)
     # The converter shares equal constants of calibrated files itself.
     if not kind.calibrated:
-        content = _share(flatbuffer.read(content, "the converter's file"))
-    return Converted(content, batch, input_names, names, notes)
+        file, _ = file.edited(share_constants)
+    return Converted(file, batch, input_names, names, notes)
 
 
 def _save(
@@ -196,9 +200,18 @@ def _way_out(reason: str, signature: Signature) -> str:
     return "Change or leave out what is named here."
 
 
-def _share(model: Any) -> bytes:
-    """Return a `ModelT` as a file, its constants in the flatbuffer, tensors of equal constants sharing one buffer."""
+def share_constants(model: Any) -> tuple[Change, ...]:
+    """Let tensors of equal constants share one buffer, and bring all constants into the flatbuffer, in place.
+
+    Args:
+        model: the `ModelT` of a file that TensorFlow's converter wrote with its constants behind the flatbuffer.
+
+    Returns:
+        One change for each constant that was stored twice, and one for the constants' new place.
+    """
+    moved = [entry for entry in model.metadata or [] if entry.name == b"buffer_location"]
     model.metadata = [entry for entry in model.metadata or [] if entry.name != b"buffer_location"]
+    changes = [Change("share", text(entry.name), "constants moved into the flatbuffer") for entry in moved]
     kept: dict[tuple[Any, ...], int] = {}
     for subgraph in model.subgraphs:
         for tensor in subgraph.tensors or []:
@@ -211,7 +224,8 @@ def _share(model: Any) -> bytes:
             if first != tensor.buffer:
                 model.buffers[tensor.buffer].data = None
                 tensor.buffer = first
-    return flatbuffer.write(model)
+                changes.append(Change("share", text(tensor.name), "stored once"))
+    return tuple(changes)
 
 
 def _operations(function: Any) -> set[str]:

@@ -1,41 +1,39 @@
-"""The stage that applies a plan: sparse tensors written into a dense file."""
+"""The edit that applies a plan: weights stored sparse."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from tflite_export.edits.metadata import add_metadata
 from tflite_export.file import flatbuffer
 from tflite_export.file.encoding import SparseArray
+from tflite_export.file.tflite_file import Change
 from tflite_export.plan.eligibility import Weight
 from tflite_export.plan.plan import Encoding, Plan, encoded
 
-__all__ = ["encode"]
+__all__ = ["NAME", "encode"]
+
+NAME = "encode"
 
 
-def encode(dense: bytes, plan: Plan, weights: Iterable[Weight], summary: Mapping[str, Any] | None = None) -> bytes:
-    """Return the file with its weights stored as planned.
+def encode(model: Any, plan: Plan, weights: Iterable[Weight]) -> tuple[Change, ...]:
+    """Store the weights of a dense file as planned, in place.
 
     Changed are: the buffers and the sparsity of the planned tensors; for a sparse kernel, the version of the
     FULLY_CONNECTED operators that read one, and a float16 weight becomes the float32 one that its DEQUANTIZE
     made; else a DENSIFY before the first reader. Everything else stays as the converter wrote it.
 
     Args:
-        dense: the converter's file.
+        model: the `ModelT` of the converter's file.
         plan: what to store how.
         weights: the weights that the plan was made from.
-        summary: written into the file's metadata: see `tflite_export.edits.metadata`.
 
-    Raises:
-        FlatbufferError: the file cannot be read or written.
+    Returns:
+        One change for each weight that is stored sparse.
     """
-    if not plan.sparse and summary is None:
-        return dense
-    model = flatbuffer.read(dense, "the converter's file")
     by_tensors = {weight.tensors: weight for weight in weights}
     for line in plan.sparse:
         weight = by_tensors[line.tensors]
@@ -54,9 +52,7 @@ def encode(dense: bytes, plan: Plan, weights: Iterable[Weight], summary: Mapping
             for read in _drop_dequantize(model, subgraph, index) if weight.dequantized else [index]:
                 _store(subgraph, read, buffer, sparse)
                 _raise_version(model, subgraph, read)
-    if summary is not None:
-        add_metadata(model, summary)
-    return flatbuffer.write(model)
+    return tuple(Change(NAME, line.name, f"dense -> {line.encoding.value}") for line in plan.sparse)
 
 
 def _store(subgraph: Any, index: int, buffer: int, sparse: SparseArray) -> None:

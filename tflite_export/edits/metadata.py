@@ -20,6 +20,7 @@ from ai_edge_litert import schema_py_generated as schema
 
 from tflite_export.errors import ExportError, FlatbufferError
 from tflite_export.file import flatbuffer
+from tflite_export.file.tflite_file import Change
 from tflite_export.plan.plan import PlanLine
 
 __all__ = [
@@ -29,7 +30,6 @@ __all__ = [
     "add_metadata",
     "read_metadata",
     "summarize",
-    "with_metadata",
 ]
 
 ENTRY = "keras_prune"
@@ -80,14 +80,17 @@ def summarize(
     return summary
 
 
-def add_metadata(model: Any, summary: Mapping[str, Any]) -> None:
-    """Write a summary into a `ModelT`, in place of one that is there; all else stays, the signature's names too.
+def add_metadata(model: Any, summary: Mapping[str, Any]) -> tuple[Change, ...]:
+    """Write a summary into a `ModelT`, in place of one that is there; all else stays.
 
     The standard entry names the inputs and outputs as the signature does; one that is there already is left.
 
     Args:
         model: the file's `ModelT`; changed in place.
         summary: as `summarize` returns; anything that JSON can express.
+
+    Returns:
+        One change for each entry that was written.
 
     Raises:
         ExportError: JSON cannot express it.
@@ -98,21 +101,12 @@ def add_metadata(model: Any, summary: Mapping[str, Any]) -> None:
         raise ExportError(
             "the metadata", "must be what JSON can express", error, "Use text, numbers, lists."
         ) from error
-    _set(model, ENTRY, text.encode())
+    entries = {ENTRY: text.encode()}
     if _find(model, STANDARD_ENTRY) is None:
-        _set(model, STANDARD_ENTRY, _standard(model, summary))
-
-
-def with_metadata(content: bytes, summary: Mapping[str, Any]) -> bytes:
-    """Return a file with a summary in it: `add_metadata` on its bytes.
-
-    Raises:
-        FlatbufferError: the file is damaged.
-        ExportError: JSON cannot express the summary.
-    """
-    model = flatbuffer.read(content)
-    add_metadata(model, summary)
-    return flatbuffer.write(model)
+        entries[STANDARD_ENTRY] = _standard(model, summary)
+    for name, content in entries.items():
+        _set(model, name, content)
+    return tuple(Change("metadata", name, "written") for name in entries)
 
 
 def read_metadata(model: Any) -> dict[str, Any] | None:

@@ -14,7 +14,7 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from tflite_export.file import flatbuffer
-from tflite_export.rewrites.rewrite import Change
+from tflite_export.file.tflite_file import Change
 
 __all__ = ["NAME", "lower_pooled_outputs", "raise_scalar_constants"]
 

@@ -1,4 +1,4 @@
-"""The twin of a sparse file: the same zeros, stored dense. What runs faster than its twin uses sparse kernels.
+"""The edit that makes the twin of a sparse file: the same zeros, stored dense. One that beats it uses sparse kernels.
 
 No message of a release build says whether XNNPACK's sparse kernels were switched on. A twin holds the same operators,
 the same values and no sparsity metadata, so a ratio of 1.0 against it says that they were not.
@@ -15,15 +15,23 @@ from numpy.typing import NDArray
 
 from tflite_export.errors import FlatbufferError
 from tflite_export.file import flatbuffer
+from tflite_export.file.integrity import text
+from tflite_export.file.tflite_file import Change, TFLiteFile
 
-__all__ = ["is_sparse", "twin", "unfold"]
+__all__ = ["NAME", "decode", "is_sparse", "twin", "unfold"]
+
+NAME = "decode"
 
 _WAY_OUT = "The file is damaged, or made by another tool: report it."
 
 
 def is_sparse(content: bytes, subject: str = "the file") -> bool:
-    """Return whether a file holds a sparse tensor or a DENSIFY."""
-    model = flatbuffer.read(content, subject)
+    """Return whether a file holds a sparse tensor or a DENSIFY.
+
+    Raises:
+        FlatbufferError: it is damaged.
+    """
+    model = TFLiteFile(content, subject).model
     return any(tensor.sparsity is not None for graph in model.subgraphs for tensor in graph.tensors or []) or any(
         flatbuffer.operator_name(model, operator) == "DENSIFY"
         for graph in model.subgraphs
@@ -32,17 +40,29 @@ def is_sparse(content: bytes, subject: str = "the file") -> bool:
 
 
 def twin(content: bytes, subject: str = "the file") -> bytes:
-    """Return a file with every sparse tensor stored dense, and its DENSIFY operators taken out.
-
-    A file without either is returned as it is.
+    """Return a file with every sparse tensor stored dense; one without any is returned as it is.
 
     Raises:
         FlatbufferError: it is damaged.
     """
-    if not is_sparse(content, subject):
-        return content
-    model = flatbuffer.read(content, subject)
+    return TFLiteFile(content, subject).edited(lambda model: decode(model, subject))[0].content
+
+
+def decode(model: Any, subject: str = "the file") -> tuple[Change, ...]:
+    """Store every sparse tensor dense and take DENSIFY operators out, in place.
+
+    Args:
+        model: a `ModelT`.
+        subject: what to call the file in errors.
+
+    Returns:
+        One change for each tensor that was sparse, and each DENSIFY.
+
+    Raises:
+        FlatbufferError: a tensor's sparsity does not describe its values.
+    """
     decoded: dict[int, int] = {}
+    changes = []
     for graph in model.subgraphs:
         for tensor in graph.tensors or []:
             if tensor.sparsity is not None:
@@ -50,13 +70,14 @@ def twin(content: bytes, subject: str = "the file") -> bytes:
                 if tensor.buffer not in decoded:
                     decoded[tensor.buffer] = flatbuffer.add_buffer(model, _dense(model, tensor, subject))
                 tensor.buffer, tensor.sparsity = decoded[tensor.buffer], None
-        _take_out_densify(model, graph)
+                changes.append(Change(NAME, text(tensor.name), "sparse -> dense"))
+        changes += _take_out_densify(model, graph)
     for index in decoded:
         model.buffers[index].data = None
-    return flatbuffer.write(model)
+    return tuple(changes)
 
 
-def _take_out_densify(model: Any, graph: Any) -> None:
+def _take_out_densify(model: Any, graph: Any) -> list[Change]:
     kept, same = [], {}
     for operator in graph.operators or []:
         if flatbuffer.operator_name(model, operator) == "DENSIFY":
@@ -68,10 +89,11 @@ def _take_out_densify(model: Any, graph: Any) -> None:
             operator.inputs = np.array([same.get(int(i), int(i)) for i in operator.inputs], dtype=np.int32)
     graph.outputs = np.array([same.get(int(i), int(i)) for i in graph.outputs], dtype=np.int32)
     graph.operators = kept
+    return [Change(NAME, text(graph.tensors[index].name), "DENSIFY taken out") for index in same]
 
 
 def _dense(model: Any, tensor: Any, subject: str) -> NDArray[Any]:
-    name = (tensor.name or b"").decode(errors="replace")
+    name = text(tensor.name)
     dtype = flatbuffer.DTYPES.get(tensor.type)
     data = model.buffers[tensor.buffer].data
     if dtype is None or data is None:

@@ -17,6 +17,7 @@ import numpy as np
 from keras import layers as kl
 
 from keras_prune.keras_seam import Mean, origin_of
+from tflite_export.file.tflite_file import Change
 from tflite_export.rewrites.graph import (
     Builder,
     flat_copy,
@@ -29,7 +30,7 @@ from tflite_export.rewrites.graph import (
     refusal_of,
 )
 from tflite_export.rewrites.positions import forgets_places, is_placewise
-from tflite_export.rewrites.rewrite import Change, Refusal, Rewritten
+from tflite_export.rewrites.rewrite import Refusal, Rewritten
 
 __all__ = ["NAME", "HeadsPass"]
 

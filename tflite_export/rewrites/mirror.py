@@ -17,9 +17,10 @@ import keras
 from keras import layers as kl
 
 from keras_prune.keras_seam import Flip, origin_of
+from tflite_export.file.tflite_file import Change
 from tflite_export.rewrites.graph import Builder, flat_copy, is_map, joined, model_like, nodes_of, path_of, refusal_of
 from tflite_export.rewrites.positions import forgets_places, is_placewise
-from tflite_export.rewrites.rewrite import Change, Refusal, Rewritten
+from tflite_export.rewrites.rewrite import Refusal, Rewritten
 from tflite_export.rewrites.turning import (
     NO_PADDING,
     Edit,

@@ -15,8 +15,9 @@ import keras
 from keras import layers as kl
 
 from keras_prune.graph.pooling import is_mean_of_places, pools_whole_map
+from tflite_export.file.tflite_file import Change
 from tflite_export.rewrites.graph import Builder, flat_copy, model_like, nodes_of, path_of, refusal_of
-from tflite_export.rewrites.rewrite import Change, Rewritten
+from tflite_export.rewrites.rewrite import Rewritten
 
 __all__ = ["NAME", "PoolingPass"]
 

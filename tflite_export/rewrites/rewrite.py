@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from keras_prune.models.agreement import computing_in_float64
 from tflite_export.errors import ExportError
+from tflite_export.file.tflite_file import Change
 from tflite_export.model import precision
 from tflite_export.model.inputs import DRAWN, collect_inputs
 from tflite_export.model.signature import Signature, signature_of
@@ -21,21 +22,6 @@ __all__ = ["TOLERANCE", "Change", "Pass", "Refusal", "Rewritten", "difference", 
 
 TOLERANCE = 1e-5
 """Largest difference that a rewrite may make, as a share of the output's scale: sums in another order, no more."""
-
-
-@dataclass(frozen=True)
-class Change:
-    """One thing that a rewrite changed.
-
-    Args:
-        rewrite: name of the pass.
-        place: path of the layer, or name of the tensor.
-        what: from what to what.
-    """
-
-    rewrite: str
-    place: str
-    what: str
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tflite_export.errors import ExportError, FlatbufferError
-from tflite_export.file.flatbuffer import read
+from tflite_export.file.tflite_file import TFLiteFile
 from tflite_export.processes.child_process import ChildEndedError, ChildProcess, python_command
 from tflite_export.processes.frames import as_arrays, as_blobs
 from tflite_export.runtimes.limits import Limits
@@ -125,7 +125,7 @@ class IsolatedSession(Session):
     """A file loaded into an interpreter of a child process.
 
     Args:
-        content: the file's bytes; its structure is checked here first, so that most damage never reaches the
+        file: the file, or its bytes; its structure is checked here first, so that most damage never reaches the
             runtime.
         subject: what errors call it.
         threads: threads of the runtime.
@@ -146,7 +146,7 @@ class IsolatedSession(Session):
 
     def __init__(
         self,
-        content: bytes,
+        file: TFLiteFile | bytes,
         subject: str = "the file",
         *,
         threads: int = 1,
@@ -154,14 +154,15 @@ class IsolatedSession(Session):
         limits: Limits | None = None,
         process: LiteRTProcess | None = None,
     ) -> None:
-        read(content, subject)
+        file = TFLiteFile.of(file, subject)
+        _ = file.model  # refuses a damaged file
         self.subject = subject
         self._fed = -1
         self.took = 0.0
         """Seconds of the last `invoke`, measured in the child."""
-        self._content = content
+        self._content = file.content
         self._process = _SHARED if process is None else process
-        self._limits = (limits or Limits()).for_files(content)
+        self._limits = (limits or Limits()).for_files(file.content)
         self._configuration = {"name": subject, "threads": threads, "delegate": delegate}
         self._number = self._process.next_session()
         self._finalizer = weakref.finalize(self, self._process.drop, self._number)

@@ -13,8 +13,9 @@ from ai_edge_litert.interpreter import Interpreter, OpResolverType
 from numpy.typing import NDArray
 
 from tflite_export.errors import ExportError
-from tflite_export.file.flatbuffer import LARGEST_FILE, operator_name, read
+from tflite_export.file.flatbuffer import LARGEST_FILE, operator_name
 from tflite_export.file.reading import require_file
+from tflite_export.file.tflite_file import TFLiteFile
 from tflite_export.runtimes.sessions import Session
 
 __all__ = ["LiteRTSession", "describe_here", "load"]
@@ -24,8 +25,7 @@ class LiteRTSession(Session):
     """A file loaded into an interpreter of this process.
 
     Args:
-        content: the file's bytes; checked by `tflite_export.file.flatbuffer.read` first, since the runtime
-            follows offsets unchecked.
+        file: the file, or its bytes; its structure is checked first, since the runtime follows offsets unchecked.
         subject: what to call it in errors.
         threads: threads of the runtime.
         delegate: use the XNNPACK delegate, as the runtime does by default.
@@ -35,10 +35,13 @@ class LiteRTSession(Session):
         ExportError: the runtime cannot load or allocate it.
     """
 
-    def __init__(self, content: bytes, subject: str = "the file", *, threads: int = 1, delegate: bool = True) -> None:
+    def __init__(
+        self, file: TFLiteFile | bytes, subject: str = "the file", *, threads: int = 1, delegate: bool = True
+    ) -> None:
         self.subject = f"{subject} ({threads} thread{'s' * (threads != 1)}, XNNPACK {'on' if delegate else 'off'})"
-        model = read(content, subject)
-        self._content, self._threads = content, threads
+        file = TFLiteFile.of(file, subject)
+        model = file.model
+        self._content, self._threads = file.content, threads
         self._resolver = OpResolverType.AUTO if delegate else OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
         self._keeps_state = _keeps_state(model)
         self.inputs: dict[str, Any] = {}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from tflite_export.file.tflite_file import TFLiteFile
 from tflite_export.runtimes.isolation import IsolatedSession, LiteRTProcess
 from tflite_export.runtimes.limits import Limits
 from tflite_export.runtimes.litert import LiteRTSession
@@ -20,16 +21,18 @@ class Opener(Protocol):
     """`open_own`, or `open_foreign` with its limits."""
 
     def __call__(
-        self, content: bytes, subject: str = "the file", *, threads: int = 1, delegate: bool = True
+        self, file: TFLiteFile | bytes, subject: str = "the file", *, threads: int = 1, delegate: bool = True
     ) -> LiteRTSession | IsolatedSession:
         """Return the file in LiteRT."""
 
 
-def open_own(content: bytes, subject: str = "the file", *, threads: int = 1, delegate: bool = True) -> LiteRTSession:
+def open_own(
+    file: TFLiteFile | bytes, subject: str = "the file", *, threads: int = 1, delegate: bool = True
+) -> LiteRTSession:
     """Load a file that this process has just made into LiteRT, in this process.
 
     Args:
-        content: the file's bytes.
+        file: the file, or its bytes.
         subject: what errors call it.
         threads: threads of the runtime.
         delegate: use the XNNPACK delegate, as the runtime does by default.
@@ -38,11 +41,11 @@ def open_own(content: bytes, subject: str = "the file", *, threads: int = 1, del
         FlatbufferError: the file is damaged.
         ExportError: the runtime cannot load it.
     """
-    return LiteRTSession(content, subject, threads=threads, delegate=delegate)
+    return LiteRTSession(file, subject, threads=threads, delegate=delegate)
 
 
 def open_foreign(
-    content: bytes,
+    file: TFLiteFile | bytes,
     subject: str = "the file",
     *,
     threads: int = 1,
@@ -53,7 +56,7 @@ def open_foreign(
     """Load a file of unknown origin into LiteRT, in a child process that it may crash and whose limits it must keep.
 
     Args:
-        content: the file's bytes.
+        file: the file, or its bytes.
         subject: what errors call it.
         threads: threads of the runtime.
         delegate: use the XNNPACK delegate, as the runtime does by default.
@@ -64,4 +67,4 @@ def open_foreign(
         FlatbufferError: the file is damaged.
         ExportError: the runtime cannot load it, or does not survive it.
     """
-    return IsolatedSession(content, subject, threads=threads, delegate=delegate, limits=limits, process=process)
+    return IsolatedSession(file, subject, threads=threads, delegate=delegate, limits=limits, process=process)

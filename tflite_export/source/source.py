@@ -16,10 +16,11 @@ from keras_prune import strip
 from keras_prune.keras_seam import layers_in
 from keras_prune.layers import MaskedLayer, Prunable
 from keras_prune.strip import effective_mask
-from tflite_export.convert.converter import Converted, convert, named_errors
+from tflite_export.convert.converter import SUBJECT, Converted, convert, named_errors
 from tflite_export.convert.number_types import FLOAT32, NumberType, batches, check_loops, configure
 from tflite_export.convert.workspace import temporary_folder
 from tflite_export.errors import ExportError
+from tflite_export.file.tflite_file import TFLiteFile
 from tflite_export.model import precision
 from tflite_export.model.classes import Compiled
 from tflite_export.model.inputs import SAMPLES, Inputs, collect_inputs
@@ -305,8 +306,8 @@ class FunctionSource(Source):
             check_loops(kind, operations, self.name)
             converter = tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=[self.key])
             configure(converter, kind, samples)
-            content = converter.convert()
-        return Converted(content, batch, names, outputs, notes)
+            file = TFLiteFile(converter.convert(), SUBJECT)
+        return Converted(file, batch, names, outputs, notes)
 
     def variables(self) -> Iterator[tuple[str, NDArray[Any]]]:
         for variable in self._variables:

@@ -13,8 +13,9 @@ from ai_edge_litert import schema_py_generated as schema
 from numpy.typing import NDArray
 
 from tflite_export.errors import ExportError
-from tflite_export.file.flatbuffer import TYPE_NAMES, operator_name, read
+from tflite_export.file.flatbuffer import TYPE_NAMES, operator_name
 from tflite_export.file.integrity import text
+from tflite_export.file.tflite_file import TFLiteFile
 from tflite_export.runtimes.limits import Limits
 from tflite_export.runtimes.opening import open_foreign
 from tflite_export.tflm.micro import MicroSession, Port, require_micro
@@ -84,7 +85,7 @@ class MicroReport:
 
 
 def check_micro(
-    content: bytes,
+    file: TFLiteFile | bytes,
     inputs: Mapping[str, NDArray[Any]] | None = None,
     *,
     full_int8: bool = True,
@@ -94,7 +95,7 @@ def check_micro(
     """Run a file in TensorFlow Lite Micro and compare it with LiteRT; find the arena that it needs.
 
     Args:
-        content: the file's bytes.
+        file: the file, or its bytes.
         inputs: samples [samples, ...] for each input by name, as real numbers. None draws a few from the whole range of
             each input.
         full_int8: refuse floats anywhere in the file.
@@ -113,18 +114,19 @@ def check_micro(
             ...
         tflite_export.errors.FlatbufferError: ...
     """
-    model = read(content, subject)
+    file = TFLiteFile.of(file, subject)
+    model = file.model
     require_micro()
     check_structure(model, subject)
     if full_int8:
         check_full_int8(model, subject)
-    with MicroSession(content, subject, limits=limits) as micro:
+    with MicroSession(file, subject, limits=limits) as micro:
         feeds = _draw(micro.inputs) if inputs is None else {name: np.asarray(inputs[name]) for name in micro.inputs}
         names, outputs = list(feeds), list(micro.outputs)
         # Both runtimes get the same bytes: what is compared is the kernels.
         stored = [micro.inputs[name].store(feeds[name]) for name in names]
         got = micro.run(stored, names, outputs)
-        litert = open_foreign(content, subject, delegate=False, limits=limits)
+        litert = open_foreign(file, subject, delegate=False, limits=limits)
         wanted = [
             micro.outputs[name].real(values)
             for name, values in zip(outputs, litert.run(stored, names, outputs), strict=True)
@@ -137,7 +139,7 @@ def check_micro(
         arena_bytes=arena,
         activation_bytes=activations,
         persistent_bytes=persistent,
-        model_bytes=len(content),
+        model_bytes=len(file.content),
         operators=_operators(model),
         outputs=errors,
         samples=len(stored[0]),

@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tflite_export.errors import ExportError
-from tflite_export.file.flatbuffer import DTYPES, TYPE_NAMES, read
+from tflite_export.file.flatbuffer import DTYPES, TYPE_NAMES
 from tflite_export.file.integrity import text
+from tflite_export.file.tflite_file import TFLiteFile
 from tflite_export.processes.child_process import ChildEndedError, ChildProcess, python_command
 from tflite_export.processes.frames import as_arrays, as_blobs
 from tflite_export.runtimes.limits import Limits
@@ -68,7 +69,7 @@ class MicroSession(Session):
     quantized on the way in and back on the way out.
 
     Args:
-        content: the file's bytes, its structure checked by `tflite_export.tflm.mcu.check_structure`: sparse
+        file: the file, or its bytes, its structure checked by `tflite_export.tflm.mcu.check_structure`: sparse
             tensors would be read as if they were dense.
         subject: what errors call it.
         limits: what the file may take.
@@ -79,19 +80,19 @@ class MicroSession(Session):
         ExportError: the interpreter cannot take it.
     """
 
-    def __init__(self, content: bytes, subject: str = "the file", *, limits: Limits | None = None) -> None:
+    def __init__(self, file: TFLiteFile | bytes, subject: str = "the file", *, limits: Limits | None = None) -> None:
         require_micro()
         self.subject = f"{subject} (TFLM)"
-        model = read(content, subject)
-        self.inputs, self.outputs = _ports(model)
+        file = TFLiteFile.of(file, subject)
+        self.inputs, self.outputs = _ports(file.model)
         self._feeds: dict[str, NDArray[Any]] = {}
         self._answers: list[NDArray[Any]] = []
-        self._limits = (limits or Limits()).for_files(content)
+        self._limits = (limits or Limits()).for_files(file.content)
         self._process = ChildProcess(python_command(_CHILD), log=True)
         self._process.limit_memory(self._limits.memory)
         self._finalizer = weakref.finalize(self, self._process.close)
         try:
-            self._ask({"do": "load", "inputs": len(self.inputs), "outputs": len(self.outputs)}, [content])
+            self._ask({"do": "load", "inputs": len(self.inputs), "outputs": len(self.outputs)}, [file.content])
         except BaseException:
             self.close()
             raise

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from tflite_export.convert.number_types import FLOAT32, NumberType
 from tflite_export.edits.encode import encode
-from tflite_export.edits.metadata import summarize
+from tflite_export.edits.metadata import add_metadata, summarize
 from tflite_export.errors import ExportError
 from tflite_export.file.encoding import Encoding
+from tflite_export.file.tflite_file import TFLiteFile
 from tflite_export.model.reference import Reference
 from tflite_export.plan.eligibility import Weight
 from tflite_export.plan.plan import Plan, PlanLine
@@ -39,7 +41,7 @@ class Settlement:
         runs_sparse: XNNPACK's sparse inference will be on where the target has it.
     """
 
-    dense: bytes
+    dense: TFLiteFile
     weights: list[Weight]
     reference: Reference
     device: Target
@@ -48,7 +50,7 @@ class Settlement:
     strict: bool
     runs_sparse: bool
 
-    def settle(self, plan: Plan) -> tuple[Plan, bytes, Verification, str | None]:
+    def settle(self, plan: Plan) -> tuple[Plan, TFLiteFile, Verification, str | None]:
         """Encode and verify; where the file is wrong, find the weights that make it so and leave them dense.
 
         Raises:
@@ -58,11 +60,11 @@ class Settlement:
         quantized = self.kind is not FLOAT32 and bool(plan.sparse)
         twin = answers(self.dense, self.reference, "the dense file") if quantized else None
 
-        def check(tried: Plan, subject: str) -> tuple[bytes, Verification, str | None]:
-            content = self.encode(tried)
+        def check(tried: Plan, subject: str) -> tuple[TFLiteFile, Verification, str | None]:
+            file = self.encode(tried)
             beside = twin if tried.sparse else None
-            verification = compare(content, self.reference, subject, self.kind, self.tolerance, beside)
-            return content, verification, self._where_sparse(tried, content)
+            verification = compare(file, self.reference, subject, self.kind, self.tolerance, beside)
+            return file, verification, self._where_sparse(tried, file)
 
         try:
             return plan, *check(plan, "the sparse file" if plan.sparse else "the dense file")
@@ -89,13 +91,14 @@ class Settlement:
             settled = plan.only([], reason)
             return settled, *check(settled, "the dense file")
 
-    def encode(self, plan: Plan) -> bytes:
+    def encode(self, plan: Plan) -> TFLiteFile:
         """Return the file of a plan, with a summary of it inside."""
         # A microcontroller's flash is short.
         summary = summarize(plan.lines, target=self.device.name, quantize=self.kind.name, detail=self.device is not MCU)
-        return encode(self.dense, plan, self.weights, summary)
+        edits = partial(encode, plan=plan, weights=self.weights), partial(add_metadata, summary=summary)
+        return self.dense.edited(*edits)[0]
 
-    def _where_sparse(self, plan: Plan, content: bytes) -> str | None:
+    def _where_sparse(self, plan: Plan, file: TFLiteFile) -> str | None:
         """Run a file where sparse inference is on, if it will be, and say what came of it.
 
         Raises:
@@ -104,12 +107,12 @@ class Settlement:
         if not self.runs_sparse or all(line.encoding is not Encoding.DENSIFY for line in plan.sparse):
             return None
         stands_for = "web" if self.device is ANY else self.device.name
-        why = why_not_executed(content, stands_for, "the sparse file")
+        why = why_not_executed(file, stands_for, "the sparse file")
         if why is not None:
             return why
         reference = self.reference.first(SPARSE_SAMPLES)
         run = verify_where_sparse(
-            content,
+            file,
             reference.inputs.arrays,
             reference.outputs,
             reference.input_names,

@@ -9,6 +9,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from tflite_export.errors import ExportError
+from tflite_export.file.tflite_file import TFLiteFile
 from tflite_export.runtimes.arm64 import find_arm64_runtime
 from tflite_export.runtimes.arm64_guest import run_on_arm64
 from tflite_export.runtimes.litertjs import find_web_runtime
@@ -66,17 +67,17 @@ def sparse_runtime(target: str) -> str | None:
     return next((name for name in PREFERRED.get(target, ()) if present[name]()), None)
 
 
-def why_not_executed(content: bytes, target: str, subject: str = "the file") -> str | None:
+def why_not_executed(file: TFLiteFile | bytes, target: str, subject: str = "the file") -> str | None:
     """Return why a file cannot be run where sparse kernels are on, for a report; None where it can."""
     runtime = sparse_runtime(target)
     if runtime is None:
         return f"{NOT_EXECUTED}: neither LiteRT.js nor LiteRT for aarch64 is installed here"
-    refusal = web_refusal(content, subject) if runtime == "web" else None
+    refusal = web_refusal(file, subject) if runtime == "web" else None
     return None if refusal is None else f"{NOT_EXECUTED}: {refusal}"
 
 
 def verify_where_sparse(
-    content: bytes,
+    file: TFLiteFile | bytes,
     feeds: Sequence[NDArray[Any]],
     wanted: Sequence[NDArray[Any]],
     input_names: Sequence[str],
@@ -90,7 +91,7 @@ def verify_where_sparse(
     """Run a file where sparse kernels are on and compare it with what the model answers.
 
     Args:
-        content: the file.
+        file: the file, or its bytes.
         feeds: an array [samples, ...] for each input name.
         wanted: an array [samples, ...] for each output name.
         input_names: of the file.
@@ -104,13 +105,14 @@ def verify_where_sparse(
         ExportError: an output is off, or the runtime is missing or cannot run the file.
     """
     if runtime == "arm64":
+        content = TFLiteFile.of(file, subject).content
         outputs, description = run_on_arm64(content, feeds, input_names, output_names, subject=subject)
         said: list[str] = []
     elif runtime == "web":
         own = host if host is not None else open_web()
         try:
             named = {name: feed[:1] for name, feed in zip(input_names, feeds, strict=True)}
-            session = WebSession(own, content, subject, feeds=named)
+            session = WebSession(own, file, subject, feeds=named)
             outputs = session.run(feeds, input_names, output_names)
             session.close()
         finally:

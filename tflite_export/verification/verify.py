@@ -16,7 +16,7 @@ from keras_prune.text.plaintext import printable
 from tflite_export.convert.number_types import FLOAT32, NumberType, check_tolerance, number_type_of
 from tflite_export.convert.workspace import in_turn
 from tflite_export.errors import ExportError
-from tflite_export.file import flatbuffer
+from tflite_export.file.tflite_file import TFLiteFile
 from tflite_export.model.inputs import SAMPLES
 from tflite_export.model.reference import Reference
 from tflite_export.model.signature import Signature
@@ -191,15 +191,15 @@ def verify(
     """
     check_tolerance(tolerance)
     subject = os.fspath(path)
-    content = load(path)
-    kind = number_type_of(flatbuffer.read(content, subject))
+    file = TFLiteFile(load(path), subject)
+    kind = number_type_of(file.model)
     source = open_source(model, signature_key)
     open_file = partial(open_foreign, limits=limits)
-    session = open_file(content, subject)
+    session = open_file(file, subject)
     signature = _sized_as(session, source.signature(data))
     reference = in_turn(source.answer)(signature, source.inputs(signature, data, samples))
     reference = _names_of_file(session, reference)
-    found = compare(content, reference, subject, kind, tolerance, open_file=open_file)
+    found = compare(file, reference, subject, kind, tolerance, open_file=open_file)
     for text in found.warnings:
         warnings.warn(text, UserWarning, stacklevel=2)
     return found
@@ -209,7 +209,7 @@ Answers = Mapping[tuple[bool, int, int], Sequence[NDArray[Any]]]
 """The outputs of a file for (delegate, threads, which run of that configuration)."""
 
 
-def answers(content: bytes, reference: Reference, subject: str) -> Answers:
+def answers(file: TFLiteFile, reference: Reference, subject: str) -> Answers:
     """Return what a file gives out in every configuration, for `compare` to hold another one against.
 
     Raises:
@@ -217,12 +217,12 @@ def answers(content: bytes, reference: Reference, subject: str) -> Answers:
     """
     return {
         (delegate, threads, turn): outputs
-        for delegate, threads, turn, _, _, outputs in _configurations(content, reference, subject)
+        for delegate, threads, turn, _, _, outputs in _configurations(file, reference, subject)
     }
 
 
 def compare(
-    content: bytes,
+    file: TFLiteFile | bytes,
     reference: Reference,
     subject: str,
     kind: NumberType = FLOAT32,
@@ -237,7 +237,7 @@ def compare(
     operator has unpacked must survive that tensors are allocated anew, larger and smaller.
 
     Args:
-        content: the file's bytes.
+        file: the file, or its bytes.
         reference: what the model answers.
         subject: what to call the file in errors.
         kind: its number type, for the tolerances.
@@ -252,7 +252,7 @@ def compare(
     scales = [scale_of(output) for output in reference.outputs]
     have_classes = reference.has_classes()
     found: dict[tuple[bool, int], tuple[OutputError, ...]] = {}
-    for delegate, threads, turn, place, count, outputs in _configurations(content, reference, subject, open_file):
+    for delegate, threads, turn, place, count, outputs in _configurations(file, reference, subject, open_file):
         twins = [None] * len(outputs) if dense is None else dense[delegate, threads, turn]
         errors = tuple(
             measure(name, output, wanted[:count], scale, allowed, kind, twin, place, classes)
@@ -273,11 +273,11 @@ def compare(
 
 
 def _configurations(
-    content: bytes, reference: Reference, subject: str, open_file: Opener = open_own
+    file: TFLiteFile | bytes, reference: Reference, subject: str, open_file: Opener = open_own
 ) -> Iterator[tuple[bool, int, int, str, int, list[NDArray[Any]]]]:
     """Yield (delegate, threads, turn, place for errors, number of samples, outputs) of each run."""
     for delegate, threads in CONFIGURATIONS:
-        session = open_file(content, subject, threads=threads, delegate=delegate)
+        session = open_file(file, subject, threads=threads, delegate=delegate)
         resized = session.batch_size is None and reference.batch is None and len(reference.inputs) > 1
         for turn, count in enumerate((1, len(reference.inputs), 1) if resized else (len(reference.inputs),)):
             outputs = session.run(

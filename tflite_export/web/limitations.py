@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from tflite_export.errors import ExportError
 from tflite_export.file import flatbuffer
 from tflite_export.file.integrity import text
+from tflite_export.file.tflite_file import Change, TFLiteFile
 from tflite_export.runtimes.opening import Opener, open_own
 
 __all__ = ["TYPES", "web_refusal", "with_fixed_sizes"]
@@ -25,21 +26,21 @@ TYPES: dict[int, type[np.generic]] = {
 
 
 def with_fixed_sizes(
-    content: bytes,
+    file: TFLiteFile | bytes,
     batch: int = 1,
     subject: str = "the file",
     feeds: Mapping[str, NDArray[Any]] | None = None,
     *,
     open_file: Opener = open_own,
 ) -> bytes:
-    """Return a file with its free sizes fixed, since LiteRT.js does not resize.
+    """Return the bytes of a file with its free sizes fixed, since LiteRT.js does not resize.
 
     Where only the batch is free, the first dimension of tensors of the main graph is set. Where other sizes are free,
     the file is run in LiteRT on the feeds, and each tensor gets the shape that it has then. A file without free sizes
     is returned as it is.
 
     Args:
-        content: the file.
+        file: the file, or its bytes.
         batch: what to fix the batch to.
         subject: what to call it in errors.
         feeds: arrays [batch, ...] by input: what to fix other sizes to.
@@ -48,15 +49,15 @@ def with_fixed_sizes(
     Raises:
         ExportError: another dimension than the batch is free, and there are no feeds.
     """
-    model = flatbuffer.read(content, subject)
-    graph = model.subgraphs[0]
+    file = TFLiteFile.of(file, subject)
+    graph = file.model.subgraphs[0]
     free = [
         (index, tensor)
         for index, tensor in enumerate(graph.tensors)
         if tensor.shapeSignature is not None and (np.asarray(tensor.shapeSignature) < 0).any()
     ]
     if not free:
-        return content
+        return file.content
     others = [index for index in graph.inputs if (np.asarray(_signature(graph.tensors[index]))[1:] < 0).any()]
     shapes = {index: [batch, *tensor.shape[1:]] for index, tensor in free if tensor.shapeSignature[0] < 0}
     if others and feeds is None:
@@ -68,26 +69,30 @@ def with_fixed_sizes(
             "Give data, or export the model with fixed sizes: shapes={...}.",
         )
     if others and feeds is not None:
-        with open_file(content, subject, delegate=False) as session:
+        with open_file(file, subject, delegate=False) as session:
             session.feed(list(feeds.values()), list(feeds))
             session.invoke()
             ran = session.tensor_shapes()
         shapes = {index: list(ran[index]) for index, _ in free}
-    for index, tensor in free:
-        if index in shapes:
-            tensor.shape = np.array(shapes[index], dtype=np.int32)
-            tensor.shapeSignature = None
-    return flatbuffer.write(model)
+
+    def fix(model: Any) -> tuple[Change, ...]:
+        changes = []
+        for index in (index for index, _ in free if index in shapes):
+            tensor = model.subgraphs[0].tensors[index]
+            tensor.shape, tensor.shapeSignature = np.array(shapes[index], dtype=np.int32), None
+            changes.append(Change("fix_sizes", text(tensor.name), f"free -> {shapes[index]}"))
+        return tuple(changes)
+
+    return file.edited(fix)[0].content
 
 
 def _signature(tensor: Any) -> Any:
     return () if tensor.shapeSignature is None else tensor.shapeSignature
 
 
-def web_refusal(content: bytes, subject: str = "the file") -> str | None:
+def web_refusal(file: TFLiteFile | bytes, subject: str = "the file") -> str | None:
     """Return why LiteRT.js cannot run a file, or None where it can."""
-    model = flatbuffer.read(content, subject)
-    graph = model.subgraphs[0]
+    graph = TFLiteFile.of(file, subject).model.subgraphs[0]
     for index in (*graph.inputs, *graph.outputs):
         tensor = graph.tensors[index]
         if tensor.type not in TYPES:

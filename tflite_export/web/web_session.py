@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tflite_export.errors import ExportError
+from tflite_export.file.tflite_file import TFLiteFile
 from tflite_export.runtimes.isolation import TIMES_EXPECTED
 from tflite_export.runtimes.limits import Limits
 from tflite_export.runtimes.opening import Opener, open_foreign, open_own
@@ -54,7 +55,7 @@ class WebSession(Session):
 
     Args:
         host: from `open_web`.
-        content: the file's bytes.
+        file: the file, or its bytes.
         subject: what to call it in errors.
         batch: what a free batch is fixed to.
         feeds: what other free sizes are fixed to: see `with_fixed_sizes`.
@@ -67,7 +68,7 @@ class WebSession(Session):
     def __init__(
         self,
         host: Host,
-        content: bytes,
+        file: TFLiteFile | bytes,
         subject: str = "the file",
         *,
         batch: int = 1,
@@ -76,7 +77,8 @@ class WebSession(Session):
     ) -> None:
         self.host = host
         self.subject = f"{subject} ({host.description})"
-        refusal = web_refusal(content, subject)
+        file = TFLiteFile.of(file, subject)
+        refusal = web_refusal(file, subject)
         if refusal is not None:
             raise ExportError(
                 self.subject, "must have types that LiteRT.js knows", refusal, "Use the runtime 'litert' for it."
@@ -85,7 +87,7 @@ class WebSession(Session):
         """What the runtime called an error. Not all are: it may take up an operator that a delegate has refused."""
         self.took = 0.0
         """Seconds of the last `invoke`, with the way to the host and back."""
-        fixed = with_fixed_sizes(content, batch, subject, feeds, open_file=open_file)
+        fixed = with_fixed_sizes(file, batch, subject, feeds, open_file=open_file)
         answer, _ = self._call({"do": "load"}, [fixed])
         self._id = int(answer["id"])
         self.inputs: dict[str, Any] = {detail["name"]: _as_session(detail) for detail in answer["inputs"]}

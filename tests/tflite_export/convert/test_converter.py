@@ -25,7 +25,7 @@ def twins():
 def test_equal_constants_are_stored_once():
     model = twins()
     converted = convert(lambda: model, signature_of(model))
-    file = flatbuffer.read(converted.content)
+    file = converted.file.model
     (graph,) = file.subgraphs
     kernels = [graph.tensors[int(op.inputs[1])] for op in graph.operators]
     assert len(kernels) == 4
@@ -34,5 +34,5 @@ def test_equal_constants_are_stored_once():
     stored = sum(buffer.data.nbytes for buffer in file.buffers if buffer.data is not None)
     assert 2 * 4 * 24 * 24 <= stored < 3 * 4 * 24 * 24
     feed = np.random.default_rng(1).standard_normal((3, 24), dtype=np.float32)
-    (found,) = LiteRTSession(converted.content).run([feed], converted.inputs, converted.outputs)
+    (found,) = LiteRTSession(converted.file).run([feed], converted.inputs, converted.outputs)
     np.testing.assert_allclose(found, model(feed), atol=1e-5)

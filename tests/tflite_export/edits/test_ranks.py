@@ -18,7 +18,7 @@ from tflite_export.runtimes.litert import LiteRTSession
 def converted(outputs, *inputs, batch=1, kind=None):
     model = keras.Model(list(inputs), outputs)
     file = convert(lambda: model, signature_of(model), batch, resolve_number_type(kind))
-    return file, flatbuffer.read(file.content)
+    return file, flatbuffer.read(file.file.content)
 
 
 def shapes(file, kind):
@@ -38,7 +38,7 @@ def assert_same_answers(before, file, *arrays):
     after = flatbuffer.write(file)
     flatbuffer.read(after)
     for delegate in (True, False):
-        old, new = (LiteRTSession(content, "the file", delegate=delegate) for content in (before.content, after))
+        old, new = (LiteRTSession(content, "the file", delegate=delegate) for content in (before.file, after))
         for a, b in zip(
             old.run(arrays, before.inputs, before.outputs), new.run(arrays, before.inputs, before.outputs), strict=True
         ):

@@ -8,7 +8,6 @@ import pytest
 from keras import layers as kl
 
 from tflite_export.convert.converter import convert
-from tflite_export.file import flatbuffer
 from tflite_export.model.signature import signature_of
 from tflite_export.plan.eligibility import Weight
 from tflite_export.plan.weights import Names, collect
@@ -79,7 +78,7 @@ def test_every_kernel_of_a_net_is_found_in_its_file_and_keeps_its_zeros():
             variable.assign(kernel(variable.shape, seed))
         elif "normalization" in variable.path:
             variable.assign(rng.uniform(0.5, 2, variable.shape))
-    dense = flatbuffer.read(convert(lambda: model, signature_of(model), 1).content)
+    dense = convert(lambda: model, signature_of(model), 1).file.model
     weights = collect(dense, names=Names({}, {}), rows={})
     kernels = kernels_of(model)
     matches = match_kernels(kernels, weights)

@@ -168,7 +168,7 @@ def test_a_subclassed_model_is_refused():
 def test_the_converter_keeps_the_form(batch):
     """With a free batch, it would compute the shape of a Reshape in five operators."""
     model = rewritten(squeeze("dense")).model
-    file = flatbuffer.read(convert(lambda: model, signature_of(model), batch).content)
+    file = convert(lambda: model, signature_of(model), batch).file.model
     (graph,) = file.subgraphs
     assert [flatbuffer.operator_name(file, operator) for operator in graph.operators] == [
         *("RELU", "MEAN", "CONV_2D", "CONV_2D", "LOGISTIC", "MUL", "MEAN", "FULLY_CONNECTED")

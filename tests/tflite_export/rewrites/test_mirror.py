@@ -371,7 +371,7 @@ def test_stock_models_are_exact_and_padded_evenly(name, size):
 
 def test_the_converter_adds_one_reversal_and_pads_evenly():
     model = mirrored(stock("MobileNet", 64)).model
-    file = flatbuffer.read(convert(lambda: model, signature_of(model), 1).content)
+    file = convert(lambda: model, signature_of(model), 1).file.model
     (graph,) = file.subgraphs
     names = [flatbuffer.operator_name(file, operator) for operator in graph.operators]
     assert names[:3] == ["REVERSE_V2", "PAD", "CONV_2D"]

@@ -10,9 +10,10 @@ import pytest
 from keras import layers as kl
 
 from tflite_export.errors import ExportError
+from tflite_export.file.tflite_file import Change
 from tflite_export.model.signature import signature_of
 from tflite_export.rewrites.graph import flat_copy, joined, nodes_of, refusal_of
-from tflite_export.rewrites.rewrite import Change, Refusal, Rewritten, difference, rewrite_model
+from tflite_export.rewrites.rewrite import Refusal, Rewritten, difference, rewrite_model
 
 
 @dataclass(frozen=True)

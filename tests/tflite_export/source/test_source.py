@@ -27,7 +27,7 @@ def through(model, data=None, batch_size=None, **arguments):
     reference = source.answer(signature, source.inputs(signature, data))
     converted = source.convert(signature, batch_size)
     reference = replace(reference, input_names=converted.inputs, output_names=converted.outputs)
-    assert compare(converted.content, reference, "the file").max_relative < 1e-5
+    assert compare(converted.file, reference, "the file").max_relative < 1e-5
     return source, converted
 
 
@@ -170,7 +170,7 @@ def test_a_saved_model_keeps_its_signature(saved):
         ("scores", "twice"),
         None,
     )
-    session = LiteRTSession(converted.content)
+    session = LiteRTSession(converted.file)
     assert list(session._interpreter.get_signature_list()) == ["serve"]
     assert [name for name, _ in source.variables()] == ["w"]
 
@@ -192,10 +192,10 @@ def test_a_saved_model_is_quantized(saved):
     signature = source.signature()
     inputs = source.inputs(signature, {"features": RNG.normal(size=(30, 4)).astype("float32")})
     converted = source.convert(signature, kind=INT8, calibration=inputs)
-    kinds = {detail["dtype"] for detail in LiteRTSession(converted.content)._interpreter.get_tensor_details()}
+    kinds = {detail["dtype"] for detail in LiteRTSession(converted.file)._interpreter.get_tensor_details()}
     assert np.int8 in kinds
     reference = replace(source.answer(signature, inputs), input_names=converted.inputs, output_names=converted.outputs)
-    assert 0 < compare(converted.content, reference, "the file", INT8).max_relative < 0.1
+    assert 0 < compare(converted.file, reference, "the file", INT8).max_relative < 0.1
 
 
 @pytest.mark.parametrize(

@@ -169,7 +169,7 @@ def test_float_borders_are_taken_away_and_nothing_else(net, int8, x):
 
 def test_borders_that_are_read_otherwise_stay(net):
     plain = convert(net)
-    assert make_borders_integer(plain) == flatbuffer.write(flatbuffer.read(plain))
+    assert make_borders_integer(plain) == plain
 
 
 def test_a_free_batch_is_refused(net):
