@@ -33,7 +33,8 @@ import numpy as np
 
 import keras_prune as kp
 from benchmarks.timing import interleave, machine, median_ratio, print_table, verdict
-from keras_prune.masks.update import Recipe, Tensor, masks_at_sparsity
+from keras_prune.masks.recipe import Recipe
+from keras_prune.masks.update import Tensor, masks_at_sparsity
 from keras_prune.scope import Layout
 from tflite_export.convert.memory import release
 

@@ -15,7 +15,7 @@ from keras.saving import register_keras_serializable
 from keras_prune.arrays.selection import all_but_smallest
 from keras_prune.arrays.splitting import Scored, Share, caps_of, fit_shares, lowest_together, reachable_caps
 from keras_prune.models.keys import check_keys, fits, keyed
-from keras_prune.strategy import Strategy, check_fraction
+from keras_prune.strategy import Measuring, check_fraction, data_field, declared
 
 __all__ = ["ERK", "LAMP", "Allocation", "Explicit", "Global", "Paying", "Scored", "Sensitivity", "Share", "Uniform"]
 
@@ -23,7 +23,7 @@ _register = register_keras_serializable(package="keras_prune")
 
 
 @dataclasses.dataclass(frozen=True)
-class Allocation(Strategy):
+class Allocation(Measuring):
     """A target for each tensor, which together remove the global target's share of all weights.
 
     Every tensor keeps at least the share `floor` of its units and at least one unit, so none is emptied; what a floor
@@ -37,9 +37,14 @@ class Allocation(Strategy):
     """
 
     kind: ClassVar[str] = "allocation"
-    needs_curves: ClassVar[bool] = False
     adds_up: ClassVar[bool] = True
     """Whether the shares together come to the target; if so, a target that is reached leaves nothing to do."""
+    needs_curves: ClassVar[bool] = False
+    """Whether each tensor comes with its curve, `Scored.curve`: how the loss on `data` rises when this tensor alone is
+    pruned to each of `points`. Curves are measured once in a training. Without `data` they are empty, and an allocation
+    that cannot do without refuses (`check_curves`)."""
+    points = declared((0.25, 0.5, 0.75, 0.9, 0.95))
+    """The sparsities of the curves, increasing fractions in (0, 1): 0.25, 0.5, 0.75, 0.9 and 0.95, or a field."""
 
     @abstractmethod
     def __call__(self, tensors: Sequence[Scored], target: float, final: float | None = None) -> list[float]:
@@ -53,12 +58,23 @@ class Allocation(Strategy):
         Raises:
             ValueError: the floors leave no way to reach the target.
         """
-        raise NotImplementedError(f"{type(self).__name__} must define __call__(tensors, target, final)")
+
+    def check_curves(self, tensors: Sequence[Scored]) -> None:
+        """Refuse tensors whose curve was not measured.
+
+        Raises:
+            ValueError: with their paths.
+        """
+        missing = [tensor.path for tensor in tensors if not tensor.curve]
+        if missing:
+            raise ValueError(
+                f"{type(self).__name__}: no loss was measured for {missing}. Give data=(x, y) to measure it on."
+            )
 
 
 @_register
 @dataclasses.dataclass(frozen=True)
-class Uniform(Allocation):
+class Uniform(Allocation, name="uniform"):
     """The same target everywhere: $s_l = s$; where a tensor has more off already, the others give so much less.
 
     Args:
@@ -79,7 +95,7 @@ class Uniform(Allocation):
 
 @_register
 @dataclasses.dataclass(frozen=True)
-class Global(Allocation):
+class Global(Allocation, name="global"):
     r"""One bar for all, $s_l = |\{u \in l: score(u) \le \theta\}| / |l|$: the lowest of the whole model go.
 
     Args:
@@ -98,7 +114,7 @@ class Global(Allocation):
 
 @_register
 @dataclasses.dataclass(frozen=True)
-class LAMP(Allocation):
+class LAMP(Allocation, name="lamp"):
     r"""A global bar on scores that know their layer: $u^2 / \sum_{v \ge u} v^2$ over the same tensor.
 
     Within a tensor the order is that of the scores; between tensors it minimises a bound on the model's distortion.
@@ -139,7 +155,7 @@ def lamp_scores(scores: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
 
 @_register
 @dataclasses.dataclass(frozen=True)
-class ERK(Allocation):
+class ERK(Allocation, name="erk"):
     r"""Erdős–Rényi-Kernel: densities in proportion to $\sum_d n_d / \prod_d n_d$ over the kernel's dimensions.
 
     Small tensors stay dense, large ones give more; one factor makes the whole meet the target.
@@ -180,7 +196,7 @@ class Sensitivity(Allocation):
 
     needs_curves: ClassVar[bool] = True
 
-    data: Any = dataclasses.field(default=None, metadata={"config": False}, compare=False)
+    data: Any = data_field()
     points: tuple[float, ...] = (0.25, 0.5, 0.75, 0.9, 0.95)
     floor: float = 0.01
 
@@ -193,9 +209,7 @@ class Sensitivity(Allocation):
 
     def __call__(self, tensors: Sequence[Scored], target: float, final: float | None = None) -> list[float]:
         caps = reachable_caps(tensors, self.floor, target)
-        missing = [t.path for t in tensors if not t.curve]
-        if missing:
-            raise ValueError(f"Sensitivity: no loss was measured for {missing}. Give data=(x, y) to measure it on.")
+        self.check_curves(tensors)
         curves = [self._increasing(t.curve) for t in tensors]
         most = [cap / t.units for cap, t in zip(caps, tensors, strict=True)]
 

@@ -1,8 +1,7 @@
 r"""What a weight is worth: weight and statistics -> scores of the weight's shape; larger is kept.
 
 A criterion declares the statistics that it needs; whoever runs it collects them. Gradients g = dL/dw come from one of
-two
-places: from `data` handed to the criterion (each update of the masks then costs a pass forward and back over that
+two places: from `data` handed to the criterion (each update of the masks then costs a pass forward and back over that
 data, with the weights as they are), or, without `data`, from training itself: the optimizer's own gradients are
 summed inside the compiled step since the last update. That costs one float per weight in memory, one addition per
 weight and step, and no pass.
@@ -19,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from keras.saving import register_keras_serializable
 
-from keras_prune.strategy import Strategy
+from keras_prune.strategy import Measuring, data_field
 
 __all__ = [
     "SNIP",
@@ -41,18 +40,10 @@ Statistics = Mapping[str, Any]
 
 _register = register_keras_serializable(package="keras_prune")
 
-FROM_TRAINING = frozenset({"gradient", "abs_gradient", "squared_gradient", "movement"})
-"""Statistics that the training step can sum up; all others come from a pass over data or from the tensor itself."""
-
 
 @dataclasses.dataclass(frozen=True)
-class Criterion(Strategy):
-    r"""A score for every weight.
-
-    `needs` names the statistics: "gradient" (mean g), "abs_gradient" (mean |g|), "squared_gradient" (mean g²),
-    "movement" ($-\sum_t w_t g_t$), "hessian_gradient" (H g), "synflow" (dR/d|w|), "input_norm" and "input_mean" (the
-    L2 norm and the mean |a| of the input that a weight reads, broadcast to the kernel's shape), "seed" (an integer of
-    the tensor's own).
+class Criterion(Measuring):
+    """A score for every weight, from the weight and the statistics that `needs` names (`strategy.Measuring`).
 
     Example:
         >>> Taylor()(np.array([[2.0, -1.0]]), {"abs_gradient": np.array([[0.5, 0.5]])})
@@ -60,29 +51,22 @@ class Criterion(Strategy):
     """
 
     kind: ClassVar[str] = "criterion"
-    needs: ClassVar[frozenset[str]] = frozenset()
     rounds: ClassVar[int] = 1
     """In how many rounds a one-shot pruning reaches its target, the scores taken anew in each."""
 
     @abstractmethod
     def __call__(self, weight: Array, statistics: Statistics) -> Array:
-        """Return the scores.
+        """Return the scores, of the weight's shape; larger is kept.
 
         Args:
             weight: the kernel, in its own layout.
             statistics: the arrays that `needs` names, of the weight's shape or broadcasting to it.
         """
-        raise NotImplementedError(f"{type(self).__name__} must define __call__(weight, statistics)")
-
-
-def data_field() -> Any:
-    """A field for data: neither compared nor written into the configuration."""
-    return dataclasses.field(default=None, metadata={"config": False}, compare=False, repr=False)
 
 
 @_register
 @dataclasses.dataclass(frozen=True)
-class Magnitude(Criterion):
+class Magnitude(Criterion, name="magnitude"):
     """$|w|$.
 
     Source: Han et al. 2015, "Learning both weights and connections", section 3.
@@ -98,7 +82,7 @@ class Magnitude(Criterion):
 
 @_register
 @dataclasses.dataclass(frozen=True)
-class Random(Criterion):
+class Random(Criterion, name="random"):
     """Uniform noise, the same for a tensor each time: the baseline that every other criterion has to beat.
 
     Args:
@@ -120,7 +104,7 @@ class Random(Criterion):
 
 @_register
 @dataclasses.dataclass(frozen=True)
-class Gradient(Criterion):
+class Gradient(Criterion, name="gradient"):
     r"""Mean $|g|$ over batches: a weight that the loss does not pull at may go.
 
     Args:
@@ -141,7 +125,7 @@ class Gradient(Criterion):
 
 @_register
 @dataclasses.dataclass(frozen=True)
-class Taylor(Criterion):
+class Taylor(Criterion, name="taylor"):
     r"""Mean $|w g|$ over batches: what the loss changes by, to first order, when the weight goes.
 
     Args:
@@ -164,7 +148,7 @@ class Taylor(Criterion):
 
 @_register
 @dataclasses.dataclass(frozen=True)
-class Movement(Criterion):
+class Movement(Criterion, name="movement"):
     r"""$-\sum_t w_t g_t$ over the steps of training: weights that move away from zero stay.
 
     Comes from training only, and is never reset: it is the history of the weight. Pruned weights (w = 0) gather none.
@@ -184,7 +168,7 @@ class Movement(Criterion):
 
 @_register
 @dataclasses.dataclass(frozen=True)
-class Fisher(Criterion):
+class Fisher(Criterion, name="fisher"):
     r"""$w^2 \, \overline{g^2} / 2$: the second-order cost of a weight, by the diagonal of the Fisher information.
 
     Args:
@@ -251,7 +235,7 @@ class InputActivation(Criterion):
 
 @_register
 @dataclasses.dataclass(frozen=True)
-class SNIP(Criterion):
+class SNIP(Criterion, name="snip"):
     r"""$|w \, \bar g|$ at initialisation: how strongly the loss feels a connection that is switched off.
 
     Args:
@@ -301,7 +285,7 @@ class GraSP(Criterion):
 
 @_register
 @dataclasses.dataclass(frozen=True)
-class SynFlow(Criterion):
+class SynFlow(Criterion, name="synflow"):
     r"""$|w| \cdot \partial R / \partial |w|$, with $R$ the summed outputs for an input of ones to the net of $|w|$.
 
     Needs no data; a one-shot pruning reaches its target in 100 rounds, scores taken anew, so that no layer collapses.

@@ -30,7 +30,7 @@ NAMES = {
     "keras_prune.keys": "keras_prune.models.keys",
     "keras_prune.loading": "keras_prune.files.loading",
     "keras_prune.metric": "keras_prune.training.metric",
-    "keras_prune.names": "keras_prune.masks.names",
+    "keras_prune.names": "keras_prune.masks.recipe",
     "keras_prune.plaintext": "keras_prune.text.plaintext",
     "keras_prune.plots": "keras_prune.report.plots",
     "keras_prune.pooling": "keras_prune.graph.pooling",

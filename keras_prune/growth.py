@@ -3,55 +3,89 @@ r"""Which pruned units come back, and which go in their place, at a given number
 from __future__ import annotations
 
 import dataclasses
+import functools
+import inspect
 import math
+import warnings
 from abc import abstractmethod
-from typing import ClassVar
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 from keras.saving import register_keras_serializable
 
 from keras_prune.arrays.selection import all_but_smallest, smallest
-from keras_prune.strategy import Strategy, check_fraction
+from keras_prune.strategy import Measuring, check_fraction
 
 __all__ = ["SET", "Growth", "RigL", "Surgery"]
 
 Array = npt.NDArray[np.floating]
+Gains = Mapping[str, Array]
 Mask = npt.NDArray[np.bool_]
 
 _register = register_keras_serializable(package="keras_prune")
 
 
 @dataclasses.dataclass(frozen=True)
-class Growth(Strategy):
+class Growth(Measuring):
     """Exchanges units of one tensor: some that are on go off, some that are off come back.
+
+    What it needs to know of the weights that are off, it names in `needs` (`strategy.Measuring`; all but "seed").
 
     Example:
         >>> on, scores = np.array([True, True, False, False]), np.array([2.0, 1.0, 0.0, 0.0])
-        >>> gain = np.array([0.0, 0.0, 1.0, 3.0])
-        >>> RigL(fraction=0.5)(on, scores, gain, off=2, progress=0.0, seed=0)
+        >>> gains = {"gradient": np.array([0.0, 0.0, 1.0, 3.0])}
+        >>> RigL(fraction=0.5)(on, scores, gains, off=2, progress=0.0, seed=0)
         array([ True, False, False,  True])
     """
 
     kind: ClassVar[str] = "growth"
-    needs: ClassVar[frozenset[str]] = frozenset()
     keeps_learning: ClassVar[bool] = False
     """Whether pruned weights go on being updated out of sight, so that they come back with the value that they grew
     to. If not, they come back as new weights: 0, and without anything in the optimizer's state (momentum, moments)."""
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        call = vars(cls).get("__call__")
+        if call is not None and "gain" in inspect.signature(call).parameters:
+            _take_one_gain(cls, call)
+
     @abstractmethod
-    def __call__(self, on: Mask, scores: Array, gain: Array | None, *, off: int, progress: float, seed: int) -> Mask:
-        """Return which units are on afterwards; exactly `off` are off.
+    def __call__(self, on: Mask, scores: Array, gains: Gains, *, off: int, progress: float, seed: int) -> Mask:
+        """Return which units are on afterwards, `[units]`; exactly `off` are off.
 
         Args:
             on: `[units]`, the units that are on now.
             scores: `[units]`, larger is kept; of units that are off too, where the growth keeps them learning.
-            gain: `[units]`, what bringing a unit back promises, from the statistic in `needs`; None without one.
+            gains: for each statistic in `needs` its size in the units, `[units]`: the absolute value in each weight,
+                pooled over a unit as scores are.
             off: units to be off.
             progress: 0 at the schedule's first step, 1 at its last.
             seed: fixes whatever is drawn at random.
         """
-        raise NotImplementedError(f"{type(self).__name__} must define __call__")
+
+
+def _take_one_gain(cls: type[Growth], call: Callable[..., Mask]) -> None:
+    """Let a growth of the former signature, with the array `gain` of its one statistic, run as it did."""
+    warnings.warn(
+        f"{cls.__name__}.__call__ takes `gain`, one array. Write `gains`, a mapping from each statistic in `needs` to "
+        "its array: gains['gradient'].",
+        DeprecationWarning,
+        stacklevel=4,
+    )
+
+    @functools.wraps(call)
+    def with_gain(self: Growth, on: Mask, scores: Array, gains: Gains, **named: Any) -> Mask:
+        if len(gains) > 1:
+            raise TypeError(
+                f"{type(self).__name__}.__call__ takes `gain`, one array, and needs several statistics. Received: "
+                f"{sorted(gains)}. Name the argument `gains`, and read each by its name: "
+                f"gains[{min(gains)!r}]."
+            )
+        return call(self, on, scores, next(iter(gains.values()), None), **named)
+
+    cls.__call__ = with_gain  # type: ignore[method-assign]
 
 
 def _exchange(on: Mask, scores: Array, gain: Array, off: int, fraction: float) -> Mask:
@@ -79,7 +113,7 @@ def _check_fraction(rule: Growth, fraction: float) -> None:
 
 @_register
 @dataclasses.dataclass(frozen=True)
-class SET(Growth):
+class SET(Growth, name="set"):
     r"""Sparse evolutionary training: the share $\zeta$ with the lowest scores goes, as many random ones come, as 0.
 
     Args:
@@ -94,14 +128,14 @@ class SET(Growth):
     def __post_init__(self) -> None:
         _check_fraction(self, self.fraction)
 
-    def __call__(self, on: Mask, scores: Array, gain: Array | None, *, off: int, progress: float, seed: int) -> Mask:
+    def __call__(self, on: Mask, scores: Array, gains: Gains, *, off: int, progress: float, seed: int) -> Mask:
         noise = np.random.default_rng(seed).random(on.size)
         return _exchange(on, scores, noise, off, self.fraction)
 
 
 @_register
 @dataclasses.dataclass(frozen=True)
-class RigL(Growth):
+class RigL(Growth, name="rigl"):
     r"""The share $\frac{\alpha}{2}(1 + \cos \pi p)$ with the lowest scores goes, the largest $|\bar g|$ come, as 0.
 
     The gradient is that of training, averaged since the last exchange; pruned weights have one too.
@@ -119,16 +153,18 @@ class RigL(Growth):
     def __post_init__(self) -> None:
         _check_fraction(self, self.fraction)
 
-    def __call__(self, on: Mask, scores: Array, gain: Array | None, *, off: int, progress: float, seed: int) -> Mask:
-        if gain is None:
-            raise ValueError("RigL needs the gradient of pruned weights as gain. Received: gain=None")
+    def __call__(self, on: Mask, scores: Array, gains: Gains, *, off: int, progress: float, seed: int) -> Mask:
+        if "gradient" not in gains:
+            raise ValueError(
+                f"RigL: gains must hold the gradient of pruned weights, 'gradient'. Received: {sorted(gains)}"
+            )
         annealed = self.fraction / 2.0 * (1.0 + math.cos(math.pi * progress))
-        return _exchange(on, scores, gain, off, annealed)
+        return _exchange(on, scores, gains["gradient"], off, annealed)
 
 
 @_register
 @dataclasses.dataclass(frozen=True)
-class Surgery(Growth):
+class Surgery(Growth, name="surgery"):
     r"""Dynamic network surgery: all weights learn on; a unit goes below $a$, comes back above $b = (1 + margin)\,a$.
 
     The paper fixes a and b; here they follow the schedule: a unit that is on defends its place with its score s and
@@ -148,5 +184,5 @@ class Surgery(Growth):
         if not self.margin >= 0:
             raise ValueError(f"Surgery: margin must be 0 or more. Received: margin={self.margin}")
 
-    def __call__(self, on: Mask, scores: Array, gain: Array | None, *, off: int, progress: float, seed: int) -> Mask:
+    def __call__(self, on: Mask, scores: Array, gains: Gains, *, off: int, progress: float, seed: int) -> Mask:
         return ~smallest(np.where(on, scores + self.margin * np.abs(scores), scores), off)

@@ -13,9 +13,9 @@ from keras_prune.devices import Device
 from keras_prune.devices.choosing import choose_tensors
 from keras_prune.masks.bound import Mask, bind, mask_of, release
 from keras_prune.masks.hold import loose_zeros
-from keras_prune.masks.names import resolve_recipe
+from keras_prune.masks.recipe import Recipe, resolve_recipe
 from keras_prune.masks.state import TrainingState, strategy_scope
-from keras_prune.masks.update import Recipe, Tensor, masks_at_sparsity
+from keras_prune.masks.update import Tensor, masks_at_sparsity
 from keras_prune.models.variables import read
 from keras_prune.scope import Scope, Target
 from keras_prune.strategy import check_fraction
@@ -104,9 +104,7 @@ def _warn_of_loose_zeros(masks: list[Mask]) -> None:
 
 
 def _tensors(model: keras.Model, targets: tuple[Target, ...], masks: list[Mask], recipe: Recipe) -> list[Tensor]:
-    gathered: list[dict[str, Any]] = [{} for _ in targets]
-    if recipe.needs:
-        gathered = statistics.collect(model, targets, recipe.needs, getattr(recipe.criterion, "data", None))
+    gathered = statistics.collect(model, targets, recipe.criterion.needs, recipe.criterion.data)
     tensors = [
         Tensor(t.path, read(t.variable), m.read() if m.zeros else None, t.layout, values, t.index)
         for t, m, values in zip(targets, masks, gathered, strict=True)

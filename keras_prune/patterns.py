@@ -66,22 +66,18 @@ class Pattern(Strategy):
     @abstractmethod
     def check(self, shape: Shape) -> None:
         """Refuse a shape `[..., in, out]` that the units do not divide, naming the nearest that does."""
-        raise NotImplementedError(f"{type(self).__name__} must define check(shape)")
 
     @abstractmethod
     def weights_per_unit(self, shape: Shape) -> int:
         """Return how many weights are zero when one unit is off."""
-        raise NotImplementedError(f"{type(self).__name__} must define weights_per_unit(shape)")
 
     @abstractmethod
     def reduce(self, scores: Array) -> Array:
         """Return one score a unit, `[units]`."""
-        raise NotImplementedError(f"{type(self).__name__} must define reduce(scores)")
 
     @abstractmethod
     def expand(self, on: Mask, scores: Array) -> Mask:
         """Return the mask of the shape of `scores` (True: kept) in which only the units `on` are on."""
-        raise NotImplementedError(f"{type(self).__name__} must define expand(on, scores)")
 
     def units_on(self, mask: Mask) -> Mask:
         """Return which units have weights left to take, `[units]`, under a mask (True: kept)."""
@@ -123,7 +119,7 @@ class Pattern(Strategy):
 
 @_register
 @dataclasses.dataclass(frozen=True)
-class Unstructured(Pattern):
+class Unstructured(Pattern, name="unstructured"):
     """Any single weight.
 
     Example:
@@ -292,7 +288,7 @@ class NofM(Pattern):
 
 @_register
 @dataclasses.dataclass(frozen=True)
-class Filter(Pattern):
+class Filter(Pattern, name="filter"):
     """Whole outputs: every weight of a neuron or filter, `[..., j]`.
 
     In kernels of LSTM and GRU each gate of a unit is an output of its own, in attention each dimension of a head.
@@ -331,7 +327,7 @@ class Filter(Pattern):
 
 @_register
 @dataclasses.dataclass(frozen=True)
-class Channel(Filter):
+class Channel(Filter, name="channel"):
     """Whole inputs: every weight that reads an input channel, `[..., i, :]`.
 
     In a grouped convolution those are weights of one group only; in a depthwise one, the filters of one channel; in

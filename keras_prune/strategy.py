@@ -5,29 +5,93 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import numbers
+from abc import ABC
 from collections.abc import Mapping
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 import keras
 
-__all__ = ["S", "Strategy", "check_fraction", "integer", "resolve", "to_integers", "to_numbers"]
+__all__ = [
+    "FROM_TRAINING",
+    "ONLY_FROM_TRAINING",
+    "STATISTICS",
+    "Measuring",
+    "S",
+    "Strategy",
+    "check_fraction",
+    "check_needs",
+    "data_field",
+    "declared",
+    "integer",
+    "resolve",
+    "to_integers",
+    "to_numbers",
+]
 
 S = TypeVar("S", bound="Strategy")
 
 
+class _Declared:
+    """A value that an attribute has where a subclass does not define it.
+
+    Looked up on a class it is not there. `dataclass` would take it for the default of a subclass's field of that name,
+    and refuse fields without a default after it.
+    """
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __get__(self, instance: object, owner: type) -> Any:
+        if instance is None:
+            raise AttributeError("declared for instances only")
+        return self.value
+
+
+def declared(value: Any) -> Any:
+    """Declare an attribute on a base class, with the value that it has where a subclass has no such field or property.
+
+    Example:
+        >>> class Base(Strategy):
+        ...     data = declared(None)
+        >>> @dataclasses.dataclass(frozen=True)
+        ... class Mine(Base):
+        ...     data: int
+        ...     power: float
+        >>> Base().data, Mine(3, 2.0).data
+        (None, 3)
+    """
+    return _Declared(value)
+
+
 @dataclasses.dataclass(frozen=True)
-class Strategy:
-    """Base of schedules, criteria, patterns, allocations, growth rules and step parts.
+class Strategy(ABC):  # noqa: B024 (abstract are the bases of each kind)
+    """Base of schedules, criteria, patterns, allocations, growth rules and parts of the training step.
 
     A strategy is a frozen dataclass: it compares by value, and its fields are its configuration. Fields marked with
     `metadata={"config": False}` (a data set, say) are left out of the configuration, since they cannot be written down.
 
-    Subclasses need no registration to be used; to be saved and loaded by name, they carry
-    `@keras.saving.register_keras_serializable(package=...)` like any Keras object.
+    Subclasses need no registration to be used. To be saved and loaded, they carry
+    `@keras.saving.register_keras_serializable(package=...)` like any Keras object. To be chosen by a string, they are
+    given one: `class Mine(Criterion, name="mine")`; all their fields then need defaults.
     """
 
     kind: ClassVar[str] = "strategy"
     """What the strategy is called in messages: "schedule", "criterion", ..."""
+    known_names: ClassVar[dict[str, type[Any]]] = {}
+    """The strings that stand for strategies of this kind, each with its class."""
+
+    def __init_subclass__(cls, name: str | None = None, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "kind" in vars(cls):
+            cls.known_names = {}
+        if name is not None:
+            taken = cls.known_names.get(name, cls)
+            if (taken.__module__, taken.__qualname__) != (cls.__module__, cls.__qualname__):
+                raise ValueError(
+                    f"{cls.__name__}: the name {name!r} must be one of its own. Received: a name that stands for the "
+                    f"{cls.kind} {taken.__module__}.{taken.__qualname__}."
+                )
+            cls.known_names[name] = cls
 
     def get_config(self) -> dict[str, Any]:
         """Return the fields as a JSON-able dictionary; `from_config` is its inverse.
@@ -49,6 +113,9 @@ class Strategy:
 
         Args:
             config: what `get_config` returned, directly or after a trip through JSON.
+
+        Raises:
+            ValueError: it holds something that is no field of this class.
         """
         known = {field.name for field in dataclasses.fields(cls)}
         unknown = sorted(set(config) - known)
@@ -72,31 +139,122 @@ def _tuples(value: Any) -> Any:
     return value
 
 
-def resolve(value: Any, base: type[S], names: Mapping[str, type[S]]) -> S:
+# -- what is measured for a strategy ----------------------------------------------------------------------------------
+
+FROM_TRAINING = frozenset({"gradient", "abs_gradient", "squared_gradient", "movement"})
+"""Statistics that the training step can sum up; all others come from a pass over data or from the tensor itself."""
+
+ONLY_FROM_TRAINING = frozenset({"movement"})
+"""Statistics that no pass over data can give."""
+
+STATISTICS = FROM_TRAINING | {"hessian_gradient", "synflow", "input_norm", "input_mean", "seed"}
+"""Every statistic that a strategy may need; `Measuring` says what each is."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Measuring(Strategy):
+    r"""Base of strategies that go by measurements: criteria, growth rules, allocations, importances.
+
+    Whoever runs one measures what `needs` names, each an array of the weight's shape or broadcasting to it:
+
+    | statistic | value |
+    | --- | --- |
+    | "gradient" | mean of g = dL/dw |
+    | "abs_gradient" | mean of $|g|$ |
+    | "squared_gradient" | mean of $g^2$ |
+    | "movement" | $-\sum_t w_t g_t$ over the steps of training |
+    | "hessian_gradient" | H g |
+    | "synflow" | $\partial R / \partial |w|$ |
+    | "input_norm" | L2 norm of the input that a weight reads |
+    | "input_mean" | mean $|a|$ of the input that a weight reads |
+    | "seed" | an integer of the tensor's own |
+
+    With `data`, they are taken on it at each update of the masks. Without, the first four come from training itself,
+    "synflow" and "seed" from the tensor, and the others are refused. "movement" comes from training in any case.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+    """The statistics, by name. A subclass may also make it a property."""
+    data = declared(None)
+    """What they are taken on. A subclass that takes data has a field of this name, made by `data_field()`."""
+
+    @property
+    def takes_data(self) -> bool:
+        """Whether the strategy has a field for data."""
+        return any(field.name == "data" for field in dataclasses.fields(self))
+
+    @property
+    def from_training(self) -> frozenset[str]:
+        """The statistics that training gives."""
+        return frozenset(self.needs) & (FROM_TRAINING if self.data is None else ONLY_FROM_TRAINING)
+
+    @property
+    def from_data(self) -> frozenset[str]:
+        """The statistics that a pass over `data` gives, or without data the tensor itself."""
+        return frozenset(self.needs) - self.from_training
+
+    def on(self, data: Any) -> Self:
+        """Return the same strategy on this data, if it takes some and has none of its own."""
+        if data is None or self.data is not None or not self.takes_data:
+            return self
+        return dataclasses.replace(self, **{"data": data})
+
+
+def data_field() -> Any:
+    """Return a field for data: neither compared nor written into the configuration."""
+    return dataclasses.field(default=None, metadata={"config": False}, compare=False, repr=False)
+
+
+def check_needs(strategy: Measuring, known: frozenset[str] = STATISTICS) -> None:
+    """Refuse a strategy that needs what nobody measures.
+
+    Raises:
+        ValueError: a statistic is unknown. TypeError: `needs` is no set of names.
+    """
+    subject = f"{type(strategy).__name__}: needs"
+    if not isinstance(strategy.needs, frozenset | set):
+        raise TypeError(
+            f"{subject} must be a set of names of statistics. Received: {strategy.needs!r}. "
+            "Write frozenset({'gradient'})."
+        )
+    unknown = sorted(strategy.needs - known, key=str)
+    if unknown:
+        raise ValueError(f"{subject} must be among {sorted(known)}. Received: {unknown}")
+
+
+# -- names ------------------------------------------------------------------------------------------------------------
+
+
+def resolve(value: Any, base: type[S], names: Mapping[str, type[S] | S] | None = None) -> S:
     """Turn a name into the strategy it stands for; this is the one place where strings become objects.
 
     Args:
-        value: an instance of `base`, a name in `names`, or a configuration made by
-            `keras.saving.serialize_keras_object`.
+        value: an instance of `base`, a name, or a configuration made by `keras.saving.serialize_keras_object`.
         base: the kind of strategy asked for.
-        names: the names that are known, each with a class whose arguments all have defaults.
+        names: the names that are known, each with an instance, or with a class whose fields all have defaults; None
+            for those that the classes of this kind were given.
 
     Raises:
         ValueError: the name is unknown, or stands for a class that needs arguments.
         TypeError: the value is neither a name nor a strategy of this kind.
+
+    Example:
+        >>> from keras_prune.criteria import Criterion
+        >>> resolve("magnitude", Criterion)
+        Magnitude()
     """
-    if isinstance(value, base):
-        return value
+    names = base.known_names if names is None else names
     if isinstance(value, Mapping) and "class_name" in value:
         value = keras.saving.deserialize_keras_object(dict(value))
-        if isinstance(value, base):
-            return value
+    if isinstance(value, base):
+        return value
     if isinstance(value, str):
         if value not in names:
             near = difflib.get_close_matches(value, names, n=1)
             hint = f" Did you mean {near[0]!r}?" if near else _by_class(value, base)
             raise ValueError(f"Unknown {base.kind}: {value!r}. Known names: {sorted(names)}.{hint}")
-        return names[value]()
+        found = names[value]
+        return found() if isinstance(found, type) else found
     hint = f" Write {value.__name__}(...)." if isinstance(value, type) and issubclass(value, base) else ""
     raise TypeError(
         f"A {base.kind} is one of the names {sorted(names)} or an instance of {base.__name__}. "
@@ -118,6 +276,9 @@ def _by_class(name: str, base: type[Strategy]) -> str:
             ]
             return f" It is written as an instance: {found.__name__}({', '.join(arguments)})."
     return ""
+
+
+# -- checks of fields -------------------------------------------------------------------------------------------------
 
 
 def to_integers(strategy: Strategy, *names: str) -> None:

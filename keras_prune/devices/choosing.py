@@ -16,7 +16,8 @@ from keras_prune.devices import Choice, Device, resolve_device
 from keras_prune.devices.gains import SWITCHES_ON
 from keras_prune.devices.sparse_inference import Blocker, Cluster, clusters_of
 from keras_prune.keras_seam import from_keras
-from keras_prune.masks.update import Recipe, check_shape, layout_for
+from keras_prune.masks.recipe import Recipe
+from keras_prune.masks.update import check_shape, layout_for
 from keras_prune.models.keys import check_keys
 from keras_prune.models.variables import read
 from keras_prune.patterns import ByPath

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from keras_prune.allocation import Allocation, Scored
+from keras_prune.allocation import Scored, Share
 from keras_prune.arrays.selection import all_but_smallest, in_pieces
-from keras_prune.criteria import Criterion
-from keras_prune.growth import Growth
-from keras_prune.patterns import ByPath, Pattern
+from keras_prune.growth import Gains, Growth
+from keras_prune.masks.recipe import Recipe
+from keras_prune.patterns import Pattern
 from keras_prune.scope import Layout
 
 __all__ = [
@@ -38,9 +38,10 @@ class Tensor:
         weight: the kernel in its own layout; with a growth that keeps pruned weights learning, their hidden values too.
         mask: True where kept, of the same shape; None while nothing is pruned.
         layout: how the axes read as `[..., in, out]`.
-        statistics: what the criterion and the growth declared, in the kernel's own layout.
+        statistics: what the criterion needs, by name, each of the weight's shape or broadcasting to it.
+        gains: what the growth needs, likewise.
         seed: a number of the tensor's own.
-        curve: for `allocation.Sensitivity`.
+        curve: pairs of (sparsity, loss increase), where the allocation needs them.
     """
 
     path: str
@@ -50,26 +51,7 @@ class Tensor:
     statistics: Mapping[str, Any]
     seed: int = 0
     curve: tuple[tuple[float, float], ...] = ()
-
-
-@dataclasses.dataclass(frozen=True)
-class Recipe:
-    """How masks are found: what counts, where zeros may fall, who gives how much, and what comes back.
-
-    Attributes:
-        stated: which of "pattern" and "allocation" the user chose; a device chooses the others.
-    """
-
-    criterion: Criterion
-    pattern: Pattern | ByPath
-    allocation: Allocation
-    growth: Growth | None = None
-    stated: frozenset[str] = frozenset()
-
-    @property
-    def needs(self) -> frozenset[str]:
-        """Every statistic that an update takes."""
-        return self.criterion.needs | (self.growth.needs if self.growth else frozenset())
+    gains: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def masks_at_sparsity(
@@ -100,17 +82,22 @@ def masks_at_sparsity(
     growth = recipe.growth
     scored = [_score(tensor, recipe) for tensor in tensors]
     shares = recipe.allocation([entry for _, _, entry in scored], target, final)
+    if len(shares) != len(tensors):
+        raise ValueError(
+            f"{type(recipe.allocation).__name__} must give one target for each of {len(tensors)} tensors. "
+            f"Received: {len(shares)}"
+        )
     masks = []
     for tensor, (pattern, score, entry), share in zip(tensors, scored, shares, strict=True):
         count = _count(pattern, tensor, share, score.shape)
         if growth is None:
-            kept = _shrink(pattern, tensor, score, entry, count, getattr(share, "bound", None))
+            kept = _shrink(pattern, tensor, score, entry, count, share.bound if isinstance(share, Share) else None)
         else:
             on = _units_on(tensor, pattern)
             on = np.ones(entry.scores.shape, dtype=bool) if on is None else on
-            gain = _gain(tensor, pattern, growth)
-            alive = growth(on, entry.scores, gain, off=count, progress=progress, seed=tensor.seed * 1_000_003 + seed)
-            kept = pattern.expand(alive, score)
+            gains = _gains(tensor, pattern, growth)
+            alive = growth(on, entry.scores, gains, off=count, progress=progress, seed=tensor.seed * 1_000_003 + seed)
+            kept = pattern.expand(_checked(growth, tensor, alive, on.size, count), score)
         masks.append(_finished(tensor, pattern, kept))
     return masks
 
@@ -193,7 +180,12 @@ def _units_on(tensor: Tensor, pattern: Pattern) -> MaskArray | None:
 
 def _scores(tensor: Tensor, recipe: Recipe, pattern: Pattern) -> npt.NDArray[np.floating]:
     """Scores of single weights; in units of several, those of weights that are off say that they cost nothing."""
-    raw = recipe.criterion(tensor.weight, tensor.statistics)
+    raw = np.asarray(recipe.criterion(tensor.weight, tensor.statistics))
+    if raw.shape != tensor.weight.shape:
+        raise ValueError(
+            f"{type(recipe.criterion).__name__} must give a score for each weight of {tensor.path!r}, of shape "
+            f"{tensor.weight.shape}. Received: scores of shape {raw.shape}. numpy.broadcast_to brings them there."
+        )
     if raw.dtype not in (np.float32, np.float64):
         raw = raw.astype(np.float32)
     layout = layout_for(tensor.layout, pattern)
@@ -303,8 +295,19 @@ def _finished(tensor: Tensor, pattern: Pattern, kept: MaskArray, why: str = "") 
     return layout_for(tensor.layout, pattern).from_canonical(kept, tensor.weight.shape)
 
 
-def _gain(tensor: Tensor, pattern: Pattern, growth: Growth) -> npt.NDArray[np.floating] | None:
-    """What bringing a unit back promises: the size of the statistic that the growth declared."""
-    for name in growth.needs:
-        return pattern.reduce(layout_for(tensor.layout, pattern).to_canonical(np.abs(tensor.statistics[name])))
-    return None
+def _checked(growth: Growth, tensor: Tensor, alive: MaskArray, units: int, off: int) -> MaskArray:
+    """Return what a growth gave; refuse it if it is no mask of the units with exactly `off` off."""
+    alive = np.asarray(alive)
+    if alive.dtype.kind != "b" or alive.shape != (units,) or units - int(np.count_nonzero(alive)) != off:
+        raise ValueError(
+            f"{type(growth).__name__} must return booleans for {tensor.path!r}, of shape ({units},) with {off} of them "
+            f"False. Received: {alive.dtype} of shape {alive.shape}, {alive.size - np.count_nonzero(alive)} of them 0."
+        )
+    return alive
+
+
+def _gains(tensor: Tensor, pattern: Pattern, growth: Growth) -> Gains:
+    """The size of each statistic that the growth needs, in the units of the pattern."""
+    layout, shape = layout_for(tensor.layout, pattern), tensor.weight.shape
+    sizes = {name: np.broadcast_to(np.abs(tensor.gains[name]), shape) for name in sorted(growth.needs)}
+    return {name: pattern.reduce(layout.to_canonical(size)) for name, size in sizes.items()}

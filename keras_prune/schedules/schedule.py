@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 from keras.saving import register_keras_serializable
 
 from keras_prune.schedules.spans import Span, Time, check_time
-from keras_prune.strategy import Strategy, check_fraction, integer, to_integers, to_numbers
+from keras_prune.strategy import Strategy, check_fraction, declared, integer, to_integers, to_numbers
 
 __all__ = [
     "ConstantSparsity",
@@ -56,16 +56,21 @@ class Schedule(Strategy):
 
     kind: ClassVar[str] = "schedule"
     gives: ClassVar[str] = "sparsity"
+    """What the target is: "sparsity", a fraction in [0, 1), or "threshold", a bound for scores."""
+    relative_to = declared(None)
+    """What a threshold is a factor of: None for itself, "std" for each tensor's own standard deviation."""
+    begin_step = declared(0)
+    """The step of the first change, 0, or a field. Where it is not a field, override `first_step`."""
+    end_step = declared(None)
+    """The step of the last change, None for no end, or a field. Where it is not a field, override `last_step`."""
 
     @abstractmethod
     def __call__(self, step: int) -> float:
         """Return the target at `step`, the number of optimizer steps done."""
-        raise NotImplementedError(f"{type(self).__name__} must define __call__(step)")
 
     @abstractmethod
     def should_update(self, step: int) -> bool:
         """Say whether masks change when `step` optimizer steps are done."""
-        raise NotImplementedError(f"{type(self).__name__} must define should_update(step)")
 
     @property
     def is_relative(self) -> bool:
@@ -86,13 +91,12 @@ class Schedule(Strategy):
     @property
     def first_step(self) -> int:
         """The first step at which masks change."""
-        return int(getattr(self, "begin_step", 0))
+        return int(self.begin_step)
 
     @property
     def last_step(self) -> int:
         """The last step at which masks change; the first one, where there is no end."""
-        end = getattr(self, "end_step", None)
-        return self.first_step if end is None else int(end)
+        return self.first_step if self.end_step is None else int(self.end_step)
 
     @property
     def target_step(self) -> int:
@@ -271,7 +275,7 @@ class _Ramp(_Timed):
 
     @abstractmethod
     def _between(self, progress: float) -> float:
-        raise NotImplementedError(f"{type(self).__name__} must define _between(progress)")
+        """Return the sparsity at a progress above 0 and below 1."""
 
 
 @_register

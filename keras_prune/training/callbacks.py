@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import numbers
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -10,14 +9,14 @@ from typing import Any
 
 import keras
 
-from keras_prune import criteria
+from keras_prune.criteria import Criterion, Gradient, InputActivation, Magnitude
 from keras_prune.devices import Device, resolve_device
 from keras_prune.growth import Growth
-from keras_prune.masks.names import resolve_criterion, resolve_recipe
-from keras_prune.masks.update import Recipe
+from keras_prune.masks.recipe import Recipe, resolve_recipe
 from keras_prune.schedules import PolynomialDecay, Schedule, Threshold
 from keras_prune.scope import Scope, Skipped, check_scope
-from keras_prune.strategy import check_fraction
+from keras_prune.statistics import INPUTS, WITHOUT_DATA
+from keras_prune.strategy import FROM_TRAINING, ONLY_FROM_TRAINING, Measuring, check_fraction, resolve
 from keras_prune.training.hooks import SteppedCallback
 from keras_prune.training.parts import Part, check_parts
 from keras_prune.training.pruning_run import Session
@@ -63,7 +62,9 @@ class PruningCallback(SteppedCallback[Session]):
         name = type(self).__name__
         schedule = as_schedule(name, schedule)
         check_scope(name, scope)
-        check_data(name, recipe.criterion)
+        for one in (recipe.criterion, recipe.growth):
+            if one is not None:
+                check_data(name, one)
         self.recipe = recipe
         self.schedule = schedule
         self.scope = scope if scope is not None else Scope()
@@ -147,22 +148,33 @@ def as_schedule(name: str, schedule: Any) -> Schedule:
     return schedule
 
 
-def check_data(name: str, criterion: criteria.Criterion, *, training: bool = True) -> None:
-    """Refuse a criterion without data whose statistics neither training nor the tensor itself can give."""
-    served = frozenset({"seed", "synflow"}) | (criteria.FROM_TRAINING if training else frozenset())
-    if criterion.needs <= served or getattr(criterion, "data", None) is not None:
+def check_data(name: str, strategy: Measuring, *, training: bool = True) -> None:
+    """Refuse a criterion or a growth whose statistics nobody can give: neither training, nor data, nor the tensor.
+
+    Raises:
+        ValueError: with the way out.
+    """
+    served = WITHOUT_DATA | (strategy.from_training if training else frozenset())
+    served |= frozenset() if strategy.data is None else strategy.from_data
+    missing = sorted(strategy.needs - served)
+    if not missing:
         return
-    kind, missing = type(criterion).__name__, sorted(criterion.needs - served)
-    if not any(field.name == "data" for field in dataclasses.fields(criterion)):
+    kind = type(strategy).__name__
+    if not training and (ONLY_FROM_TRAINING.intersection(missing) or not strategy.takes_data):
         raise ValueError(
             f"{name}: {kind} takes {missing} from training. Received: no training. "
             f"Use a callback: model.fit(..., callbacks=[keras_prune.GradientPruning(schedule, {kind}())])."
         )
-    gradients = criteria.FROM_TRAINING | {"hessian_gradient"}
-    example = "(x, y)" if criterion.needs & gradients else "x"
+    if not strategy.takes_data:
+        raise ValueError(
+            f"{name}: {kind} takes {missing} from data. Received: a {strategy.kind} without data. Give the class a "
+            "field `data: Any = keras_prune.strategy.data_field()`."
+        )
+    place = "criteria." if type(strategy).__module__ == Criterion.__module__ else ""
+    example = "x" if strategy.needs <= INPUTS | WITHOUT_DATA else "(x, y)"
     raise ValueError(
         f"{name}: {kind} takes {missing} from data. Received: data=None. "
-        f"Write criteria.{kind}(data={example}) with a few hundred samples."
+        f"Write {place}{kind}(data={example}) with a few hundred samples."
     )
 
 
@@ -235,8 +247,8 @@ class ThresholdPruning(PruningCallback):
     r"""Prunes what does not exceed a threshold: $|w| \le \theta$, mean $|g| \le \theta$, or mean $|a| \le \theta$.
 
     Args:
-        threshold: $\theta$, or a `keras_prune.schedules.Threshold` that says when and how it ramps, or that it is a
-            factor of the tensor's standard deviation.
+        threshold: $\theta$, or a `keras_prune.schedules.Threshold` (or a schedule of your own that gives a threshold),
+            which says when and how it ramps, or that it is a factor of the tensor's standard deviation.
         on: "weight"; "gradient", the mean |g| of training since the last update, or over `data`; "activation", the
             mean |a| of the input that a weight reads, over `data`.
         data: what gradients or activations are measured on.
@@ -265,7 +277,7 @@ class ThresholdPruning(PruningCallback):
 
     def __init__(
         self,
-        threshold: float | Threshold,
+        threshold: float | Schedule,
         on: str = "weight",
         *,
         data: Any = None,
@@ -283,19 +295,19 @@ class ThresholdPruning(PruningCallback):
                 "ThresholdPruning: on='activation' is measured on data. Received: data=None. "
                 "Give a few hundred samples: data=x."
             )
-        if isinstance(threshold, Schedule) and not isinstance(threshold, Threshold):
+        if isinstance(threshold, Schedule) and threshold.gives != "threshold":
             raise TypeError(
                 "ThresholdPruning: threshold must be a number or a schedules.Threshold. Received: "
                 f"{threshold}, which gives a sparsity. Use Pruning for it."
             )
-        if not isinstance(threshold, Threshold):
+        if not isinstance(threshold, Schedule):
             first = frequency if on == "gradient" and data is None else 0
             threshold = Threshold(threshold, begin_step=first, frequency=frequency)
-        criterion: criteria.Criterion = criteria.Magnitude()
+        criterion: Criterion = Magnitude()
         if on == "gradient":
-            criterion = criteria.Gradient(data=data)
+            criterion = Gradient(data=data)
         elif on == "activation":
-            criterion = criteria.InputActivation(data=data)
+            criterion = InputActivation(data=data)
         recipe = resolve_recipe(criterion, pattern, None, default="uniform")
         super().__init__(recipe, threshold, scope, parts, target)
 
@@ -339,8 +351,8 @@ class GradientPruning(PruningCallback):
         parts: Sequence[Part] = (),
         target: str | Device | None = None,
     ) -> None:
-        chosen = resolve_criterion(criterion)
-        if not chosen.needs & criteria.FROM_TRAINING:
+        chosen = resolve(criterion, Criterion)  # type: ignore[type-abstract]
+        if not chosen.needs & FROM_TRAINING:
             raise ValueError(
                 f"GradientPruning: the criterion must take gradients. Received: {chosen}, which needs "
                 f"{sorted(chosen.needs)}. "

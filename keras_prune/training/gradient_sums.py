@@ -113,12 +113,17 @@ class TrainingSums:
         own = [part for part in self._parts if id(target.variable) in part.seen] or self._parts
         return np.float32(max(1, sum(int(ops.convert_to_numpy(part.count.value)) for part in own)))
 
-    def read(self) -> list[dict[str, Any]]:
-        """Return for each target the means since the last reset; the movement is a sum over all steps."""
+    def read(self, kinds: frozenset[str]) -> list[dict[str, Any]]:
+        """Return some of the kinds for each target: means since the last reset; the movement is a sum over all steps.
+
+        Args:
+            kinds: among those that are summed up.
+        """
         return [
             {
                 kind: read(total) if kind == "movement" else read(total) / self._steps_of(target)
                 for kind, total in sums.items()
+                if kind in kinds
             }
             for target, sums in zip(self._targets, self._sums, strict=True)
         ]

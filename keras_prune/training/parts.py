@@ -182,7 +182,6 @@ class Part(Strategy):
             weight: the variable, before the step.
             level: where the ramp stands, from 0 to 1.
         """
-        raise NotImplementedError(f"{type(self).__name__} must define before(gradient, weight, level)")
 
     def after(self, weight: Any, learning_rate: Any, level: Any) -> Any | None:
         """Return the weight's new value, or None to leave it."""

@@ -19,25 +19,30 @@ import numpy.typing as npt
 from keras import ops
 
 from keras_prune import statistics
-from keras_prune.criteria import FROM_TRAINING
 from keras_prune.devices import Device
 from keras_prune.devices.choosing import choose_tensors
+from keras_prune.growth import Growth
 from keras_prune.masks.bound import Mask, Writer, bind, select
 from keras_prune.masks.hold import loose_zeros
+from keras_prune.masks.recipe import Recipe
 from keras_prune.masks.state import TrainingState, strategy_scope
-from keras_prune.masks.update import Recipe, Tensor, masks_at_sparsity, masks_at_threshold, off_in_units
+from keras_prune.masks.update import Tensor, masks_at_sparsity, masks_at_threshold, off_in_units
 from keras_prune.models.variables import read
 from keras_prune.optimizers.clock import optimizers_for, synchronise
 from keras_prune.optimizers.slots import restart
 from keras_prune.schedules import Schedule
 from keras_prune.schedules.spans import Span
 from keras_prune.scope import Scope, Skipped, Target
+from keras_prune.strategy import FROM_TRAINING, Measuring
 from keras_prune.training.gradient_sums import TrainingSums
 from keras_prune.training.optimizer_steps import SteppedSession
 from keras_prune.training.parts import HiddenWeights, MaskedGradients, Part, Snapshot, merge
 from keras_prune.training.sensitivity import Curve, measure_curves, with_curves
 
 __all__ = ["NOTABLE", "Session"]
+
+GRADIENTS = FROM_TRAINING | {"hessian_gradient"}
+"""Statistics of gradients, which are 0 for what a wrapper's mask has off."""
 
 NOTABLE = 0.01
 """From this share of the weights on, zeros that are lost, or that nothing holds, are worth a warning."""
@@ -124,9 +129,10 @@ class Session(SteppedSession):
         return sums
 
     def _kinds_from_training(self) -> frozenset[str]:
-        own = frozenset() if _has_data(self.recipe.criterion) else self.recipe.criterion.needs
-        growth = self.recipe.growth.needs if self.recipe.growth else frozenset()
-        return (own | growth) & FROM_TRAINING
+        return self.recipe.criterion.from_training.union(*(one.from_training for one in self._growths()))
+
+    def _growths(self) -> list[Growth]:
+        return [] if self.recipe.growth is None else [self.recipe.growth]
 
     def _attach_hidden(self) -> None:
         for target, key, mask in zip(self.targets, self._keys, self._masks, strict=True):
@@ -143,7 +149,7 @@ class Session(SteppedSession):
     def _refuse_gradients_of_wrappers(self) -> None:
         growth = self.recipe.growth
         under = [t.path for t in self.targets if t.mask is not None and not t.straight_through]
-        if growth is not None and "gradient" in growth.needs and under:
+        if growth is not None and growth.needs & GRADIENTS and under:
             raise ValueError(
                 f"{_name(self.owner)}: {growth} chooses what comes back by the gradient of pruned weights, which a "
                 f"wrapper layer makes 0. Received: {under} under wrappers. Use the plain layers, whose masks the "
@@ -212,9 +218,15 @@ class Session(SteppedSession):
 
     def _take_up(self) -> None:
         self._resume()
-        zeros = zip(self._masks, self._zeros(), strict=True)
-        # Zeros that were there without a mask: they may be lost, and that is said at the end.
-        self._loose = [loose_zeros(m.target.variable, m.read()) and number for m, number in zeros]
+        zeros = zip(self._masks, self._keys, self._zeros(), strict=True)
+        # Zeros that were there without a mask: they may be lost, and that is said at the end. What has just grown back
+        # in a training that goes on is 0, too, and there to learn.
+        self._loose = [
+            0
+            if self._growths() and f"mask:{key}" in self._state.restored
+            else loose_zeros(mask.target.variable, mask.read()) and number
+            for mask, key, number in zeros
+        ]
         for mask in self._masks:
             mask.guard()
 
@@ -374,8 +386,7 @@ class Session(SteppedSession):
             return
         tensors = self._read_tensors()
         if by_threshold:
-            relative = getattr(self.schedule, "relative_to", None)
-            masks = masks_at_threshold(tensors, self.recipe, target, relative_to=relative)
+            masks = masks_at_threshold(tensors, self.recipe, target, relative_to=self.schedule.relative_to)
         else:
             span = self.schedule.last_step - self.schedule.first_step
             progress = (self._step - self.schedule.first_step) / span if span else 0.0
@@ -415,37 +426,41 @@ class Session(SteppedSession):
 
     def _read_tensors(self) -> list[Tensor]:
         tensors = []
-        for target, mask, values in zip(self.targets, self._masks, self._gather(), strict=True):
+        found = [self._measure_for(one) for one in (self.recipe.criterion, *self._growths())]
+        statistics, gains = found[0], found[-1] if self._growths() else [{} for _ in self.targets]
+        for target, mask, values, gain in zip(self.targets, self._masks, statistics, gains, strict=True):
             weight = read(target.variable)
             if id(target.variable) in self._hidden:
                 weight = read_merged(mask, self._hidden[id(target.variable)][1])
             on = mask.read() if mask.zeros else None
-            tensors.append(Tensor(target.path, weight, on, target.layout, values, target.index))
+            tensors.append(Tensor(target.path, weight, on, target.layout, values, target.index, gains=gain))
         return with_curves(tensors, self._curves(tensors)) if self.recipe.allocation.needs_curves else tensors
 
-    def _gather(self) -> list[dict[str, Any]]:
-        """The statistics that criterion and growth declared, from training and from data."""
+    def _measure_for(self, strategy: Measuring) -> list[dict[str, Any]]:
+        """The statistics that a criterion or a growth needs, for each target, from training and from data."""
         gathered: list[dict[str, Any]] = [{} for _ in self.targets]
-        if self._sums is not None:
+        if strategy.from_training and self._sums is not None:
             if self._sums.steps == 0:
-                takes_data = hasattr(self.recipe.criterion, "data")
+                way_out = f", or give the {strategy.kind} data=(x, y)" * strategy.takes_data
                 raise ValueError(
                     f"{_name(self.owner)} has seen no gradients at step {self._step}, and takes them from training. "
-                    f"Begin the schedule at step 1 or later{', or give the criterion data=(x, y)' * takes_data}."
+                    f"Begin the schedule at step 1 or later{way_out}."
                 )
-            gathered = self._sums.read()
-        rest = self.recipe.needs - self._kinds_from_training()
-        if rest:
-            data = getattr(self.recipe.criterion, "data", None)
-            for values, more in zip(gathered, statistics.collect(self.model, self.targets, rest, data), strict=True):
-                values.update(more)
+            gathered = self._sums.read(strategy.from_training)
+        if strategy.from_data:
+            more = statistics.collect(self.model, self.targets, strategy.from_data, strategy.data)
+            for values, others in zip(gathered, more, strict=True):
+                values.update(others)
         return gathered
 
     def _curves(self, tensors: list[Tensor]) -> list[Curve]:
         """Loss against sparsity, tensor by tensor: measured once, and saved with the training."""
         names = [f"curve:{key}" for key in self._keys]
         if not all(name in self._state.arrays for name in names):
-            for name, curve in zip(names, measure_curves(self.model, self.targets, tensors, self.recipe), strict=True):
+            curves = measure_curves(self.model, self.targets, tensors, self.recipe)
+            if self.recipe.allocation.data is None:
+                return curves
+            for name, curve in zip(names, curves, strict=True):
                 self._state.arrays[name] = np.array(curve, dtype=np.float64)
         return [tuple((float(s), float(loss)) for s, loss in self._state.arrays[name]) for name in names]
 
@@ -470,10 +485,6 @@ class Session(SteppedSession):
 def read_merged(mask: Mask, hidden: keras.Variable) -> Any:
     """Return a weight with the hidden values of what is pruned."""
     return np.asarray(ops.convert_to_numpy(merge(mask.variable, mask.target.variable.value, hidden.value)))
-
-
-def _has_data(criterion: Any) -> bool:
-    return getattr(criterion, "data", None) is not None
 
 
 def _name(thing: Any) -> str:

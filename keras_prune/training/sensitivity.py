@@ -1,4 +1,4 @@
-"""How the loss answers when one tensor alone is pruned: the measurement behind `allocation.Sensitivity`."""
+"""How the loss rises when one tensor alone is pruned: what an allocation with `needs_curves` goes by."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from keras_prune import statistics
-from keras_prune.allocation import Sensitivity, Uniform
-from keras_prune.masks.update import Recipe, Tensor, masks_at_sparsity
+from keras_prune.allocation import Uniform
+from keras_prune.masks.recipe import Recipe
+from keras_prune.masks.update import Tensor, masks_at_sparsity
 from keras_prune.scope import Target
 
 __all__ = ["Curve", "measure_curves", "with_curves"]
@@ -23,9 +24,13 @@ Curve = tuple[tuple[float, float], ...]
 def measure_curves(
     model: keras.Model, targets: Sequence[Target], tensors: Sequence[Tensor], recipe: Recipe
 ) -> list[Curve]:
-    """Return for each tensor the loss increase at each of the allocation's points; the model is left as it was."""
+    """Return each tensor's curve: the rise of the loss at each of the allocation's points; the model stays as it was.
+
+    Without data the curves are empty.
+    """
     allocation = recipe.allocation
-    assert isinstance(allocation, Sensitivity)
+    if allocation.data is None:
+        return [()] * len(tensors)
     alone = Recipe(recipe.criterion, recipe.pattern, Uniform())
 
     def mask_alone(index: int, sparsity: float) -> MaskArray:
