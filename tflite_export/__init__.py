@@ -2,7 +2,8 @@
 
 from keras_prune.former_names import keep as _keep
 from tflite_export.bench.device_page import serve
-from tflite_export.bench.timing import BenchmarkReport, benchmark
+from tflite_export.bench.report import BenchmarkReport
+from tflite_export.bench.timing import benchmark
 from tflite_export.errors import ExportError, FlatbufferError
 from tflite_export.export import export
 from tflite_export.file.c_array import write_c_array

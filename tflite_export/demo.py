@@ -11,12 +11,12 @@ import keras
 import numpy as np
 import typer
 from numpy.typing import NDArray
-from rich.table import Table
 
 import keras_prune as kp
 from keras_prune.report.plots import plot_history
-from keras_prune.text.tables import plain_text
-from tflite_export.bench.timing import Timing, benchmark
+from keras_prune.text.tables import plain_table
+from tflite_export.bench.report import Timing
+from tflite_export.bench.timing import benchmark
 from tflite_export.export import export
 from tflite_export.report import ExportReport
 from tflite_export.runtimes.litert import load
@@ -86,23 +86,18 @@ class DemoResult:
 
     def __str__(self) -> str:
         """Return the table."""
-        table = Table(
-            title="Handwritten digits: dense and pruned, both run in LiteRT, one thread", title_justify="left"
-        )
-        for heading in ("", "accuracy", "non-zero weights", "file, bytes", "gzip, bytes", "median ms", "faster"):
-            table.add_column(heading, justify="left" if not heading else "right")
-        for row in (self.dense, self.sparse):
-            size = row.report.written
-            table.add_row(
-                row.name,
-                f"{row.accuracy:.2%}",
-                f"{row.nonzero:,} of {row.weights:,}",
-                f"{size.raw:,}",
-                f"{size.gzip:,}",
-                f"{row.timing.median_ms:.3f}",
-                f"{row.timing.ratio:.2f} x",
-            )
-        return plain_text(table) + (
+        rows = (self.dense, self.sparse)
+        columns = {
+            "": [row.name for row in rows],
+            "accuracy": [f"{row.accuracy:.2%}" for row in rows],
+            "non-zero weights": [f"{row.nonzero:,} of {row.weights:,}" for row in rows],
+            "file, bytes": [f"{row.report.written.raw:,}" for row in rows],
+            "gzip, bytes": [f"{row.report.written.gzip:,}" for row in rows],
+            "median ms": [f"{row.timing.median_ms:.3f}" for row in rows],
+            "faster": [f"{row.timing.ratio:.2f} x" for row in rows],
+        }
+        title = "Handwritten digits: dense and pruned, both run in LiteRT, one thread"
+        return plain_table(title, columns, right=list(columns)[1:]) + (
             f"largest difference of the sparse file's outputs from the Keras model's: {self.error:.1e}; "
             "faster: median of the ratios of interleaved runs"
         )

@@ -10,17 +10,15 @@ from typing import Any
 
 import keras
 import numpy as np
-from rich.table import Table
 
 from keras_prune import strip
 from keras_prune.text.plaintext import printable
-from keras_prune.text.tables import plain_text
+from keras_prune.text.tables import plain_table
 from tflite_export.convert.converter import convert
 from tflite_export.convert.workspace import in_turn
 from tflite_export.errors import ExportError
 from tflite_export.file import flatbuffer
 from tflite_export.file.integrity import text
-from tflite_export.file.storage import BITS
 from tflite_export.file.tflite_file import TFLiteFile
 from tflite_export.model import precision
 from tflite_export.model.signature import signature_of
@@ -30,42 +28,11 @@ from tflite_export.source.loading import open_source
 from tflite_export.source.source import build_like
 from tflite_export.targets import Target, resolve_target
 from tflite_export.xnnpack.clusters import analyse
-from tflite_export.xnnpack.prediction import Analysis, Cluster, Danger, OperatorVerdict
+from tflite_export.xnnpack.prediction import Cluster, Danger, OperatorVerdict
+from tflite_export.xnnpack.stored_weights import WeightView, weight_views
 from tflite_export.xnnpack.subgraphs import UNPACKING
 
-__all__ = ["MODEL_FILES", "Inspection", "WeightView", "inspect"]
-
-_FORMATS = {0: "dense", 1: "CSR"}
-
-
-@dataclass(frozen=True)
-class WeightView:
-    """A constant of more than one element that an operator reads as a weight.
-
-    Args:
-        subgraph: number of its subgraph.
-        tensor: its index there.
-        name: its name in the file.
-        shape: TFLite layout.
-        dtype: number type in the file.
-        encoding: `dense`, `CSR + DENSIFY`, `CSR`, `1x4 blocks`, `1x16 blocks`, or the levels of
-            another sparsity.
-        sparsity: share of zeros, a fraction in [0, 1].
-        stored_bytes: bytes of values and index in the file.
-        spmm: XNNPACK's sparse inference would read it, on a processor that has it.
-        reason: by which operator, or why not.
-    """
-
-    subgraph: int
-    tensor: int
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
-    encoding: str
-    sparsity: float
-    stored_bytes: int
-    spmm: bool
-    reason: str
+__all__ = ["MODEL_FILES", "Inspection", "inspect"]
 
 
 @dataclass(frozen=True)
@@ -132,33 +99,31 @@ class Inspection:
     def __str__(self) -> str:
         """Return the tables."""
         several = len({verdict.subgraph for verdict in self.operators}) > 1
-        operators = Table(title=self.subject, title_justify="left")
-        for heading in ("op", "operator", "output", "shape", "eligible", "rule", "cure"):
-            operators.add_column(heading, overflow="fold")
         shown = [verdict for verdict in self.operators if verdict.operator not in UNPACKING]
-        for verdict in shown:
-            operators.add_row(
-                f"{verdict.subgraph}/{verdict.index}" if several else str(verdict.index),
-                verdict.operator,
-                _short(verdict.name),
-                "?" if verdict.shape is None else "x".join(map(str, verdict.shape)),
-                "yes" if verdict.eligible else "no",
-                verdict.rule,
-                verdict.cure,
-            )
-        weights = Table(title="weights", title_justify="left")
-        for heading in ("weight", "shape", "type", "stored as", "zeros", "bytes", "sparse inference"):
-            weights.add_column(heading, overflow="fold")
-        for weight in self.weights:
-            weights.add_row(
-                _short(weight.name),
-                "x".join(map(str, weight.shape)),
-                weight.dtype,
-                weight.encoding,
-                f"{weight.sparsity:.1%}",
-                f"{weight.stored_bytes:,}",
-                f"{'yes' if weight.spmm else 'no'}: {weight.reason}",
-            )
+        operators = plain_table(
+            self.subject,
+            {
+                "op": [f"{each.subgraph}/{each.index}" if several else str(each.index) for each in shown],
+                "operator": [each.operator for each in shown],
+                "output": [_short(each.name) for each in shown],
+                "shape": ["?" if each.shape is None else "x".join(map(str, each.shape)) for each in shown],
+                "eligible": ["yes" if each.eligible else "no" for each in shown],
+                "rule": [each.rule for each in shown],
+                "cure": [each.cure for each in shown],
+            },
+        )
+        weights = plain_table(
+            "weights",
+            {
+                "weight": [_short(weight.name) for weight in self.weights],
+                "shape": ["x".join(map(str, weight.shape)) for weight in self.weights],
+                "type": [weight.dtype for weight in self.weights],
+                "stored as": [weight.encoding for weight in self.weights],
+                "zeros": [f"{weight.sparsity:.1%}" for weight in self.weights],
+                "bytes": [f"{weight.stored_bytes:,}" for weight in self.weights],
+                "sparse inference": [f"{'yes' if weight.spmm else 'no'}: {weight.reason}" for weight in self.weights],
+            },
+        )
         hidden = len(self.operators) - len(shown)
         lines = [
             *([f"not shown: {hidden} DENSIFY and DEQUANTIZE operators"] if hidden else []),
@@ -166,7 +131,7 @@ class Inspection:
             *self.notes,
             self.summary,
         ]
-        return printable(plain_text(operators) + (plain_text(weights) if self.weights else "") + "\n".join(lines))
+        return printable(operators + (weights if self.weights else "") + "\n".join(lines))
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as a JSON-able dictionary."""
@@ -239,7 +204,7 @@ def inspect(
         subject=subject,
         target=device.name,
         operators=analysis.operators,
-        weights=tuple(_views(model, analysis)),
+        weights=tuple(weight_views(model, analysis)),
         clusters=analysis.clusters,
         dangers=analysis.dangers,
         notes=(*notes, *_notes(model, device, assumed)),
@@ -272,78 +237,6 @@ def _with_zeros(model: Any) -> frozenset[tuple[int, int]]:
             if values is not None and values.dtype == np.float32 and values.ndim > 1 and not values.all():
                 found.add((number, index))
     return frozenset(found)
-
-
-def _views(model: Any, analysis: Analysis) -> list[WeightView]:
-    densified = _densified(model)
-    zeros: dict[tuple[int, int], int] = {}
-    views = []
-    for use in analysis.weights:
-        tensor = model.subgraphs[use.subgraph].tensors[use.tensor]
-        shape = tuple(int(size) for size in tensor.shape) if tensor.shape is not None else ()
-        size = prod(shape)
-        dtype = flatbuffer.DTYPES.get(tensor.type)
-        if size < 2 or tensor.type not in BITS or (dtype is not None and dtype.kind == "i" and dtype.itemsize > 2):
-            continue  # axes and shapes: whole numbers of 32 bits are no weights
-        data = model.buffers[tensor.buffer].data
-        stored = 0 if data is None else len(data)
-        # Tensors may share a buffer; its zeros are counted once.
-        place = (tensor.buffer, tensor.type)
-        if place not in zeros:
-            values = np.zeros(0, np.uint8) if data is None else np.asarray(data, dtype=np.uint8)
-            zeros[place] = int(np.count_nonzero(values.view(dtype) if dtype is not None else values))
-        views.append(
-            WeightView(
-                subgraph=use.subgraph,
-                tensor=use.tensor,
-                name=text(tensor.name),
-                shape=shape,
-                dtype=flatbuffer.TYPE_NAMES[tensor.type],
-                encoding=_encoding(tensor, (use.subgraph, use.tensor) in densified),
-                sparsity=max(0.0, 1.0 - zeros[place] / size),
-                stored_bytes=stored + _index_bytes(tensor.sparsity),
-                spmm=use.spmm,
-                reason=use.reason,
-            )
-        )
-    return views
-
-
-def _densified(model: Any) -> frozenset[tuple[int, int]]:
-    return frozenset(
-        (number, int(index))
-        for number, subgraph in enumerate(model.subgraphs)
-        for operator in subgraph.operators or []
-        if flatbuffer.operator_name(model, operator) == "DENSIFY"
-        for index in (operator.inputs if operator.inputs is not None else ())
-    )
-
-
-def _encoding(tensor: Any, densified: bool) -> str:
-    """Return how a constant is stored, in the words of the plan where it is one of the plan's."""
-    sparsity = tensor.sparsity
-    if sparsity is None:
-        return "dense"
-    levels = sparsity.dimMetadata or []
-    order = [int(dim) for dim in (sparsity.traversalOrder if sparsity.traversalOrder is not None else ())]
-    blocks = [int(dim) for dim in (sparsity.blockMap if sparsity.blockMap is not None else ())]
-    formats = [_FORMATS[level.format] for level in levels]
-    rank = len(levels) - len(blocks)
-    plain = order == list(range(len(levels)))
-    if plain and not blocks and formats == ["dense"] * (rank - 1) + ["CSR"]:
-        name = "CSR"
-    elif plain and blocks == [rank - 1] and rank == 2 and formats == ["dense", "CSR", "dense"]:
-        name = f"1x{levels[2].denseSize} blocks"
-    else:
-        name = f"sparsity of levels {'/'.join(formats)}, order {order}" + (f", blocks of {blocks}" if blocks else "")
-    return f"{name} + DENSIFY" if densified else name
-
-
-def _index_bytes(sparsity: Any) -> int:
-    if sparsity is None:
-        return 0
-    vectors = [v for level in sparsity.dimMetadata or [] for v in (level.arraySegments, level.arrayIndices)]
-    return sum(int(np.asarray(v.values).nbytes) for v in vectors if v is not None and v.values is not None)
 
 
 def _notes(model: Any, device: Target, assumed: bool) -> list[str]:

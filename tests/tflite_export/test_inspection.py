@@ -13,7 +13,7 @@ from tflite_export import ExportError, FlatbufferError, export
 from tflite_export.file import flatbuffer
 from tflite_export.file.encoding import encode_blocks
 from tflite_export.inspection import inspect
-from tflite_export.xnnpack.nchw import MIRRORED
+from tflite_export.xnnpack.padding import MIRRORED
 
 DEVICES = ("android", "ios", "arm64", "web", "x86", "mcu")
 
@@ -65,6 +65,18 @@ def test_a_dictionary_is_json(sparse):
     assert [operator["operator"] for operator in found["operators"]][:2] == ["PAD", "CONV_2D"]
     assert found["clusters"][0]["on"] is True
     assert set(found["weights"][0]) >= {"name", "encoding", "sparsity", "spmm", "reason"}
+    # What a program acts on, beside the texts.
+    assert [operator["code"] for operator in found["operators"]] == [
+        "taken_in",
+        None,
+        None,
+        "unpacks_a_constant",
+        None,
+        None,
+        "dense_on_vectors",
+    ]
+    assert [cluster["code"] for cluster in found["clusters"]] == ["sparse_inference"]
+    assert [weight["code"] for weight in found["weights"] if weight["spmm"]] == ["sparse_inference"]
 
 
 def test_too_few_zeros_are_told_in_percent():

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tflite_export.bench.timing import feeds_for, matching_names
+from tflite_export.bench.comparable import feeds_for, matching_inputs, matching_outputs
 from tflite_export.errors import ExportError
 from tflite_export.processes.frames import pack
 from tflite_export.runtimes import litertjs
@@ -92,7 +92,7 @@ def make_server(
 
     open_file = partial(open_foreign, limits=allowed)
     sessions = [open_file(content, subject) for content, subject in zip(contents, subjects, strict=True)]
-    inputs, outputs = matching_names(sessions, "inputs"), matching_names(sessions, "outputs")
+    inputs, outputs = matching_inputs(sessions), matching_outputs(sessions)
     if isinstance(golden, (str, os.PathLike)):
         golden = read_golden(golden)
     for place, session in enumerate(sessions):

@@ -18,11 +18,16 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection
+from dataclasses import dataclass
 from typing import Any
 
-from tflite_export.xnnpack.nchw import Pads, Role, Verdict, fused_padding, is_pointwise, is_spatial, judge
+from keras_prune.arrays.union_find import Elements
+from tflite_export.xnnpack.nchw import is_pointwise, is_spatial, judge
+from tflite_export.xnnpack.padding import Pads, fused_padding
 from tflite_export.xnnpack.prediction import Analysis, Cluster, Danger, OperatorVerdict, WeightUse
+from tflite_export.xnnpack.reasons import Reason
 from tflite_export.xnnpack.subgraphs import Graph
+from tflite_export.xnnpack.verdicts import Role, Verdict
 
 __all__ = ["DENSE", "ZEROS_NEEDED", "analyse"]
 
@@ -60,6 +65,32 @@ def analyse(model: Any, *, assume_sparse: Collection[tuple[int, int]] = ()) -> A
     )
 
 
+@dataclass(frozen=True)
+class _Obstacle:
+    """What keeps an operator, or its whole cluster, from sparse inference, though the operator itself could.
+
+    Args:
+        reason: its name.
+        what: in words, behind the verb where there is one.
+        cure: what would change that.
+        verb: "reads", where it is the operator right after the obstacle; else "comes after".
+    """
+
+    reason: Reason
+    what: str
+    cure: str = ""
+    verb: str = ""
+
+    @property
+    def rule(self) -> str:
+        """The obstacle in words."""
+        return f"{self.verb} {self.what}".strip()
+
+    def from_further_on(self) -> _Obstacle:
+        """Return the same obstacle as the operators further on meet it; they cannot cure it."""
+        return _Obstacle(self.reason, self.what, verb="comes after")
+
+
 class _Part:
     """The prediction for one subgraph, step by step."""
 
@@ -77,13 +108,12 @@ class _Part:
             none if i in self.fused or i in graph.unpacking else judge(graph, i, self.pads.get(i, (0, 0, 0, 0)))
             for i in range(len(graph.operators))
         ]
-        self.spoiled: dict[int, tuple[str, str]] = {}
-        self.leader = list(range(len(graph.operators)))
-        self._join()
+        self.spoiled: dict[int, _Obstacle] = {}
+        self.leader = self._join()
         self.members: dict[int, list[int]] = defaultdict(list)
         for position, verdict in enumerate(self.verdicts):
             if verdict.role:
-                self.members[self._find(position)].append(position)
+                self.members[self.leader[position]].append(position)
         self.broken = self._broken()
 
     def reads(self, position: int) -> list[int]:
@@ -97,14 +127,8 @@ class _Part:
                 tensors.append(tensor)
         return tensors
 
-    def _find(self, position: int) -> int:
-        while self.leader[position] != position:
-            self.leader[position] = self.leader[self.leader[position]]
-            position = self.leader[position]
-        return position
-
-    def _join(self) -> None:
-        """Step 2: join what reads each other, and note what spoils it."""
+    def _join(self) -> list[int]:
+        """Step 2: join what reads each other, and note what spoils it; return a number for each operator's cluster."""
         roles = [verdict.role for verdict in self.verdicts]
         producers = self.graph.producer
         # Nothing is rewritten where no operator could end a cluster.
@@ -114,9 +138,12 @@ class _Part:
             if Role.END in role
             and any(roles[producers[t]] & (Role.STEM | Role.INSIDE) for t in self.reads(position) if t in producers)
         ]
+        elements = Elements()
+        labels = elements.fresh(len(roles))
         if not ends:
-            self.spoiled = {i: ("no spatial mean or depth to space ends it", "") for i, r in enumerate(roles) if r}
-            return
+            no_end = _Obstacle(Reason.NO_END, "no spatial mean or depth to space ends it")
+            self.spoiled = {position: no_end for position, role in enumerate(roles) if role}
+            return [int(label) for label in labels]
         for position, role in enumerate(roles):
             if not role & (Role.INSIDE | Role.END):
                 continue
@@ -124,33 +151,36 @@ class _Part:
                 producer = producers.get(tensor)
                 if producer is None:
                     start = "a 3x3 convolution of stride 2 and 3 channels must stand before it"
-                    self.spoiled.setdefault(position, ("reads an input of the graph", start))
-                elif roles[producer] & (Role.STEM | Role.INSIDE) and producer not in self.spoiled:
-                    self.leader[self._find(producer)] = self._find(position)
+                    found = _Obstacle(Reason.READS_GRAPH_INPUT, "an input of the graph", start, verb="reads")
+                    self.spoiled.setdefault(position, found)
                 elif producer in self.spoiled:
-                    self.spoiled.setdefault(position, (self.spoiled[producer][0].replace("reads", "comes after"), ""))
+                    self.spoiled.setdefault(position, self.spoiled[producer].from_further_on())
+                elif roles[producer] & (Role.STEM | Role.INSIDE):
+                    elements.tie(labels[[producer]], labels[[position]], None)
                 else:
-                    self.spoiled.setdefault(position, (f"reads {self._label(producer)}, which is outside", ""))
+                    outside = f"{self._label(producer)}, which is outside"
+                    self.spoiled.setdefault(position, _Obstacle(Reason.READS_OUTSIDE, outside, verb="reads"))
+        return [int(label) for label in elements.find(labels)]
 
-    def _broken(self) -> dict[int, tuple[str, str]]:
+    def _broken(self) -> dict[int, _Obstacle]:
         """Steps 2 and 3: return why each cluster that is never switched on is not, by its leader."""
-        broken: dict[int, tuple[str, str]] = {}
+        broken: dict[int, _Obstacle] = {}
         for position, why in self.spoiled.items():
-            broken.setdefault(self._find(position), why)
+            broken.setdefault(self.leader[position], why)
         sound = {position for leader, nodes in self.members.items() if leader not in broken for position in nodes}
         for position in sorted(sound):
             if not self.verdicts[position].role & (Role.INSIDE | Role.END):
                 continue
             for tensor in self.reads(position):
                 outside = [i for i in self._readers(tensor) if i not in sound or not self._joins(i)]
+                name = self.graph.name(tensor)
                 if tensor in self.graph.outputs:
-                    broken.setdefault(
-                        self._find(position),
-                        (f"'{self.graph.name(tensor)}' is read inside and is an output of the graph as well", ""),
-                    )
+                    rule = f"'{name}' is read inside and is an output of the graph as well"
+                    broken.setdefault(self.leader[position], _Obstacle(Reason.READ_AND_OUTPUT, rule))
                 elif outside:
-                    rule = f"'{self.graph.name(tensor)}' is also read by {self._label(outside[0])}, which is outside"
-                    broken.setdefault(self._find(position), (rule, self.verdicts[outside[0]].cure))
+                    rule = f"'{name}' is also read by {self._label(outside[0])}, which is outside"
+                    cure = self.verdicts[outside[0]].cure
+                    broken.setdefault(self.leader[position], _Obstacle(Reason.READ_OUTSIDE, rule, cure))
         return broken
 
     def _joins(self, position: int) -> bool:
@@ -184,21 +214,21 @@ class _Part:
         )
 
     def _cluster(
-        self, nodes: list[int], pointwise: list[int], broken: tuple[str, str] | None, sparse_weights: bool
+        self, nodes: list[int], pointwise: list[int], broken: _Obstacle | None, sparse_weights: bool
     ) -> Cluster:
         kept = [stored for i in pointwise if (stored := self.graph.stored(self.graph.input(i, 1))) is not None]
         zeros, weights = sum(stored.zeros for stored in kept), sum(stored.size for stored in kept)
         share = f"{100 * zeros / max(weights, 1):.0f} % zeros"
-        on = False
         if broken is not None:
-            reason = broken[0]
+            code, reason = broken.reason, broken.rule
         elif zeros * ZEROS_NEEDED[1] <= weights * ZEROS_NEEDED[0]:
-            reason = f"{share} in its 1x1 weights: more than 2/3 needed"
+            code, reason = Reason.TOO_FEW_ZEROS, f"{share} in its 1x1 weights: more than 2/3 needed"
         elif not sparse_weights:
-            reason = f"{share}, but no weight is stored sparse behind a DENSIFY"
+            code, reason = Reason.NOT_STORED_SPARSE, f"{share}, but no weight is stored sparse behind a DENSIFY"
         else:
-            on, reason = True, f"{share} in its 1x1 weights: sparse inference"
-        return Cluster(self.graph.number, tuple(nodes), zeros, weights, on, reason, broken is None)
+            code, reason = Reason.SPARSE_INFERENCE, f"{share} in its 1x1 weights: sparse inference"
+        on = code is Reason.SPARSE_INFERENCE
+        return Cluster(self.graph.number, tuple(nodes), zeros, weights, on, reason, broken is None, code)
 
     def _has_sparse_weights(self) -> bool:
         """Return whether an operator that the delegate takes reads a weight that a DENSIFY unpacks."""
@@ -214,20 +244,21 @@ class _Part:
 
     def _verdict(self, position: int, cluster: int | None, clusters: list[Cluster], first: int) -> OperatorVerdict:
         graph, verdict = self.graph, self.verdicts[position]
-        eligible, rule, cure = bool(verdict.role), verdict.rule, verdict.cure
+        eligible, rule, cure, code = bool(verdict.role), verdict.rule, verdict.cure, verdict.reason
         if position in graph.unpacking:
-            rule = "unpacks a constant when the file is loaded"
+            rule, code = "unpacks a constant when the file is loaded", Reason.UNPACKS_A_CONSTANT
         elif position in self.fused:
             reader = self.fused[position]
             eligible, rule = bool(self.verdicts[reader].role), f"taken in by {self._label(reader)}"
+            code = Reason.TAKEN_IN
         elif eligible:
-            broken = self.spoiled.get(position) or self.broken.get(self._find(position))
+            broken = self.spoiled.get(position) or self.broken.get(self.leader[position])
             if broken is not None:
-                eligible, (rule, cure) = False, broken
+                eligible, rule, cure, code = False, broken.rule, broken.cure, broken.reason
             elif cluster is None:
-                eligible, rule = False, "no 1x1 convolution joins it"
+                eligible, rule, code = False, "no 1x1 convolution joins it", Reason.NO_POINTWISE
             elif not clusters[cluster - first].on:
-                rule = clusters[cluster - first].reason
+                rule, code = clusters[cluster - first].reason, clusters[cluster - first].code
         output = graph.output(position)
         return OperatorVerdict(
             graph.number,
@@ -239,6 +270,7 @@ class _Part:
             rule,
             cure,
             cluster,
+            code,
         )
 
     def _uses(self, verdicts: list[OperatorVerdict], switched_on: set[int]) -> list[WeightUse]:
@@ -253,13 +285,16 @@ class _Part:
                     continue
                 spmm = slot == 1 and position in switched_on and is_pointwise(graph, position)
                 if spmm:
+                    code = Reason.SPARSE_INFERENCE
                     reason = f"multiplied as a sparse matrix by {self._label(position)}"
                 elif position in switched_on:
+                    code = Reason.READ_DENSE_IN_CLUSTER
                     reason = f"read dense by {self._label(position)}, in channels-first layout"
                 else:
+                    code = verdicts[position].code or Reason.DENSE_KERNELS
                     reason = f"{self._label(position)}: {verdicts[position].rule or 'dense kernels'}"
                 if stored.tensor not in found or (spmm and not found[stored.tensor].spmm):
-                    found[stored.tensor] = WeightUse(graph.number, stored.tensor, spmm, reason)
+                    found[stored.tensor] = WeightUse(graph.number, stored.tensor, spmm, reason, code)
         return list(found.values())
 
     def _dangers(self, switched_on: set[int]) -> list[Danger]:
@@ -273,18 +308,20 @@ class _Part:
             inside = any(i in switched_on and self._joins(i) for i in self._readers(output))
             name, options = graph.names[position], graph.operators[position].builtinOptions
             keeps = bool(getattr(options, "keepDims", False))
-            rule = cure = ""
+            rule, cure, code = "", "", Reason.LEAVES_WITHOUT_END
             if name in ("MEAN", "SUM"):
                 if keeps and not inside and output in graph.outputs:
                     rule, cure = "a mean with keepdims=True as an output is wrong", "keepdims=False"
+                    code = Reason.KEPT_MEAN_AS_OUTPUT
                 elif keeps and inside and not is_spatial(graph, position):
                     rule, cure = "a mean over other axes than height and width is wrong inside", DENSE
+                    code = Reason.MEAN_OVER_OTHER_AXES
             elif name != "DEPTH_TO_SPACE" and not inside:
                 rule = "leaves sparse inference here without a spatial mean or depth to space, and is garbage"
                 cure = self._cure_of_exit(output)
             if rule:
                 where = f"{self._label(position)} '{graph.name(output)}'"
-                found.append(Danger(graph.number, position, where, rule, cure))
+                found.append(Danger(graph.number, position, where, rule, cure, code))
         return found
 
     def _misread(self) -> list[Danger]:
@@ -297,6 +334,7 @@ class _Part:
                 f"{self._label(position)} '{graph.name(tensor)}'",
                 "reads a sparse constant, which only DENSIFY and FULLY_CONNECTED can",
                 "put a DENSIFY between",
+                Reason.READS_SPARSE_CONSTANT,
             )
             for position, name in enumerate(graph.names)
             for tensor in graph.inputs(position)

@@ -7,32 +7,17 @@ LiteRT's delegate hands over at all (`tflite/delegates/xnnpack/xnnpack_delegate.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from enum import Flag, auto
 from types import MappingProxyType
-from typing import Any
 
 from ai_edge_litert import schema_py_generated as schema
-from numpy.typing import NDArray
 
+from tflite_export.xnnpack.padding import Pads, padded, whole_numbers
+from tflite_export.xnnpack.reasons import Reason
 from tflite_export.xnnpack.subgraphs import Graph
+from tflite_export.xnnpack.verdicts import Role, Verdict, refuse
 
-__all__ = [
-    "CURES",
-    "FUSED",
-    "MIRRORED",
-    "SAME",
-    "UNARY",
-    "Pads",
-    "Role",
-    "Verdict",
-    "fused_padding",
-    "is_pointwise",
-    "is_spatial",
-    "judge",
-]
+__all__ = ["CURES", "FUSED", "UNARY", "is_pointwise", "is_spatial", "judge"]
 
-SAME = schema.Padding.SAME
 FUSED = frozenset(
     {
         schema.ActivationFunctionType.NONE,
@@ -68,8 +53,6 @@ UNARY = frozenset(
     }
 )
 """Operators of one input that the delegate takes."""
-MIRRORED = "an export of the Keras model, whose mirror does away with it once more than 2/3 of the weights are zero"
-"""What to do about padding that an exact rewrite makes symmetric: `tflite_export.rewrites.mirror`."""
 CURES = MappingProxyType(
     {
         "AVERAGE_POOL_2D": "GlobalAveragePooling2D where it covers the whole map, else a depthwise convolution",
@@ -87,31 +70,6 @@ CURES = MappingProxyType(
 """What to write instead of an operator that has no sparse form."""
 
 
-class Role(Flag):
-    """What an operator can be in a cluster."""
-
-    NONE = 0
-    STEM = auto()
-    """Reads channels last, writes channels first."""
-    INSIDE = auto()
-    """Channels first on both sides."""
-    END = auto()
-    """Reads channels first, writes channels last."""
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What an operator can be; where nothing, the rule that fails and what would cure it."""
-
-    role: Role
-    rule: str = ""
-    cure: str = ""
-
-
-Pads = tuple[int, int, int, int]
-"""Top, bottom, left, right."""
-
-
 def judge(graph: Graph, position: int, fused: Pads = (0, 0, 0, 0)) -> Verdict:
     """Judge an operator by itself.
 
@@ -123,39 +81,20 @@ def judge(graph: Graph, position: int, fused: Pads = (0, 0, 0, 0)) -> Verdict:
     name = graph.names[position]
     rule = _RULES.get(name)
     if rule is None:
-        return _no(f"{name} has no sparse form", CURES.get(name, ""))
+        return refuse(Reason.NO_SPARSE_FORM, f"{name} has no sparse form", CURES.get(name, ""))
     kinds = {graph.tensors[t].type for t in (graph.input(position, 0), graph.output(position)) if t is not None}
     if kinds != {schema.TensorType.FLOAT32}:
-        return _no("computes in other numbers than float32", "export in float32, or with float16 weights")
+        return refuse(
+            Reason.NUMBER_TYPE, "computes in other numbers than float32", "export in float32, or with float16 weights"
+        )
     options = graph.operators[position].builtinOptions
     if getattr(options, "fusedActivationFunction", 0) not in FUSED:
-        return _no("its fused activation keeps it from XNNPACK", "ReLU, ReLU6, or an activation layer of its own")
+        return refuse(
+            Reason.FUSED_ACTIVATION,
+            "its fused activation keeps it from XNNPACK",
+            "ReLU, ReLU6, or an activation layer of its own",
+        )
     return rule(graph, position, fused)
-
-
-def fused_padding(graph: Graph, position: int) -> tuple[int, Pads] | None:
-    """Return the convolution that takes in a PAD, and the padding; None where none does.
-
-    It does where it is the PAD's only reader, pads nothing at stride 2 itself, and the PAD adds zeros to height and
-    width only.
-    """
-    output = graph.output(position)
-    if graph.names[position] != "PAD" or output is None or output in graph.outputs:
-        return None
-    readers = graph.consumers.get(output, [])
-    paddings = _whole_numbers(graph, position, 1)
-    source = graph.input(position, 0)
-    if len(readers) != 1 or paddings is None or paddings.size != 8 or source is None:
-        return None
-    reader = readers[0]
-    if graph.names[reader] not in ("CONV_2D", "DEPTHWISE_CONV_2D") or graph.inputs(reader).count(output) != 1:
-        return None
-    batch, rows, columns, channels = ([int(side) for side in pair] for pair in paddings.reshape(4, 2))
-    options = graph.operators[reader].builtinOptions
-    strided = max(getattr(options, "strideH", 0), getattr(options, "strideW", 0)) > 1
-    if any(batch + channels) or min(rows + columns) < 0 or (strided and getattr(options, "padding", SAME) == SAME):
-        return None
-    return reader, (rows[0], rows[1], columns[0], columns[1])
 
 
 def is_pointwise(graph: Graph, position: int) -> bool:
@@ -168,18 +107,8 @@ def is_pointwise(graph: Graph, position: int) -> bool:
 
 def is_spatial(graph: Graph, position: int) -> bool:
     """Return whether a MEAN or SUM goes over height and width, and nothing else."""
-    axes = _whole_numbers(graph, position, 1)
+    axes = whole_numbers(graph, position, 1)
     return axes is not None and sorted({int(axis) % 4 for axis in axes.reshape(-1)}) == [1, 2]
-
-
-def _whole_numbers(graph: Graph, position: int, slot: int) -> NDArray[Any] | None:
-    """Return the values of a constant input, where they are whole numbers."""
-    values = graph.values(graph.input(position, slot))
-    return values if values is not None and values.dtype.kind == "i" else None
-
-
-def _no(rule: str, cure: str = "") -> Verdict:
-    return Verdict(Role.NONE, rule, cure)
 
 
 def _convolution(graph: Graph, position: int, fused: Pads) -> Verdict:
@@ -192,22 +121,32 @@ def _convolution(graph: Graph, position: int, fused: Pads) -> Verdict:
     assert image is not None
     channels, kernel, stride = shape[3], shape[1:3], (options.strideH, options.strideW)
     if channels != image[3]:
-        return _no("grouped convolution", "groups=1, or a depthwise and a 1x1 convolution")
+        return refuse(Reason.GROUPED, "grouped convolution", "groups=1, or a depthwise and a 1x1 convolution")
     if (options.dilationHFactor, options.dilationWFactor) != (1, 1):
-        return _no("dilated", "dilation_rate=1")
+        return refuse(Reason.DILATED, "dilated", "dilation_rate=1")
     if kernel == (1, 1):
         if stride != (1, 1):
-            return _no(f"1x1 convolution of stride {stride[0]}", "move the stride into the depthwise layer before it")
+            return refuse(
+                Reason.POINTWISE_STRIDE,
+                f"1x1 convolution of stride {stride[0]}",
+                "move the stride into the depthwise layer before it",
+            )
         if any(fused):
-            return _no("1x1 convolution with padding", "no padding before a 1x1 convolution")
+            return refuse(
+                Reason.POINTWISE_PADDING, "1x1 convolution with padding", "no padding before a 1x1 convolution"
+            )
         return Verdict(Role.INSIDE)
     if kernel != (3, 3):
-        return _no(f"{kernel[0]}x{kernel[1]} convolution", "a depthwise and a 1x1 convolution")
+        return refuse(Reason.KERNEL_SIZE, f"{kernel[0]}x{kernel[1]} convolution", "a depthwise and a 1x1 convolution")
     if channels != 3:
-        return _no(f"3x3 convolution of {channels} channels: 3, as the first layer, only", "a depthwise and a 1x1 one")
+        return refuse(
+            Reason.CHANNELS,
+            f"3x3 convolution of {channels} channels: 3, as the first layer, only",
+            "a depthwise and a 1x1 one",
+        )
     if stride != (2, 2):
-        return _no(f"the first convolution has stride {stride[0]}: 2 only", "strides=2")
-    return _padded(Role.STEM, 1, options.padding, stride, kernel, fused, image)
+        return refuse(Reason.STRIDE, f"the first convolution has stride {stride[0]}: 2 only", "strides=2")
+    return padded(Role.STEM, 1, options.padding, stride, kernel, fused, image)
 
 
 def _depthwise(graph: Graph, position: int, fused: Pads) -> Verdict:
@@ -220,14 +159,18 @@ def _depthwise(graph: Graph, position: int, fused: Pads) -> Verdict:
     assert image is not None
     kernel, stride = shape[1:3], (options.strideH, options.strideW)
     if (options.dilationHFactor, options.dilationWFactor) != (1, 1):
-        return _no("dilated", "dilation_rate=1")
+        return refuse(Reason.DILATED, "dilated", "dilation_rate=1")
     if options.depthMultiplier != 1 or shape[3] != image[3]:
-        return _no(f"depth multiplier {options.depthMultiplier}: 1 only", "depth_multiplier=1")
+        return refuse(
+            Reason.DEPTH_MULTIPLIER, f"depth multiplier {options.depthMultiplier}: 1 only", "depth_multiplier=1"
+        )
     if stride not in ((1, 1), (2, 2)):
-        return _no(f"stride {stride[0]}x{stride[1]}: 1 or 2 only", "strides=1 or strides=2")
+        return refuse(Reason.STRIDE, f"stride {stride[0]}x{stride[1]}: 1 or 2 only", "strides=1 or strides=2")
     if kernel not in ((3, 3), (5, 5)):
-        return _no(f"{kernel[0]}x{kernel[1]} depthwise kernel: 3x3 or 5x5 only", "kernel_size=3 or 5")
-    return _padded(Role.INSIDE, kernel[0] // 2, options.padding, stride, kernel, fused, image)
+        return refuse(
+            Reason.KERNEL_SIZE, f"{kernel[0]}x{kernel[1]} depthwise kernel: 3x3 or 5x5 only", "kernel_size=3 or 5"
+        )
+    return padded(Role.INSIDE, kernel[0] // 2, options.padding, stride, kernel, fused, image)
 
 
 def _weights(
@@ -235,68 +178,52 @@ def _weights(
 ) -> Verdict | None:
     """Return why the weights keep a convolution from XNNPACK, or None."""
     if shape is None or image is None or len(shape) != 4 or len(image) != 4:
-        return _no("its shapes are not of rank 4")
+        return refuse(Reason.RANK, "its shapes are not of rank 4")
     weights = graph.input(position, 1)
     stored = graph.stored(weights)
     if stored is None:
-        return _no("its weights are computed when the file runs", "constant weights")
+        return refuse(Reason.COMPUTED_WEIGHTS, "its weights are computed when the file runs", "constant weights")
     if graph.tensors[stored.tensor].sparsity is not None and not stored.densified:
-        return _no("its weights are sparse without a DENSIFY", "put a DENSIFY between")
+        return refuse(
+            Reason.SPARSE_WITHOUT_DENSIFY, "its weights are sparse without a DENSIFY", "put a DENSIFY between"
+        )
     assert weights is not None
     if graph.tensors[weights].type != schema.TensorType.FLOAT32:
-        return _no("its weights are quantized; the sparse kernels compute in float", "export in float32 or float16")
+        return refuse(
+            Reason.QUANTIZED_WEIGHTS,
+            "its weights are quantized; the sparse kernels compute in float",
+            "export in float32 or float16",
+        )
     if graph.stored(graph.input(position, 2)) is None:
-        return _no("has no constant bias", "use_bias=True")
+        return refuse(Reason.NO_BIAS, "has no constant bias", "use_bias=True")
     return None
-
-
-def _padded(
-    role: Role,
-    wanted: int,
-    padding: int,
-    stride: tuple[int, int],
-    kernel: tuple[int, ...],
-    fused: Pads,
-    image: tuple[int, ...],
-) -> Verdict:
-    """Return the role, if the padding is `wanted` on each side."""
-    layer = f"ZeroPadding2D({wanted}) before it and padding='valid'"
-    pads = fused
-    if padding == SAME:
-        # XNNPACK keeps 'same' as a flag at stride 2, and looks at explicit padding only.
-        if max(stride) > 1:
-            even = image[1] % 2 == 0 or image[2] % 2 == 0
-            return _no(f"padding 'same' at stride {max(stride)}", MIRRORED if even else layer)
-        before, after = (kernel[0] - 1) // 2, kernel[0] - 1 - (kernel[0] - 1) // 2
-        pads = (fused[0] + before, fused[1] + after, fused[2] + before, fused[3] + after)
-    if pads == (wanted,) * 4:
-        return Verdict(role)
-    if not any(pads):
-        return _no(f"no padding: {wanted} on each side only", layer)
-    shown = f"(({pads[0]},{pads[1]}),({pads[2]},{pads[3]}))"
-    mirrored = max(stride) > 1 and (pads[0], pads[2]) == (wanted - 1,) * 2 and (pads[1], pads[3]) == (wanted,) * 2
-    return _no(f"padding {shown}: {wanted} on each side only", MIRRORED if mirrored else layer)
 
 
 def _fully_connected(graph: Graph, position: int, fused: Pads) -> Verdict:
     options, weights = graph.operators[position].builtinOptions, graph.input(position, 1)
     stored = graph.stored(weights)
-    if stored is None or weights is None or graph.tensors[weights].type != schema.TensorType.FLOAT32:
-        return _no("its weights are no float constant", "export in float32 or float16")
+    if stored is None or weights is None:
+        return refuse(Reason.COMPUTED_WEIGHTS, "its weights are computed when the file runs", "constant weights")
+    if graph.tensors[weights].type != schema.TensorType.FLOAT32:
+        return refuse(
+            Reason.QUANTIZED_WEIGHTS,
+            "its weights are quantized; the sparse kernels compute in float",
+            "export in float32 or float16",
+        )
     if graph.tensors[stored.tensor].sparsity is not None and not stored.densified:
-        return _no("runs in the sparse FULLY_CONNECTED kernel, outside XNNPACK")
+        return refuse(Reason.SPARSE_FULLY_CONNECTED, "runs in the sparse FULLY_CONNECTED kernel, outside XNNPACK")
     if not getattr(options, "keepNumDims", False):
         # The delegate puts a reshape before it.
-        return _no("Dense on vectors has no SpMM: dense kernels, or 1x4 blocks")
+        return refuse(Reason.DENSE_ON_VECTORS, "Dense on vectors has no SpMM: dense kernels, or 1x4 blocks")
     return Verdict(Role.INSIDE)
 
 
 def _reduction(graph: Graph, position: int, fused: Pads) -> Verdict:
     image = graph.shape(graph.input(position, 0))
     if image is None or len(image) != 4:
-        return _no("not of a 4-D map")
-    if _whole_numbers(graph, position, 1) is None:
-        return _no("its axes are computed when the file runs", "constant axes")
+        return refuse(Reason.RANK, "not of a 4-D map")
+    if whole_numbers(graph, position, 1) is None:
+        return refuse(Reason.COMPUTED_AXES, "its axes are computed when the file runs", "constant axes")
     return Verdict(Role.INSIDE | Role.END)
 
 
@@ -313,10 +240,13 @@ def _arithmetic(graph: Graph, position: int, fused: Pads) -> Verdict:
         if shape is None or len(shape) != 4:
             rank = "unknown" if shape is None else len(shape)
             what = "the constant" if fixed else "an input"
-            return _no(f"{what} of {name} has rank {rank}: 4 only", "give it the shape [1, 1, 1, channels]")
+            return refuse(
+                Reason.RANK, f"{what} of {name} has rank {rank}: 4 only", "give it the shape [1, 1, 1, channels]"
+            )
     # XNNPACK measures the first input where either is constant.
     if any(constant) and shapes and sum(size != 1 for size in shapes[0] or ()) > 1:
-        return _no(
+        return refuse(
+            Reason.CONSTANT_OPERAND,
             f"{name} of a map by a constant: XNNPACK takes a constant only beside one vector",
             "fold it into the convolution before it",
         )
@@ -325,14 +255,16 @@ def _arithmetic(graph: Graph, position: int, fused: Pads) -> Verdict:
 
 def _resize(graph: Graph, position: int, fused: Pads) -> Verdict:
     image = graph.shape(graph.input(position, 0))
-    if image is None or len(image) != 4 or min(image[1:3]) < 2:
-        return _no("resizes a map of one row or column", "resize a larger map")
+    if image is None or len(image) != 4:
+        return refuse(Reason.RANK, "not of a 4-D map")
+    if min(image[1:3]) < 2:
+        return refuse(Reason.SMALL_MAP, "resizes a map of one row or column", "resize a larger map")
     return Verdict(Role.INSIDE)
 
 
 def _unary(graph: Graph, position: int, fused: Pads) -> Verdict:
     image = graph.shape(graph.input(position, 0))
-    return Verdict(Role.INSIDE) if image is not None and len(image) == 4 else _no("not of a 4-D map")
+    return Verdict(Role.INSIDE) if image is not None and len(image) == 4 else refuse(Reason.RANK, "not of a 4-D map")
 
 
 _RULES: MappingProxyType[str, Callable[[Graph, int, Pads], Verdict]] = MappingProxyType(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tflite_export.xnnpack.reasons import Reason
+
 __all__ = ["Analysis", "Cluster", "Danger", "OperatorVerdict", "WeightUse"]
 
 
@@ -21,6 +23,7 @@ class OperatorVerdict:
         rule: why not, or what it does; empty where there is nothing to say.
         cure: what would change that; empty where nothing does or need be.
         cluster: index in `Analysis.clusters`, None outside.
+        code: the reason for `rule`; None where there is nothing to say.
     """
 
     subgraph: int
@@ -32,6 +35,7 @@ class OperatorVerdict:
     rule: str
     cure: str
     cluster: int | None
+    code: Reason | None = None
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,7 @@ class Cluster:
         on: it is switched on, on a processor that has the kernels.
         reason: why, or why not.
         whole: it begins and ends where it may, and nothing outside reads its values.
+        code: the reason's name.
     """
 
     subgraph: int
@@ -55,6 +60,7 @@ class Cluster:
     on: bool
     reason: str
     whole: bool
+    code: Reason
 
 
 @dataclass(frozen=True)
@@ -66,12 +72,14 @@ class WeightUse:
         tensor: its index there.
         spmm: a sparse matrix kernel reads it.
         reason: which, or why none.
+        code: the reason's name.
     """
 
     subgraph: int
     tensor: int
     spmm: bool
     reason: str
+    code: Reason
 
 
 @dataclass(frozen=True)
@@ -84,6 +92,7 @@ class Danger:
         subject: the operator and its output.
         rule: what is wrong.
         cure: what to do about it.
+        code: the rule's name.
     """
 
     subgraph: int
@@ -91,6 +100,7 @@ class Danger:
     subject: str
     rule: str
     cure: str
+    code: Reason
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from keras import layers
 
 from tflite_export import ExportError, FlatbufferError, benchmark, export
-from tflite_export.bench.timing import BenchmarkReport, Timing
+from tflite_export.bench.report import BenchmarkReport, Timing
 from tflite_export.edits.twin import is_sparse, twin, unfold
 from tflite_export.file import flatbuffer
 from tflite_export.file.encoding import decode, encode_blocks, encode_csr

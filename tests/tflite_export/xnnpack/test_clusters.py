@@ -50,6 +50,7 @@ def test_more_than_two_thirds_must_be_zero(kept, on):
     x = made.conv(made.depthwise(made.stem(9)), 7, zeros=(63 - kept) / 63)
     (cluster,) = analyse(made.build(made.mean(x))).clusters
     assert (cluster.zeros, cluster.weights, cluster.on) == (63 - kept, 63, on)
+    assert cluster.code == ("sparse_inference" if on else "too_few_zeros")
     if not on:
         assert cluster.reason == f"{100 * (63 - kept) / 63:.0f} % zeros in its 1x1 weights: more than 2/3 needed"
 
@@ -67,6 +68,7 @@ def test_a_plan_can_ask_what_if():
     before = analyse(model)
     assert not before.on
     assert before.clusters[0].reason == "91 % zeros, but no weight is stored sparse behind a DENSIFY"
+    assert before.clusters[0].code == "not_stored_sparse"
     pointwise = next(use for use in before.weights if made.shape(use.tensor) == (8, 1, 1, 8))
     after = analyse(model, assume_sparse={(0, pointwise.tensor)})
     assert after.on
@@ -137,11 +139,37 @@ REFUSED = {
 }
 
 
+REASONS = {
+    "3x3": "channels",
+    "7x7": "kernel_size",
+    "1x1 stride": "pointwise_stride",
+    "1x1 padded": "pointwise_padding",
+    "groups": "grouped",
+    "dilated": "dilated",
+    "dw same": "padding",
+    "dw valid": "padding",
+    "dw corner": "padding",
+    "dw 5x5 corner": "padding",
+    "dw odd pad": "padding",
+    "dw 7x7": "kernel_size",
+    "dw stride 3": "stride",
+    "dw multiplier": "depth_multiplier",
+    "max pool": "no_sparse_form",
+    "sub": "no_sparse_form",
+    "scalar": "rank",
+    "map by constant": "constant_operand",
+    "softmax": "no_sparse_form",
+}
+
+
 @pytest.mark.parametrize("case", REFUSED)
 def test_a_rule_that_fails_is_told_with_its_cure(case):
     build, rule, cure = REFUSED[case]
     found, analysis = one(build)
     assert not found.eligible
+    assert found.code == REASONS[case]
+    assert [each.code for each in analysis.dangers] == ["leaves_without_end"]
+    assert all((each.code is None) == (each.rule == "") for each in analysis.operators)
     assert rule in found.rule
     assert cure in found.cure
     # What stands before it is switched on all the same, and hands it garbage: each was measured.
@@ -169,7 +197,7 @@ ALLOWED = {
 def test_what_xnnpack_takes_is_eligible(case):
     found, analysis = one(ALLOWED[case])
     assert not analysis.dangers
-    assert (found.eligible, found.rule) == (True, "")
+    assert (found.eligible, found.rule, found.code) == (True, "", None)
     assert found.cluster == 0
 
 
