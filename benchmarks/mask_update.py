@@ -33,9 +33,9 @@ import numpy as np
 
 import keras_prune as kp
 from benchmarks.timing import interleave, machine, median_ratio, print_table, verdict
+from keras_prune.arrays.layouts import Layout
 from keras_prune.masks.recipe import Recipe
 from keras_prune.masks.update import Tensor, masks_at_sparsity
-from keras_prune.scope import Layout
 from tflite_export.convert.memory import release
 
 CASES: dict[str, list[tuple[int, int]]] = {

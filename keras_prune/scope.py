@@ -6,99 +6,24 @@ import dataclasses
 import math
 import re
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
 import keras
-import numpy as np
-import numpy.typing as npt
-from keras import layers as kl
 from keras.saving import register_keras_serializable
 
+from keras_prune.arrays.layouts import Layout
 from keras_prune.keras_seam import from_keras, layers_in, layers_of, own_variables
+from keras_prune.layer_kinds import has_adapters, kernels_of, quantization_of, whole_layout
 from keras_prune.models.keras2 import refuse_keras2
 from keras_prune.models.keys import as_keys, check_keys, fits, key_of
 from keras_prune.strategy import Strategy
 
-__all__ = ["Layout", "Scope", "Skipped", "Survey", "Target", "check_scope", "paths_of"]
+__all__ = ["Scope", "Skipped", "Survey", "Target", "check_scope", "paths_of"]
 
 
-@dataclasses.dataclass(frozen=True)
-class Layout:
-    """How a kernel's axes read as `[..., in, out]`, the layout in which patterns are stated.
-
-    Attributes:
-        space: axes of the window; inputs, outputs: axes over which a weight's input and output run, each flattened.
-        groups: those of the outputs that count groups which read inputs of their own: a depthwise kernel's channels.
-        split: the groups into which the kernel's last axis is cut, before axes are counted: `[..., out]` is
-            `[..., split, out / split]`. 0: it is not.
-
-    Example:
-        >>> Layout.transposed(4).to_canonical(np.zeros((3, 3, 8, 2))).shape  # Conv2DTranspose: (h, w, out, in)
-        (3, 3, 2, 8)
-    """
-
-    space: tuple[int, ...]
-    inputs: tuple[int, ...]
-    outputs: tuple[int, ...]
-    groups: tuple[int, ...] = ()
-    split: int = 0
-
-    @classmethod
-    def plain(cls, rank: int) -> Layout:
-        """`[..., in, out]`: Dense, Conv, recurrent kernels, Embedding."""
-        if rank == 1:
-            return cls((), (), (0,))
-        return cls(tuple(range(rank - 2)), (rank - 2,), (rank - 1,))
-
-    @classmethod
-    def transposed(cls, rank: int) -> Layout:
-        """`[..., out, in]`: transposed convolutions."""
-        return cls(tuple(range(rank - 2)), (rank - 1,), (rank - 2,))
-
-    @classmethod
-    def depthwise(cls, rank: int) -> Layout:
-        """`[..., channel, multiplier]`: each output has an input of its own, so both axes count its outputs."""
-        return cls(tuple(range(rank - 2)), (), (rank - 2, rank - 1), groups=(rank - 2,))
-
-    @classmethod
-    def grouped(cls, rank: int, groups: int) -> Layout:
-        """`[..., in / groups, out]`: convolutions in groups, of which each reads channels of its own."""
-        space, inputs = tuple(range(rank - 2)), (rank - 2,)
-        return cls(space, inputs, (rank - 1, rank), groups=(rank - 1,), split=groups)
-
-    def by_input(self) -> Layout:
-        """Return the layout in which `in` counts every input of the layer, and `out` the outputs that read each.
-
-        Example:
-            >>> grouped = Layout.grouped(4, groups=2)
-            >>> grouped.canonical_shape((3, 3, 4, 6)), grouped.by_input().canonical_shape((3, 3, 4, 6))
-            ((3, 3, 4, 6), (3, 3, 8, 3))
-        """
-        inputs, outputs = self.groups + self.inputs, tuple(axis for axis in self.outputs if axis not in self.groups)
-        return dataclasses.replace(self, inputs=inputs, outputs=outputs, groups=())
-
-    def _shape(self, shape: Sequence[int]) -> tuple[int, ...]:
-        """A kernel's shape, its last axis cut into groups."""
-        return (*shape[:-1], self.split, shape[-1] // self.split) if self.split else tuple(shape)
-
-    def to_canonical(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """Return `array` as `[..., in, out]`; a view where the axes stand in order already."""
-        moved = array.reshape(self._shape(array.shape)).transpose(self.space + self.inputs + self.outputs)
-        return moved.reshape(self.canonical_shape(array.shape))
-
-    def canonical_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
-        """Return the shape `[..., in, out]` of a kernel of `shape`."""
-        shape = self._shape(shape)
-        sizes = (math.prod(shape[a] for a in axes) for axes in (self.inputs, self.outputs))
-        return (*(shape[a] for a in self.space), *sizes)
-
-    def from_canonical(self, array: npt.NDArray[Any], shape: tuple[int, ...]) -> npt.NDArray[Any]:
-        """Undo `to_canonical` for a kernel of `shape`."""
-        order = self.space + self.inputs + self.outputs
-        cut = self._shape(shape)
-        moved = array.reshape([cut[a] for a in order]).transpose(np.argsort(order))
-        return moved.reshape(shape) if self.split else moved
+Reads = Callable[[Any, int], Layout]
+"""(layer, rank of a variable) -> how the axes of the variable read as `[..., in, out]`."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -146,72 +71,6 @@ class Survey:
     targets: tuple[Target, ...]
     skipped: tuple[Skipped, ...]
     for_target: tuple[Skipped, ...] = ()
-
-
-def _einsum_layout(layer: Any, rank: int) -> Layout:
-    """Axes of an EinsumDense kernel: letters of the output are outputs, the others are summed over and so inputs.
-
-    A letter of the output that the input has too counts groups.
-    """
-    left, output = layer.equation.replace(" ", "").split("->")
-    read, letters = left.split(",")
-    inputs = tuple(i for i, letter in enumerate(letters) if letter not in output)
-    outputs = tuple(i for i, letter in enumerate(letters) if letter in output)
-    return Layout((), inputs, outputs, groups=tuple(i for i in outputs if letters[i] in read))
-
-
-Rule = Callable[[Any, int], Layout]
-
-
-def _plain(layer: Any, rank: int) -> Layout:
-    return Layout.plain(rank)
-
-
-def _convolution(layer: Any, rank: int) -> Layout:
-    return Layout.plain(rank) if layer.groups == 1 else Layout.grouped(rank, layer.groups)
-
-
-def _transposed(layer: Any, rank: int) -> Layout:
-    return Layout.transposed(rank)
-
-
-def _depthwise(layer: Any, rank: int) -> Layout:
-    return Layout.depthwise(rank)
-
-
-_RECURRENT: dict[str, Rule] = {"kernel": _plain, "recurrent_kernel": _plain}
-_SEPARABLE: dict[str, Rule] = {"depthwise_kernel": _depthwise, "pointwise_kernel": _plain}
-
-RULES: dict[type, dict[str, Rule]] = {
-    kl.Dense: {"kernel": _plain},
-    kl.EinsumDense: {"kernel": _einsum_layout},
-    kl.Conv1D: {"kernel": _convolution},
-    kl.Conv2D: {"kernel": _convolution},
-    kl.Conv3D: {"kernel": _convolution},
-    kl.Conv1DTranspose: {"kernel": _transposed},
-    kl.Conv2DTranspose: {"kernel": _transposed},
-    kl.Conv3DTranspose: {"kernel": _transposed},
-    kl.DepthwiseConv1D: {"kernel": _depthwise},
-    kl.DepthwiseConv2D: {"kernel": _depthwise},
-    kl.SeparableConv1D: _SEPARABLE,
-    kl.SeparableConv2D: _SEPARABLE,
-    kl.Embedding: {"embeddings": _plain},
-    kl.SimpleRNNCell: _RECURRENT,
-    kl.LSTMCell: _RECURRENT,
-    kl.GRUCell: _RECURRENT,
-}
-"""Which variables of Keras's own layers are kernels. Attention, Bidirectional, TimeDistributed and recurrent layers
-hold these."""
-
-
-def _rules(layer: keras.Layer) -> dict[str, Rule] | None:
-    """The rules of the nearest class that has some; ConvLSTM's cells are not exported by Keras, so they go by name."""
-    for base in type(layer).__mro__:
-        if base in RULES:
-            return RULES[base]
-        if base.__name__ == "ConvLSTMCell" and from_keras(base):
-            return _RECURRENT
-    return None
 
 
 @register_keras_serializable(package="keras_prune")
@@ -282,7 +141,7 @@ class Scope(Strategy):
         order = {id(variable): i for i, variable in enumerate(model.weights)}
         masks = _wrapper_masks(model)
         bound = {id(mask) for mask, _ in masks.values()}
-        for layer, variable, rule, reason in self.walk(model):
+        for layer, variable, reads, reason in self.walk(model):
             if id(variable) in bound:
                 continue
             path = paths.get(id(variable), variable.path)
@@ -291,7 +150,7 @@ class Scope(Strategy):
                 skipped.append(Skipped(path, reason))
                 continue
             mask, straight = masks.get(id(variable), (None, False))
-            layout = (rule or _plain)(layer, len(variable.shape))
+            layout = (reads or whole_layout)(layer, len(variable.shape))
             targets.append(
                 Target(path, layer, variable, layout, mask, straight, order.setdefault(id(variable), len(order)))
             )
@@ -299,23 +158,23 @@ class Scope(Strategy):
         targets.sort(key=lambda target: target.index)
         return Survey(tuple(targets), tuple(skipped))
 
-    def walk(self, model: keras.Layer) -> Iterator[tuple[keras.Layer, keras.Variable, Rule | None, str | None]]:
-        """Give each variable once: the layer that holds it, its rule, and why its kind is no kernel (None: it is one).
+    def walk(self, model: keras.Layer) -> Iterator[tuple[keras.Layer, keras.Variable, Reads | None, str | None]]:
+        """Give each variable once: the layer that holds it, how it reads, and why it is no kernel (None: it is one).
 
         Of two layers that hold a variable, the one that knows it as a kernel counts: spectral normalization holds
         the kernel of the layer inside it.
         """
-        found: dict[int, tuple[keras.Layer, keras.Variable, Rule | None, str | None]] = {}
+        found: dict[int, tuple[keras.Layer, keras.Variable, Reads | None, str | None]] = {}
         for layer in layers_in(model):
-            for variable, rule, reason in self._own_variables(layer):
+            for variable, reads, reason in self._own_variables(layer):
                 known = found.get(id(variable))
                 if known is None or (reason is None and known[3] is not None):
-                    found[id(variable)] = (layer, variable, rule, reason)
+                    found[id(variable)] = (layer, variable, reads, reason)
         yield from found.values()
 
-    def _own_variables(self, layer: keras.Layer) -> Iterator[tuple[keras.Variable, Rule | None, str | None]]:
-        """Each variable that the layer itself holds, with its rule or the reason against it."""
-        rules = _rules(layer)
+    def _own_variables(self, layer: keras.Layer) -> Iterator[tuple[keras.Variable, Reads | None, str | None]]:
+        """Each variable that the layer itself holds, with how it reads or the reason against it."""
+        kernels = kernels_of(layer)
         chosen = _prunable_weights(layer)
         frozen = _state_reason(layer)
         own = own_variables(layer)
@@ -323,20 +182,24 @@ class Scope(Strategy):
             name = variable.name
             if chosen is not None:
                 listed = any(variable is one for one in chosen)
-                yield variable, _plain, None if listed else f"{type(layer).__name__}.prunable_weights() leaves it out"
-            elif rules is not None and name in rules:
-                yield variable, rules[name], frozen
-            elif rules is not None or from_keras(type(layer)):
+                yield (
+                    variable,
+                    whole_layout,
+                    None if listed else f"{type(layer).__name__}.prunable_weights() leaves it out",
+                )
+            elif kernels is not None and name in kernels:
+                yield variable, kernels[name].layout, frozen
+            elif kernels is not None or from_keras(type(layer)):
                 yield variable, None, _plain_reason(layer, variable)
             elif len(variable.shape) >= 2 and re.fullmatch(self.names, name):
-                yield variable, _plain, frozen
+                yield variable, whole_layout, frozen
             else:
                 reason = f"not a kernel by name: a custom layer's match {self.names!r}, or it has prunable_weights()"
                 yield variable, None, reason
         if chosen is not None:
             for variable in chosen:
                 if not any(variable is one for one in own):
-                    yield variable, _plain, None
+                    yield variable, whole_layout, None
 
     def _left_out(self, path: str, variable: keras.Variable) -> str | None:
         if self.include is not None and not _matches(self.include, path):
@@ -415,9 +278,10 @@ def _prunable_weights(layer: keras.Layer) -> list[keras.Variable] | None:
 
 def _state_reason(layer: Any) -> str | None:
     """Why the kernels of a layer are out of reach in the state that it is in."""
-    if getattr(layer, "quantization_mode", None):
-        return f"quantized ({layer.quantization_mode}): prune before quantize()"
-    if getattr(layer, "lora_enabled", False):
+    mode = quantization_of(layer)
+    if mode is not None:
+        return f"quantized ({mode}): prune before quantize()"
+    if has_adapters(layer):
         return (
             "LoRA is enabled: the kernel is frozen under its adapters; prune before enable_lora(), or merge them first"
         )

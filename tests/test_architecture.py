@@ -22,6 +22,7 @@ ORDER = [
     "keras_prune.former_names",
     "keras_prune.keras_seam",
     "keras_prune.arrays",
+    "keras_prune.layer_kinds",
     "keras_prune.text",
     "keras_prune.models",
     "keras_prune.strategy",

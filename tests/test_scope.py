@@ -6,9 +6,10 @@ import pytest
 from keras import layers as kl
 
 import keras_prune as kp
+from keras_prune.arrays.layouts import Layout
 from keras_prune.layers import PrunableDense
 from keras_prune.patterns import Channel
-from keras_prune.scope import Layout, Scope
+from keras_prune.scope import Scope
 
 # Layer, input shape, and for each kernel its shape as [..., in, out].
 KINDS = {

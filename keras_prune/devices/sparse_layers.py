@@ -12,6 +12,7 @@ import keras
 from keras import layers as kl
 
 from keras_prune.keras_seam import Sum, from_keras
+from keras_prune.layer_kinds import kinds_where
 
 __all__ = ["is_pointwise", "is_stem"]
 
@@ -23,10 +24,7 @@ PLACEWISE = frozenset({
     "Relu6", "Rescaling", "Round", "Rsqrt", "Sigmoid", "Silu", "Sin", "SpatialDropout2D", "Sqrt", "Square", "Tanh",
 })
 """Classes of layers and operations of Keras that work place by place, and that a cluster takes."""
-VANISHING = frozenset({
-    "ActivityRegularization", "AlphaDropout", "Dropout", "GaussianDropout", "GaussianNoise", "Identity",
-    "SpatialDropout2D",
-})
+VANISHING = frozenset({"Identity", *(kind.__name__ for kind in kinds_where(lambda kind: kind.training_only))})
 """Classes that do nothing when a model answers."""
 # fmt: on
 CONVOLUTIONS = (kl.Conv2D, kl.DepthwiseConv2D, kl.SeparableConv2D)

@@ -16,8 +16,8 @@ from keras_prune.graph.graph import Graph, Inside, Node, Ref, Shape
 from keras_prune.graph.held import Place, held, is_layer, is_variable
 from keras_prune.graph.symbolic import call_symbolically, flat_tensors, reaching, stand_in
 from keras_prune.keras_seam import built_shapes, calls_in, from_keras, functional_in, mask_of, set_mask, unrecorded
+from keras_prune.layer_kinds import channel_rule
 from keras_prune.models.keras2 import refuse_keras2
-from keras_prune.structured.rules.registry import find_rule
 
 __all__ = ["InsideReader", "trace"]
 
@@ -109,7 +109,7 @@ class _Reader:
             given = args[0] if args else kwargs["inputs"]  # not a mask, which is an input of the call, too
             entries = tuple(leaf.index for leaf in tree.flatten(given) if isinstance(leaf, Ref))
             return dataclasses.replace(call, body=self.bodies[id(operation)], entries=entries)
-        if not _is_own_code(operation) or find_rule(operation) is not None:
+        if not _is_own_code(operation) or channel_rule(operation) is not None:
             return call
         try:
             body, training = _look_inside(node, path + "/", self.bodies)

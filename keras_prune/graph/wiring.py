@@ -13,6 +13,7 @@ from keras import layers as kl
 
 from keras_prune.graph.graph import Graph, Node
 from keras_prune.graph.trace import trace
+from keras_prune.layer_kinds import kinds_where
 
 __all__ = ["Call", "Wiring", "wire"]
 
@@ -94,16 +95,7 @@ class Wiring:
         return found
 
 
-_ANSWERING = (
-    kl.Conv1D,
-    kl.Conv1DTranspose,
-    kl.Conv2D,
-    kl.Conv2DTranspose,
-    kl.Conv3D,
-    kl.Conv3DTranspose,
-    kl.Dense,
-    kl.EinsumDense,
-)
+_ANSWERING = kinds_where(lambda kind: kind.sums and len(kind.kernels) == 1)
 """Layers whose kernels give answers."""
 # fmt: off
 _FORMING = frozenset({

@@ -17,7 +17,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_prune.keras_seam import IndexLookup, built_shapes, from_keras, layers_in, random_states
+from keras_prune.keras_seam import built_shapes, from_keras, layers_in, random_states
+from keras_prune.layer_kinds import Held, held_by
 from keras_prune.models.variables import read
 
 __all__ = ["carry_attributes", "carry_state"]
@@ -103,10 +104,11 @@ def _holds_masks(layer: Any) -> bool:
 def _carry(old: Any, new: Any, indices: Indices | None) -> None:
     for source, target in zip(random_states(old), random_states(new), strict=False):
         target.assign(read(source))
-    if isinstance(old, keras.layers.RNN) and old.stateful:
+    held = held_by(old)
+    if held is Held.STATES and old.stateful:
         _carry_steps(old, new, indices)
     whole = _is_users(old) and _is_whole(old, new)
-    if isinstance(old, IndexLookup):
+    if held is Held.TABLE:
         _carry_table(old, new)
     if whole:
         _carry_attributes(old, new)
@@ -116,7 +118,7 @@ def _carry(old: Any, new: Any, indices: Indices | None) -> None:
             new.load_assets(folder)
     if _defines(old, "save_own_variables") and _defines(old, "load_own_variables"):
         new.load_own_variables(_own_variables(old, new))
-    if isinstance(old, keras.layers.Discretization):
+    if held is Held.BOUNDARIES:
         # Its summary is not saved by Keras, so what it would compute from it may be less than it holds.
         new.summary, new.bin_boundaries = old.summary, old.bin_boundaries
     elif new.built and hasattr(new, "finalize_state"):
@@ -143,7 +145,7 @@ def _is_whole(old: Any, new: Any) -> bool:
     return weights[0] == weights[1] and not differ
 
 
-def _carry_table(old: IndexLookup, new: IndexLookup) -> None:
+def _carry_table(old: Any, new: Any) -> None:
     """Give a lookup the words of another, and their frequencies."""
     words = old.get_vocabulary()
     if words == new.get_vocabulary() or not old.get_vocabulary(include_special_tokens=False):

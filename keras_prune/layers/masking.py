@@ -16,6 +16,7 @@ import numpy.typing as npt
 from keras import ops
 
 from keras_prune.keras_seam import layers_in, set_value_now, value_held
+from keras_prune.layer_kinds import quantization_of
 from keras_prune.masks.bound import select
 from keras_prune.models.variables import read
 from keras_prune.scope import Scope
@@ -224,7 +225,7 @@ class MaskedLayer:
     @contextlib.contextmanager
     def _masked_kernels(self, layer: Any) -> Iterator[None]:
         """The scope in which `layer` reads its kernels masked."""
-        if any(getattr(one, "quantization_mode", None) for one in layers_in(layer)):
+        if any(quantization_of(one) is not None for one in layers_in(layer)):
             raise ValueError(_quantized(layer))
         scope = MaskedKernels(self.mask_pairs, self.straight_through)
         with scope:

@@ -10,11 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from keras_prune.allocation import Scored, Share
+from keras_prune.arrays.layouts import Layout
 from keras_prune.arrays.selection import all_but_smallest, in_pieces
 from keras_prune.growth import Gains, Growth
 from keras_prune.masks.recipe import Recipe
 from keras_prune.patterns import Pattern
-from keras_prune.scope import Layout
 
 __all__ = [
     "Recipe",

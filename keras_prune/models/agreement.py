@@ -14,6 +14,7 @@ import numpy.typing as npt
 from keras import ops, tree
 
 from keras_prune.keras_seam import built_shapes, global_seed, input_structure, layers_in, own_state, random_states
+from keras_prune.layer_kinds import states_of
 from keras_prune.models.samples import OPEN_SIZES, draw_inputs
 from keras_prune.models.variables import assign, read
 
@@ -190,7 +191,7 @@ def kept_state(model: keras.Model, state: State = ()) -> Iterator[None]:
     moving = [variable for layer in layers for variable in own_state(layer)]
     moving += [state for layer in layers for state in random_states(layer)]
     moving += [global_seed(), *(variable for variable, _ in state)]
-    states = [state for layer in layers for state in _steps(layer)]
+    states = [state for layer in layers for state in states_of(layer)]
     moving += states
     before = {id(variable): (variable, np.array(read(variable))) for variable in moving}
     try:
@@ -201,12 +202,6 @@ def kept_state(model: keras.Model, state: State = ()) -> Iterator[None]:
         for variable, value in before.values():
             if not np.array_equal(read(variable), value, equal_nan=value.dtype.kind == "f"):
                 assign(variable, value)
-
-
-def _steps(layer: Any) -> list[keras.Variable]:
-    """What a stateful recurrent layer goes on from; Keras does not count it among the variables."""
-    stateful = isinstance(layer, keras.layers.RNN) and layer.stateful
-    return list(tree.flatten(layer.states)) if stateful and layer.states is not None else []
 
 
 class _ComputesInFloat64(keras.DTypePolicy):

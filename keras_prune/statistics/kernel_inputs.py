@@ -19,7 +19,8 @@ import numpy.typing as npt
 from keras import layers as kl
 from keras import ops, tree
 
-from keras_prune.keras_seam import DROPOUT_MASKS, from_keras, layers_in, own_variables
+from keras_prune.keras_seam import DROPOUT_MASKS, layers_in, own_variables
+from keras_prune.layer_kinds import Kernel, Source, kernels_of
 from keras_prune.scope import Target
 from keras_prune.statistics.batches import Batches
 from keras_prune.statistics.evaluation import forward, to_float64
@@ -186,7 +187,7 @@ def _watching(layer: Any, watchers: Sequence[tuple[Target, Moments, Reader]]) ->
         arguments = signature.bind(*args, **kwargs).arguments
         for target, sums, reader in watchers:
             try:
-                reader(layer, arguments, target).add_to(sums)
+                reader(arguments).add_to(sums)
             except (NotImplementedError, TypeError) as error:
                 why = f"is called in a compiled function, where inputs have no value ({type(error).__name__})"
                 raise _unseen(target, why) from error
@@ -195,93 +196,49 @@ def _watching(layer: Any, watchers: Sequence[tuple[Target, Moments, Reader]]) ->
     return watched
 
 
-Reader = Callable[[Any, Mapping[str, Any], Target], "Reading | OneHot"]
-"""(layer, arguments of its call by name, target) -> what the target's kernel reads."""
+# -- what a kernel reads ----------------------------------------------------------------------------------------------
+
+Reader = Callable[[Mapping[str, Any]], "Reading | OneHot"]
+"""The arguments of a layer's call, by name -> what a kernel of it reads."""
 
 
-def _first(arguments: Mapping[str, Any]) -> Any:
-    return ops.convert_to_tensor(next(iter(arguments.values())))
+def _reader(layer: Any, target: Target) -> Reader:
+    """How the kernel is read, by the record of the layer's kind; of a custom layer, where there is no doubt."""
+    kernel = (kernels_of(layer) or {}).get(target.variable.name)
+    if kernel is not None:
+        return lambda arguments: _read(layer, kernel, target, arguments)
+    own = [v for v in own_variables(layer) if len(v.shape) >= 2]
+    if len(own) > 1:
+        names = [v.name for v in own]
+        raise _unseen(
+            target,
+            f"holds {len(own)} variables of rank 2 or more, {names}: which input each one reads is not known",
+        )
+    return lambda arguments: _read_custom(target, arguments)
 
 
-def _state(arguments: Mapping[str, Any]) -> Any:
-    """The hidden state h of the step before: the first of a cell's states, its second argument."""
-    return ops.convert_to_tensor(tree.flatten(list(arguments.values())[1])[0])
+def _read(layer: Any, kernel: Kernel, target: Target, arguments: Mapping[str, Any]) -> Reading | OneHot:
+    shape = tuple(target.variable.shape)
+    given = ops.convert_to_tensor(next(iter(arguments.values())))
+    if kernel.source is Source.TOKENS:
+        # A ReversibleEmbedding that runs in reverse reads vectors, by the columns of its table.
+        return Reading(given, (-1,), lambda sums: sums[None]) if arguments.get("reverse") else OneHot(given, shape[0])
+    if kernel.source is Source.STATE:
+        given = ops.convert_to_tensor(tree.flatten(list(arguments.values())[1])[0])
+    if kernel.source is Source.FIRST_STAGE:
+        given = ops.depthwise_conv(
+            given,
+            layer.depthwise_kernel,
+            strides=layer.strides,
+            padding=layer.padding,
+            dilation_rate=layer.dilation_rate,
+            data_format=layer.data_format,
+        )
+    layout = kernel.layout(layer, len(shape))
+    return Reading(given, kernel.axes(layer), lambda sums: layout.over_inputs(sums.reshape(-1), shape))
 
 
-def _channel_axis(layer: Any) -> int:
-    return 1 if getattr(layer, "data_format", None) == "channels_first" else -1
-
-
-def _on_axis(axis: int, rank: int) -> Callable[[Array], Array]:
-    """Put a vector on one axis of a kernel."""
-    shape = [1] * rank
-    shape[axis] = -1
-    return lambda vector: vector.reshape(shape)
-
-
-def _read_plain(layer: Any, arguments: Mapping[str, Any], target: Target) -> Reading:
-    return Reading(_first(arguments), (-1,), _on_axis(-2, len(target.variable.shape)))
-
-
-def _read_einsum(layer: Any, arguments: Mapping[str, Any], target: Target) -> Reading:
-    """Letters that the kernel shares with the input; an ellipsis counts axes behind it from the end."""
-    spec, letters = layer.equation.replace(" ", "").split("->")[0].split(",")
-    front, _, back = spec.partition("...")
-    axis = {letter: i for i, letter in enumerate(front)} | {letter: i - len(back) for i, letter in enumerate(back)}
-    sizes = [int(n) if letter in axis else 1 for letter, n in zip(letters, target.variable.shape, strict=True)]
-    return Reading(
-        _first(arguments),
-        tuple(axis[letter] for letter in letters if letter in axis),
-        lambda sums: sums.reshape(sizes),
-    )
-
-
-def _read_conv(layer: Any, arguments: Mapping[str, Any], target: Target) -> Reading:
-    rank, groups = len(target.variable.shape), layer.groups
-    outputs = int(target.variable.shape[-1])
-
-    def place(sums: Array) -> Array:
-        # A group's outputs read that group's channels only: [in / groups, groups] -> [in / groups, out].
-        grouped = sums.reshape(groups, -1).T
-        wide = grouped if groups == 1 else np.repeat(grouped, outputs // groups, axis=1)
-        return wide.reshape([1] * (rank - 2) + list(wide.shape))
-
-    return Reading(_first(arguments), (_channel_axis(layer),), place)
-
-
-def _read_transposed(layer: Any, arguments: Mapping[str, Any], target: Target) -> Reading:
-    return Reading(_first(arguments), (_channel_axis(layer),), _on_axis(-1, len(target.variable.shape)))
-
-
-def _read_channels(layer: Any, arguments: Mapping[str, Any], target: Target) -> Reading:
-    return Reading(_first(arguments), (_channel_axis(layer),), _on_axis(-2, len(target.variable.shape)))
-
-
-def _read_pointwise(layer: Any, arguments: Mapping[str, Any], target: Target) -> Reading:
-    """A separable convolution's second stage reads the output of the first."""
-    between = ops.depthwise_conv(
-        _first(arguments),
-        layer.depthwise_kernel,
-        strides=layer.strides,
-        padding=layer.padding,
-        dilation_rate=layer.dilation_rate,
-        data_format=layer.data_format,
-    )
-    return Reading(between, (_channel_axis(layer),), _on_axis(-2, len(target.variable.shape)))
-
-
-def _read_embedding(layer: Any, arguments: Mapping[str, Any], target: Target) -> Reading | OneHot:
-    """One-hot rows; a ReversibleEmbedding that runs in reverse reads the vectors of its input instead."""
-    if arguments.get("reverse"):
-        return Reading(_first(arguments), (-1,), _on_axis(-1, 2))
-    return OneHot(_first(arguments), int(target.variable.shape[0]))
-
-
-def _read_state(layer: Any, arguments: Mapping[str, Any], target: Target) -> Reading:
-    return Reading(_state(arguments), (_channel_axis(layer),), _on_axis(-2, len(target.variable.shape)))
-
-
-def _read_custom(layer: Any, arguments: Mapping[str, Any], target: Target) -> Reading:
+def _read_custom(target: Target, arguments: Mapping[str, Any]) -> Reading:
     """A custom layer with one kernel [in, out] and one input [..., in] leaves no doubt; all else does."""
     tensors = [leaf for leaf in tree.flatten(list(arguments.values())) if keras.ops.is_tensor(leaf)]
     shape = tuple(target.variable.shape)
@@ -291,46 +248,4 @@ def _read_custom(layer: Any, arguments: Mapping[str, Any], target: Target) -> Re
             target,
             f"has a kernel of shape {shape} and received inputs of shape {shapes}: which it reads is not known",
         )
-    return Reading(tensors[0], (-1,), _on_axis(0, 2))
-
-
-_CELL: dict[str, Reader] = {"kernel": _read_channels, "recurrent_kernel": _read_state}
-_SEPARABLE: dict[str, Reader] = {"depthwise_kernel": _read_channels, "pointwise_kernel": _read_pointwise}
-
-READERS: dict[type, dict[str, Reader]] = {
-    kl.Dense: {"kernel": _read_plain},
-    kl.EinsumDense: {"kernel": _read_einsum},
-    kl.Conv1D: {"kernel": _read_conv},
-    kl.Conv2D: {"kernel": _read_conv},
-    kl.Conv3D: {"kernel": _read_conv},
-    kl.Conv1DTranspose: {"kernel": _read_transposed},
-    kl.Conv2DTranspose: {"kernel": _read_transposed},
-    kl.Conv3DTranspose: {"kernel": _read_transposed},
-    kl.DepthwiseConv1D: {"kernel": _read_channels},
-    kl.DepthwiseConv2D: {"kernel": _read_channels},
-    kl.SeparableConv1D: _SEPARABLE,
-    kl.SeparableConv2D: _SEPARABLE,
-    kl.Embedding: {"embeddings": _read_embedding},
-    kl.SimpleRNNCell: _CELL,
-    kl.LSTMCell: _CELL,
-    kl.GRUCell: _CELL,
-}
-"""How each kernel of `scope.RULES` is read."""
-
-
-def _reader(layer: Any, target: Target) -> Reader:
-    """The reader of the nearest class that has one; ConvLSTM's cells go by name, as in `scope`."""
-    name = target.variable.name
-    for base in type(layer).__mro__:
-        if name in READERS.get(base, {}):
-            return READERS[base][name]
-        if base.__name__ == "ConvLSTMCell" and from_keras(base):
-            return _CELL[name]
-    own = [v for v in own_variables(layer) if len(v.shape) >= 2]
-    if len(own) > 1:
-        names = [v.name for v in own]
-        raise _unseen(
-            target,
-            f"holds {len(own)} variables of rank 2 or more, {names}: which input each one reads is not known",
-        )
-    return _read_custom
+    return Reading(tensors[0], (-1,), lambda sums: sums[:, None])

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from keras_prune import allocation, criteria, growth, patterns, schedules
+from keras_prune.arrays.layouts import Layout
 from keras_prune.masks.recipe import Recipe, resolve_allocation, resolve_recipe
 from keras_prune.masks.update import Tensor, layout_for, masks_at_sparsity, masks_at_threshold
-from keras_prune.scope import Layout, Scope
+from keras_prune.scope import Scope
 from keras_prune.strategy import resolve
 from keras_prune.training import parts as step
 

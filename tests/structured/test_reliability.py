@@ -9,9 +9,9 @@ import pytest
 from keras import layers as kl
 
 import keras_prune as kp
+from keras_prune import layer_kinds
 from keras_prune.structured import analyse, count, plan, remove
 from keras_prune.structured.planning.latency import Latency
-from keras_prune.structured.rules import registry as rules
 
 
 def net(width=16):
@@ -179,7 +179,7 @@ def state_of(model):
 
 def world():
     return {
-        "rules": dict(rules._RULES),
+        "rules": dict(layer_kinds.KINDS),
         "policy": keras.config.dtype_policy().name,
         "floatx": keras.config.floatx(),
         "numpy": np.random.get_state()[1].tolist(),

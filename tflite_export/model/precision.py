@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import keras
 
 from keras_prune.keras_seam import layers_in
+from keras_prune.layer_kinds import quantization_of
 from tflite_export.errors import ExportError
 
 __all__ = ["float32"]
@@ -35,7 +36,7 @@ def float32(model: keras.Model) -> Iterator[tuple[str, ...]]:
     """
     changed = []
     for layer in layers_in(model):
-        mode = getattr(layer, "quantization_mode", None)
+        mode = quantization_of(layer)
         if mode is not None:
             raise ExportError(
                 f"layer '{layer.path}'",

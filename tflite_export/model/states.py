@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import keras
 import numpy as np
 
 from keras_prune.keras_seam import layers_in, own_state, random_states
+from keras_prune.layer_kinds import states_of
 
 __all__ = ["fresh_state", "kept"]
 
@@ -54,9 +54,7 @@ def kept(variables: Any) -> Iterator[None]:
 
 
 def _state_of(layer: Any) -> list[Any]:
-    own = own_state(layer) + random_states(layer)
-    if getattr(layer, "stateful", False):
-        own += [state for state in keras.tree.flatten(layer.states) if state is not None]
+    own = own_state(layer) + random_states(layer) + states_of(layer)
     return [variable for variable in own if hasattr(variable, "assign")]
 
 

@@ -17,6 +17,7 @@ from keras import layers as kl
 from numpy.typing import NDArray
 
 from keras_prune.keras_seam import layers_in
+from keras_prune.layer_kinds import altered
 from keras_prune.models.variables import read
 from tflite_export.plan.eligibility import Weight
 
@@ -137,7 +138,7 @@ def _channels(values: NDArray[Any]) -> NDArray[Any]:
 
 def _laid_out(layer: Any) -> list[tuple[Any, Any]]:
     """Return (kernel, function that lays it out) for each kernel of a layer."""
-    if not layer.built or getattr(layer, "lora_enabled", False):
+    if not layer.built or altered(layer):
         return []
     if isinstance(layer, kl.Dense):
         return [(layer.kernel, np.transpose)]

@@ -17,6 +17,7 @@ import numpy as np
 from keras import layers as kl
 
 from keras_prune.keras_seam import Mean, origin_of
+from keras_prune.layer_kinds import altered
 from tflite_export.file.tflite_file import Change
 from tflite_export.rewrites.graph import (
     Builder,
@@ -87,7 +88,7 @@ def _kind(node: Any) -> str | None:
     if not node.input_tensors or not all(map(_is_placeless, (*node.input_tensors, *node.outputs))):
         return None
     given, made = node.input_tensors[0], node.outputs[0]
-    if getattr(layer, "lora_enabled", False):
+    if altered(layer):
         return None
     if kind is kl.Conv2D and (layer.kernel_size, layer.groups, layer.data_format) == ((1, 1), 1, "channels_last"):
         return "convolution"

@@ -10,6 +10,7 @@ import numpy as np
 from keras import layers as kl
 
 from keras_prune.graph.windows import Window, same_padding
+from keras_prune.layer_kinds import altered
 from tflite_export.rewrites.graph import is_map
 from tflite_export.rewrites.positions import is_placewise
 
@@ -75,7 +76,7 @@ def turns(node: Any) -> bool:
     layer = node.operation
     if type(layer) not in _SIZED:
         return is_placewise(node)
-    if layer.data_format != "channels_last" or getattr(layer, "lora_enabled", False):
+    if layer.data_format != "channels_last" or altered(layer):
         return False
     if type(layer) is kl.UpSampling2D:
         return layer.interpolation in ("nearest", "bilinear")

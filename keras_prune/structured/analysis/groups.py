@@ -21,6 +21,7 @@ import keras_prune.structured.rules.shape  # noqa: F401
 from keras_prune.arrays.union_find import OPAQUE, Labels
 from keras_prune.graph.graph import Graph, Inside, Node
 from keras_prune.graph.phases import trace_phases
+from keras_prune.layer_kinds import altered
 from keras_prune.models.keys import as_keys, check_keys, fits
 from keras_prune.scope import Skipped
 from keras_prune.structured.analysis.replay import Mismatch, replay
@@ -336,7 +337,7 @@ class _Walk:
         call = self._call(graph, node, taken)
         rule = find_rule(node.operation)
         unknown = node.unseen or f"there is no rule for {type(node.operation).__name__}"
-        reason = _altered(node.operation) or ("" if rule else unknown)
+        reason = altered(node.operation) or ("" if rule else unknown)
         effect = rule(call) if rule is not None and not reason else call.opaque(reason)
         if [len(dims) for dims in effect.outputs] != [len(shape) for shape in call.output_shapes]:
             raise ValueError(
@@ -381,14 +382,6 @@ def _for_length_one(graph: Graph, axes: Sequence[int | None], cost: Cost) -> Cos
     for _ in range(axes.count(free) if free is not None else 0):
         factor = factor / free if free is not None and factor % free == 0 else factor
     return cost if factor == cost.factor else dataclasses.replace(cost, factor=factor)
-
-
-def _altered(operation: Any) -> str:
-    if getattr(operation, "quantization_mode", None) is not None:
-        return f"it is quantized ({operation.quantization_mode})"
-    if getattr(operation, "lora_enabled", False):
-        return "LoRA is enabled on it"
-    return ""
 
 
 def _collect(graph: Graph, walk: _Walk) -> Analysis:

@@ -10,6 +10,7 @@ import keras
 import numpy as np
 
 from keras_prune.graph.graph import Node
+from keras_prune.layer_kinds import altered
 from keras_prune.scope import Skipped
 from keras_prune.structured.analysis.groups import Analysis, analyse
 from keras_prune.structured.analysis.widths import Kept, Products, Widths
@@ -162,9 +163,7 @@ def _not_counted(analysis: Analysis, node: Node) -> str:
     operation = node.operation
     if find_rule(operation) is None:
         return node.unseen or f"there is no rule for {type(operation).__name__}"
-    if getattr(operation, "quantization_mode", None) is not None or getattr(operation, "lora_enabled", False):
-        return "it is quantized, or LoRA is enabled on it"
-    return analysis.effects[id(node)].not_counted
+    return altered(operation) or analysis.effects[id(node)].not_counted
 
 
 def count(model: keras.Model, input_shape: Any = None) -> Counts:

@@ -14,6 +14,7 @@ import keras
 import numpy as np
 import numpy.typing as npt
 
+from keras_prune.arrays.layouts import Layout
 from keras_prune.keras_seam import moved_by, slots_by_weight
 from keras_prune.masks.bound import Mask, MaskConstraint, Writer, put_zeros
 from keras_prune.masks.hold import is_held
@@ -22,7 +23,7 @@ from keras_prune.models.variables import read
 from keras_prune.optimizers.averages import all_optimizers
 from keras_prune.optimizers.clock import synchronise
 from keras_prune.optimizers.finding import hook, hooked, innermost, optimizers_of, unhook
-from keras_prune.scope import Layout, Target
+from keras_prune.scope import Target
 from keras_prune.structured.analysis.groups import Analysis, Keep
 from keras_prune.structured.surgery.shrink import is_gate, rebuild_bare, refuse_masks
 from keras_prune.training.parts import MaskedGradients

@@ -9,9 +9,9 @@ from typing import Any
 import keras
 import numpy as np
 import numpy.typing as npt
-from keras import layers as kl
 from keras.saving import register_keras_serializable
 
+from keras_prune.layer_kinds import kinds_where
 from keras_prune.structured.analysis.groups import Analysis
 from keras_prune.structured.analysis.running import all_graphs, results_of
 from keras_prune.structured.importances.importance import Array, Importance, Scores, data_field
@@ -21,10 +21,7 @@ __all__ = ["APoZ", "ActivationSum", "Entropy", "MeanActivation"]
 
 _register = register_keras_serializable(package="keras_prune_structured")
 
-SUMS = (
-    kl.Dense, kl.EinsumDense, kl.Conv1D, kl.Conv2D, kl.Conv3D, kl.Conv1DTranspose, kl.Conv2DTranspose,
-    kl.Conv3DTranspose, kl.SeparableConv1D, kl.SeparableConv2D,
-)  # fmt: skip
+SUMS = kinds_where(lambda kind: kind.sums)
 """Layers that compute a sum of products and then an activation function."""
 
 

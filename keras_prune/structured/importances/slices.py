@@ -9,7 +9,8 @@ import keras
 import numpy as np
 import numpy.typing as npt
 
-from keras_prune.scope import Layout, Target
+from keras_prune.arrays.layouts import Layout
+from keras_prune.scope import Target
 from keras_prune.structured.analysis.groups import Group, Slot
 
 __all__ = ["over_others", "spread", "targets_of"]

@@ -20,7 +20,7 @@ from keras import tree
 
 from keras_prune.arrays.union_find import OPAQUE, Elements, Labels
 from keras_prune.graph.graph import Node, Ref, Shape
-from keras_prune.keras_seam import from_keras, is_of_applications, is_operation
+from keras_prune.layer_kinds import channel_rule, set_channel_rule
 
 __all__ = ["Axis", "Call", "Cost", "Dims", "Effect", "Rule", "Tracker", "Width", "find_rule", "rule_for"]
 
@@ -108,8 +108,6 @@ class Effect:
 
 Rule = Callable[["Call"], Effect]
 
-_RULES: dict[type | str, Rule] = {}
-
 
 def rule_for(*kinds: type | str) -> Callable[[Rule], Rule]:
     """Say that a function is the rule of these layers and of their subclasses that keep `call`; later rules win.
@@ -134,7 +132,7 @@ def rule_for(*kinds: type | str) -> Callable[[Rule], Rule]:
     """
 
     def register(rule: Rule) -> Rule:
-        _RULES.update(dict.fromkeys(kinds, rule))
+        set_channel_rule(kinds, rule)
         return rule
 
     return register
@@ -142,16 +140,8 @@ def rule_for(*kinds: type | str) -> Callable[[Rule], Rule]:
 
 def find_rule(operation: Any) -> Rule | None:
     """The rule of the nearest class that has one, unless a class in between has a `call` of its own."""
-    if not isinstance(operation, keras.Layer):
-        return _RULES.get(type(operation).__name__) if is_operation(operation) else None
-    for base in type(operation).__mro__:
-        if base in _RULES:
-            return _RULES[base]
-        if is_of_applications(base) and base.__name__ in _RULES:
-            return _RULES[base.__name__]
-        if "call" in vars(base) and not from_keras(base):
-            return None
-    return None
+    rule: Rule | None = channel_rule(operation)
+    return rule
 
 
 class Tracker:
