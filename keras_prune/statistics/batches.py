@@ -10,7 +10,8 @@ import keras
 import numpy as np
 from keras import ops, tree
 
-from keras_prune.statistics.reading import InputShapes, Reader, describe, samples_in
+from keras_prune.statistics.input_shapes import InputShapes, describe, shape_fits, shapes_in_words
+from keras_prune.statistics.reading import Reader, samples_in
 
 __all__ = ["Batch", "Batches"]
 
@@ -25,9 +26,9 @@ class Batch:
     size: int
 
     def __str__(self) -> str:
-        parts = [f"x {_shapes(self.x)}", f"y {_shapes(self.y)}"]
+        parts = [f"x {shapes_in_words(self.x)}", f"y {shapes_in_words(self.y)}"]
         if self.sample_weight is not None:
-            parts.append(f"sample_weight {_shapes(self.sample_weight)}")
+            parts.append(f"sample_weight {shapes_in_words(self.sample_weight)}")
         return ", ".join(parts)
 
 
@@ -38,7 +39,7 @@ class Batches:
         data: a tuple `(x,)`, `(x, y)` or `(x, y, sample_weight)` of arrays or structures of arrays; an array, or a list
             or dictionary of the inputs, which is x alone; a `tf.data.Dataset`, a `keras.utils.PyDataset`, a list, a
             generator or any other iterable of batches, each in one of these forms, or of single samples; or a function
-            that returns such a generator, as TFLite's `representative_dataset`. See `reading.Reader`.
+            that returns such a generator, as TFLite's `representative_dataset`. See `statistics.reading.Reader`.
         model: whose inputs the data has to fit.
         labels: whether y is needed.
         size: samples in a batch that is cut from arrays; batches that come as such stay as they are.
@@ -76,7 +77,7 @@ class Batches:
         if self.labels and y is None:
             raise ValueError(
                 f"The loss needs targets: data must be (x, y) or batches of it. Received: x alone, of shape "
-                f"{_shapes(x)}."
+                f"{shapes_in_words(x)}."
             )
         self._check_inputs(x)
         return Batch(x, y, sample_weight, size)
@@ -88,7 +89,7 @@ class Batches:
             return
         wanted = [tuple(t.shape) for t in inputs]
         got = [tuple(t.shape) for t in tree.flatten(x)]
-        if len(got) != len(wanted) or not all(_fits(g, w) for g, w in zip(got, wanted, strict=True)):
+        if len(got) != len(wanted) or not all(shape_fits(g, w) for g, w in zip(got, wanted, strict=True)):
             raise ValueError(
                 f"Data must fit the inputs of {self.model.name!r}, of shape {_list(wanted)}. Received: x of "
                 f"shape {_list(got)}. "
@@ -105,19 +106,6 @@ def _tensor(value: Any) -> Any:
         floating = np.issubdtype(value.dtype, np.floating)
         return ops.convert_to_tensor(value, dtype=keras.config.floatx() if floating else None)
     return ops.convert_to_tensor(value)
-
-
-def _fits(shape: tuple[int, ...], wanted: tuple[int | None, ...]) -> bool:
-    """Whether Keras takes it: the same shape, or the same up to a last dimension of 1."""
-    if len(shape) == len(wanted) + 1 and shape[-1] == 1:
-        shape = shape[:-1]
-    elif len(shape) == len(wanted) - 1 and wanted[-1] == 1:
-        shape = (*shape, 1)
-    return len(shape) == len(wanted) and all(w is None or s == w for s, w in zip(shape, wanted, strict=True))
-
-
-def _shapes(value: Any) -> str:
-    return _list([tuple(getattr(leaf, "shape", ())) for leaf in tree.flatten(value) if leaf is not None])
 
 
 def _list(shapes: list[tuple[Any, ...]]) -> str:

@@ -25,7 +25,7 @@ from keras_prune.scope import Target
 from keras_prune.statistics.batches import Batches
 from keras_prune.statistics.evaluation import forward, to_float64
 
-__all__ = ["Moments", "input_statistics", "moments"]
+__all__ = ["Moments", "input_statistics", "moments", "reader_of"]
 
 Array = npt.NDArray[np.float64]
 CURES = (
@@ -155,7 +155,7 @@ def _watched(model: keras.Layer, targets: Sequence[Target], gathered: Sequence[M
                 undo.enter_context(replaced(layer, DROPOUT_MASKS, lambda *args: None))
             own = own_variables(layer)
             watchers = [
-                (target, sums, _reader(layer, target))
+                (target, sums, reader_of(layer, target))
                 for target, sums in zip(targets, gathered, strict=True)
                 if any(target.variable is v for v in own)
             ]
@@ -202,8 +202,12 @@ Reader = Callable[[Mapping[str, Any]], "Reading | OneHot"]
 """The arguments of a layer's call, by name -> what a kernel of it reads."""
 
 
-def _reader(layer: Any, target: Target) -> Reader:
-    """How the kernel is read, by the record of the layer's kind; of a custom layer, where there is no doubt."""
+def reader_of(layer: Any, target: Target) -> Reader:
+    """Return how a target is read: as the record of the layer's kind says; of a custom layer, where there is no doubt.
+
+    Raises:
+        ValueError: a custom layer holds several variables that may be kernels.
+    """
     kernel = (kernels_of(layer) or {}).get(target.variable.name)
     if kernel is not None:
         return lambda arguments: _read(layer, kernel, target, arguments)

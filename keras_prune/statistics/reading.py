@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
-from typing import Any, ClassVar
+from typing import Any
 
 import keras
 import numpy as np
 from keras import tree
 
-__all__ = ["ENDLESS", "InputShapes", "Kept", "Reader", "describe", "is_array", "kept", "samples_in"]
+from keras_prune.statistics.input_shapes import InputShapes, describe, is_array, shape_of, shapes_in_words
+from keras_prune.statistics.walks import Called, Indexed, Kept, kept, may_be_endless
+
+__all__ = ["ENDLESS", "Reader", "samples_in"]
 
 FORMS = (
     "an array, a list or dictionary of inputs, (x, y) or (x, y, sample_weight) of arrays, a tf.data.Dataset, a keras "
@@ -21,60 +23,6 @@ FORMS = (
 )
 ENDLESS = 1024
 """Samples that are read of data whose end is not known, such as a generator's."""
-
-
-@dataclasses.dataclass(frozen=True)
-class InputShapes:
-    """What a model takes: by which x is told from (x, y), and a batch from a single sample.
-
-    Args:
-        names: keys of the inputs in a dictionary.
-        shapes: of each, the batch first; None where a size is free.
-    """
-
-    names: tuple[str, ...]
-    shapes: tuple[tuple[int | None, ...], ...]
-
-    @classmethod
-    def of(cls, model: Any) -> InputShapes | None:
-        """Those that a functional or sequential model declares; None for a model whose inputs only its code knows."""
-        inputs = getattr(model, "inputs", None)
-        if not inputs:
-            return None
-        structure = None if isinstance(model, keras.Sequential) else getattr(model, "input", None)
-        named = isinstance(structure, dict) and all(is_array(leaf) for leaf in structure.values())
-        names = sorted(structure) if named and structure else [tensor.name for tensor in inputs]
-        return cls(tuple(names), tuple(tuple(tensor.shape) for tensor in tree.flatten(inputs)))
-
-    def leaves(self, x: Any) -> list[Any] | None:
-        """The arrays of x in the order of the inputs; None where it lacks one or has another number of them."""
-        if isinstance(x, Mapping):
-            return [x[name] for name in self.names] if all(name in x for name in self.names) else None
-        leaves = [x] if is_array(x) else tree.flatten(x)
-        return leaves if len(leaves) == len(self.shapes) else None
-
-    def fit(self, x: Any, *, single: bool = False, exactly: bool = False) -> bool:
-        """Whether x is a batch of inputs, or a single sample: as many arrays, each of the rank and the sizes wanted.
-
-        A last dimension of 1 may be missing or too much, as Keras allows, unless it has to fit exactly.
-        """
-        leaves = self.leaves(x)
-        if leaves is None or not all(is_array(leaf) or single for leaf in leaves):
-            return False
-        pairs = [
-            (_shape(leaf), shape[1:] if single else (None, *shape[1:]))
-            for leaf, shape in zip(leaves, self.shapes, strict=True)
-        ]
-        return all(_fits(shape, wanted, exactly) for shape, wanted in pairs)
-
-    def is_single(self, x: Any) -> bool:
-        """Whether x is a single sample and no batch; where it could be both, an exact fit decides."""
-        for exactly in (True, False):
-            if self.fit(x, exactly=exactly):
-                return False
-            if self.fit(x, single=True, exactly=exactly):
-                return True
-        return False
 
 
 class Reader:
@@ -143,12 +91,12 @@ class Reader:
         if isinstance(data, keras.utils.PyDataset):
             count = data.num_batches
             # Indexed, not iterated: some start worker processes.
-            return _Walk(_Indexed(data, count), False, count is None)
+            return _Walk(Indexed(data, count), False, count is None)
         generator = getattr(data, "input_gen", None) if hasattr(data, "input_gen") else data
         if callable(generator) and not isinstance(generator, Iterable):
-            return _Walk(_Called(generator), True, True)
+            return _Walk(Called(generator), True, True)
         if isinstance(data, Iterable) and not isinstance(data, str | bytes):
-            return _Walk(data, False, _may_be_endless(data))
+            return _Walk(data, False, may_be_endless(data))
         raise ValueError(f"Data must be {FORMS}. Received: data={describe(self.given)}")
 
     def _whole_list(self, data: list[Any]) -> tuple[Any, ...] | None:
@@ -157,7 +105,7 @@ class Reader:
             return None
         if len(self.inputs.shapes) == len(data) and self.inputs.fit(data):
             return (data,)
-        lengths = {len(item) if len(_shape(item)) else 0 for item in data}
+        lengths = {len(item) if len(shape_of(item)) else 0 for item in data}
         if len(data) <= 3 and len(lengths) == 1 and self.inputs.fit(data[0]) and not self.inputs.fit(data[1]):
             return tuple(data)
         return None
@@ -188,7 +136,7 @@ class Reader:
                 continue
             sample = self._parts(first, lists_hold_inputs=lists_hold_inputs, single=True)
             warnings.warn(
-                f"data: single samples, x of shape {_shapes(sample[0])}, are put into batches of {self.size}. "
+                f"data: single samples, x of shape {shapes_in_words(sample[0])}, are put into batches of {self.size}. "
                 "Batch the data set to choose how many go into one.",
                 UserWarning,
                 stacklevel=2,
@@ -218,7 +166,7 @@ class Reader:
                 )
                 return
             yield parts
-            leaves = [leaf for leaf in tree.flatten(parts[0]) if len(_shape(leaf))]
+            leaves = [leaf for leaf in tree.flatten(parts[0]) if len(shape_of(leaf))]
             taken += len(leaves[0]) if leaves else 1
 
 
@@ -232,70 +180,6 @@ class _Walk:
 
     def __iter__(self) -> Iterator[Any]:
         return iter((self.items, self.lists_hold_inputs, self.endless))
-
-
-class Kept:
-    """An iterator that can be walked again: what it has given is kept, and no more is asked of it than is needed."""
-
-    _given: ClassVar[weakref.WeakKeyDictionary[Any, list[Any]]] = weakref.WeakKeyDictionary()
-
-    def __init__(self, iterator: Iterator[Any]) -> None:
-        self.iterator = iterator
-        self._items: list[Any]
-        try:
-            self._items = self._given.setdefault(iterator, [])
-        except TypeError:  # zip, map and the like cannot be referred to weakly: kept for this reader only
-            self._items = []
-
-    def __iter__(self) -> Iterator[Any]:
-        place = 0
-        while True:
-            if place == len(self._items):
-                try:
-                    self._items.append(next(self.iterator))
-                except StopIteration:
-                    return
-            yield self._items[place]
-            place += 1
-
-
-def kept(data: Any) -> Any:
-    """Data that may be read by several, one after the other: an iterator as one that can be walked again."""
-    return Kept(data) if isinstance(data, Iterator) else data
-
-
-@dataclasses.dataclass(frozen=True)
-class _Indexed:
-    data: Any
-    count: int | None
-
-    def __iter__(self) -> Iterator[Any]:
-        place = 0
-        while self.count is None or place < self.count:
-            yield self.data[place]
-            place += 1
-
-
-@dataclasses.dataclass(frozen=True)
-class _Called:
-    function: Callable[[], Iterable[Any]]
-
-    def __iter__(self) -> Iterator[Any]:
-        try:
-            items = iter(self.function())
-        except TypeError as error:
-            raise ValueError(
-                "Data may be a function without arguments that returns a generator of batches, as TFLite's "
-                f"representative_dataset. Received: {describe(self.function)} ({error})"
-            ) from error
-        return items
-
-
-def _may_be_endless(data: Any) -> bool:
-    """Whether data are a generator, or a `tf.data.Dataset` that repeats for ever or does not know its size."""
-    if isinstance(data, Kept):
-        return True
-    return hasattr(data, "element_spec") and int(getattr(data, "cardinality", lambda: -2)()) < 0
 
 
 def samples_in(parts: tuple[Any, ...], forms: str = FORMS) -> int:
@@ -351,34 +235,11 @@ def _stack(samples: list[tuple[Any, ...]]) -> tuple[Any, ...]:
 
 
 def _sizes(sample: Any) -> list[tuple[int, ...]]:
-    return [_shape(leaf) for leaf in tree.flatten(sample)]
+    return [shape_of(leaf) for leaf in tree.flatten(sample)]
 
 
 def _numpy(value: Any) -> Any:
     return keras.ops.convert_to_numpy(value) if is_array(value) else np.asarray(value)
-
-
-def is_array(value: Any) -> bool:
-    """Whether a value is an array or a tensor of some library."""
-    return hasattr(value, "shape") and hasattr(value, "dtype")
-
-
-def _shape(value: Any) -> tuple[int, ...]:
-    return tuple(value.shape) if is_array(value) else np.shape(value) if not isinstance(value, str) else ()
-
-
-def _fits(shape: tuple[int, ...], wanted: tuple[int | None, ...], exactly: bool) -> bool:
-    if not exactly:
-        if len(shape) == len(wanted) + 1 and shape[-1] == 1:
-            shape = shape[:-1]
-        elif len(shape) == len(wanted) - 1 and wanted[-1] == 1:
-            shape = (*shape, 1)
-    return len(shape) == len(wanted) and all(size in (None, have) for size, have in zip(wanted, shape, strict=True))
-
-
-def _shapes(value: Any) -> str:
-    shapes = [_shape(leaf) for leaf in tree.flatten(value) if leaf is not None]
-    return str(shapes[0]) if len(shapes) == 1 else str(shapes)
 
 
 def _plain(part: Any) -> Any:
@@ -388,11 +249,3 @@ def _plain(part: Any) -> Any:
     if isinstance(part, list) and part and all(isinstance(item, int | float | np.number) for item in part):
         return np.asarray(part)
     return part
-
-
-def describe(value: Any) -> str:
-    """A value for an error message, cut to a length that can be read."""
-    if is_array(value):
-        return f"an array of shape {tuple(value.shape)}"
-    text = repr(value)
-    return f"{text if len(text) < 80 else text[:77] + '...'} of type {type(value).__name__}"

@@ -446,7 +446,7 @@ def test_inputs_channels_first():
     sums = inputs.Moments()
     model = keras.Sequential([keras.Input((4, 6, 5)), layer]) if keras.backend.backend() != "tensorflow" else layer
     [target] = targets(model)
-    inputs.READERS[kl.Conv2D]["kernel"](layer, {"inputs": x}, target).add_to(sums)
+    inputs.reader_of(layer, target)({"inputs": x}).add_to(sums)
     check(sums.statistics(), over(x, 1), (1, 1, 4, 1))
 
 

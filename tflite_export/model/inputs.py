@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from keras_prune.keras_seam import calls_of, layers_in
-from keras_prune.statistics.reading import InputShapes, Reader, describe, is_array
+from keras_prune.statistics.input_shapes import InputShapes, describe, is_array
+from keras_prune.statistics.reading import Reader
 from tflite_export.errors import ExportError
 from tflite_export.model.reasons import reason_of
 from tflite_export.model.signature import InputSpec, Signature

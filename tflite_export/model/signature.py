@@ -9,7 +9,8 @@ from typing import Any
 import keras
 
 from keras_prune.keras_seam import layers_in
-from keras_prune.statistics.reading import InputShapes, Reader
+from keras_prune.statistics.input_shapes import InputShapes
+from keras_prune.statistics.reading import Reader
 from tflite_export.errors import ExportError
 
 __all__ = ["InputSpec", "Signature", "one_batch", "output_names", "signature_of"]

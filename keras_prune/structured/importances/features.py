@@ -15,7 +15,7 @@ from keras_prune.keras_seam import layers_in
 from keras_prune.models.variables import read
 from keras_prune.statistics.batches import Batches
 from keras_prune.statistics.gradients import loss_gradients
-from keras_prune.statistics.reading import kept
+from keras_prune.statistics.walks import kept
 from keras_prune.structured.analysis.groups import Analysis, Group
 from keras_prune.structured.importances.activity import APoZ, Entropy, MeanActivation
 from keras_prune.structured.importances.importance import REDUCTIONS, Array, Scores

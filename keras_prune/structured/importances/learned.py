@@ -11,7 +11,7 @@ import numpy.typing as npt
 from keras.saving import register_keras_serializable
 
 from keras_prune.statistics.evaluation import check_compiled
-from keras_prune.statistics.reading import kept
+from keras_prune.statistics.walks import kept
 from keras_prune.structured.analysis.groups import Analysis
 from keras_prune.structured.importances.ablation import ablate
 from keras_prune.structured.importances.features import features
