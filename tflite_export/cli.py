@@ -52,37 +52,40 @@ app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="Sparse .tflite files from Keras models, verified in the runtime.",
+    help="Make sparse .tflite files from Keras models, verified in the runtime.",
 )
 
 Data = Annotated[
     Path | None,
-    typer.Option(help="Inputs to run on: a .npy, or a .npz with an array for each input, by name."),
+    typer.Option(help="Inputs to run on: a .npy file, or a .npz file with one array per input, by name."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-Samples = Annotated[int, typer.Option(min=1, help="Verify on at most so many samples.")]
+Samples = Annotated[int, typer.Option(min=1, help="Number of samples to verify on, at most.")]
 Tolerance = Annotated[
     float | None,
-    typer.Option(help="Largest error of an output, as a share of its scale; else that of the number type."),
+    typer.Option(help="Largest error allowed, as a share of an output's scale. Default: that of the number type."),
 ]
 ModelFile = Annotated[
     Path,
     typer.Argument(
         metavar="MODEL",
-        help="A .keras or .h5 file, loaded in safe mode: code in it is not run; or a SavedModel's folder, which is.",
+        help="A .keras or .h5 file, loaded in safe mode: its code does not run. Or the folder of a SavedModel: "
+        "its code does.",
     ),
 ]
-Target = Annotated[str | None, typer.Option(help="android, ios, arm64, web, x86 or mcu.")]
-SignatureKey = Annotated[str | None, typer.Option(help="Of a SavedModel: which signature.")]
+Target = Annotated[str | None, typer.Option(help="Device: android, ios, arm64, web, x86 or mcu.")]
+SignatureKey = Annotated[str | None, typer.Option(help="Signature of a SavedModel to use.")]
 Files = Annotated[
     list[Path],
-    typer.Argument(metavar="FILE.tflite...", help="The first is what the others are compared with."),
+    typer.Argument(metavar="FILE.tflite...", help="Files to measure; the others are compared with the first."),
 ]
 
 
-Seconds = Annotated[float, typer.Option(help="What one run of a file may take; files are run in a child process.")]
+Seconds = Annotated[
+    float, typer.Option(help="Seconds that loading a file, or one run of it, may take in its child process.")
+]
 Memory = Annotated[
-    float, typer.Option(help="GiB of memory that the child process may have; 8 times the files where that is more.")
+    float, typer.Option(help="Memory of the child process in GiB; at least 8 times the size of the files.")
 ]
 SECONDS, GIB = Limits().seconds, Limits().memory / 2**30
 
@@ -96,35 +99,43 @@ def _say_version(asked: bool) -> None:
 @app.callback()
 def options(
     asked: Annotated[
-        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Print the version and stop.")
+        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Sparse .tflite files from Keras models, verified in the runtime."""
+    """Make sparse .tflite files from Keras models, verified in the runtime."""
 
 
 @app.command()
 def export(
     model: ModelFile,
-    path: Annotated[Path, typer.Argument(metavar="OUT.tflite", help="Where to write.")],
+    path: Annotated[Path, typer.Argument(metavar="OUT.tflite", help="File to write.")],
     target: Target = None,
-    quantize: Annotated[str | None, typer.Option(help="float16, dynamic, int8 or int16x8.")] = None,
+    quantize: Annotated[
+        str | None, typer.Option(help="Number type: float16, dynamic, int8 or int16x8. Default: float32.")
+    ] = None,
     data: Data = None,
-    optimize: Annotated[str, typer.Option(help="speed, or size.")] = "speed",
-    tune: Annotated[bool, typer.Option(help="Time the encodings of each weight here.")] = False,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Fix the batch of the file.")] = None,
+    optimize: Annotated[str, typer.Option(help="What to optimize for: speed or size.")] = "speed",
+    tune: Annotated[bool, typer.Option(help="Choose each weight's encoding by timing it on this machine.")] = False,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Fix the batch size of the file.")] = None,
     shape: Annotated[
         list[str] | None,
-        typer.Option(help="Fix the sizes of an input, the batch first: audio=1,16000,1; ? leaves one free."),
+        typer.Option(help="Fix an input's shape, batch first: audio=1,16000,1. A ? leaves a size free."),
     ] = None,
     samples: Samples = SAMPLES,
     tolerance: Tolerance = None,
-    golden: Annotated[Path | None, typer.Option(help="Also write inputs and expected outputs, for the device.")] = None,
+    golden: Annotated[
+        Path | None,
+        typer.Option(help="Also write a golden file: inputs and expected outputs, to check the file on the device."),
+    ] = None,
     c_array: Annotated[Path | None, typer.Option(help="Also write the file as C source: a .cc and a .h.")] = None,
     signature_key: SignatureKey = None,
-    strict: Annotated[bool, typer.Option(help="Fail where a weight cannot be stored sparse and be right.")] = False,
+    strict: Annotated[
+        bool,
+        typer.Option(help="Fail if a weight makes the file wrong when stored sparse, instead of storing it dense."),
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Export a model as a sparse .tflite that is verified in the runtime."""
+    """Export a model as a sparse .tflite file, verified in the runtime."""
     check_places({"the data": data}, path, golden, c_array)
     report = export_model(
         model,
@@ -148,11 +159,14 @@ def export(
 
 @app.command()
 def inspect(
-    path: Annotated[Path, typer.Argument(metavar="FILE", help="A .tflite of any make, or a .keras or .h5 model.")],
-    target: Annotated[str, typer.Option(help="android, ios, arm64, web, x86 or mcu.")] = "android",
+    path: Annotated[Path, typer.Argument(metavar="FILE", help="A .tflite file of any make, or a .keras or .h5 model.")],
+    target: Annotated[str, typer.Option(help="Device: android, ios, arm64, web, x86 or mcu.")] = "android",
     as_json: Json = False,
 ) -> None:
-    """Tell, op by op, what runs sparse on a device, and what would cure the rest; code 1 where it answers wrongly."""
+    """Report which operators run sparse on a device, and what to change about the others.
+
+    Exits with 1 if the file would give wrong results there.
+    """
     report = inspect_source(path, target=target)
     show(report, as_json)
     if report.dangers and report.runs_sparse:
@@ -171,7 +185,7 @@ def verify(
     memory: Memory = GIB,
     as_json: Json = False,
 ) -> None:
-    """Compare a .tflite with the model that it came from."""
+    """Compare a .tflite file with the model it was made from."""
     found = verify_file(
         path,
         model,
@@ -187,19 +201,23 @@ def verify(
 @app.command()
 def bench(
     paths: Files,
-    runtime: Annotated[str, typer.Option(help="litert, web or arm64.")] = "litert",
+    runtime: Annotated[str, typer.Option(help="Runtime: litert, web or arm64.")] = "litert",
     threads: Annotated[int, typer.Option(min=1, help="Threads of the runtime.")] = 1,
-    batch: Annotated[int, typer.Option(min=1, help="Samples in a run.")] = 1,
-    rounds: Annotated[int | None, typer.Option(min=1, help="Timed runs of each file.")] = None,
-    warm_up: Annotated[int | None, typer.Option(min=0, help="Runs of each file before that.")] = None,
-    twins: Annotated[bool, typer.Option(help="Time each sparse file against the same zeros stored dense.")] = False,
-    browser: Annotated[bool, typer.Option(help="web: in a headless Chromium instead of Node.")] = False,
+    batch: Annotated[int, typer.Option(min=1, help="Number of samples in a run.")] = 1,
+    rounds: Annotated[int | None, typer.Option(min=1, help="Number of timed runs of each file.")] = None,
+    warm_up: Annotated[int | None, typer.Option(min=0, help="Number of untimed runs of each file before that.")] = None,
+    twins: Annotated[
+        bool, typer.Option(help="Also time each sparse file against its twin: the same zeros, stored dense.")
+    ] = False,
+    browser: Annotated[
+        bool, typer.Option(help="With --runtime web: run in headless Chromium instead of Node.")
+    ] = False,
     data: Data = None,
     seconds: Seconds = SECONDS,
     memory: Memory = GIB,
     as_json: Json = False,
 ) -> None:
-    """Time files against each other, interleaved, and compare their outputs."""
+    """Time files against each other in interleaved runs, and compare their outputs."""
     report = benchmark(
         *paths,
         runtime=runtime,
@@ -218,14 +236,16 @@ def bench(
 @app.command()
 def serve(
     paths: Files,
-    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for phones on the network.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 0,
-    golden: Annotated[Path | None, typer.Option(help="A golden file: what the files must answer.")] = None,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on. 0.0.0.0 lets phones on the network in.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 0,
+    golden: Annotated[Path | None, typer.Option(help="Golden file with the outputs that the files must give.")] = None,
     data: Data = None,
     seconds: Seconds = SECONDS,
     memory: Memory = GIB,
 ) -> None:
-    """Serve a page on which any phone measures the files in its own browser."""
+    """Serve a page on which a phone measures the files in its own browser."""
     serve_files(
         paths,
         host=host,

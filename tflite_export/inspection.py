@@ -1,4 +1,4 @@
-"""Look into a .tflite, ours or another's, or into a Keras model: what could run sparse, op by op, and what stops it."""
+"""Inspect a .tflite, ours or another's, or a Keras model: which operators could run sparse, and what stops the rest."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ __all__ = ["MODEL_FILES", "Inspection", "inspect"]
 
 @dataclass(frozen=True)
 class Inspection:
-    """What was found.
+    """What can run in sparse inference, operator by operator.
 
     Args:
         subject: the file, or the model.
@@ -45,9 +45,9 @@ class Inspection:
         operators: one for each operator of the file.
         weights: one for each weight.
         clusters: parts of the graph that XNNPACK would switch to sparse inference together, or nearly.
-        dangers: places where the file would answer wrongly on a processor with the sparse kernels.
-        notes: what else there is to know.
-        runs_sparse: sparse inference is predicted on the target.
+        dangers: places where the file would give wrong results on a processor with the sparse kernels.
+        notes: remarks on the target and on custom operators.
+        runs_sparse: whether sparse inference is predicted on the target.
     """
 
     subject: str
@@ -61,7 +61,7 @@ class Inspection:
 
     @property
     def summary(self) -> str:
-        """What it comes to, as one line."""
+        """The result in one line."""
         kernels = [weight for weight in self.weights if weight.encoding in ("1x4 blocks", "1x16 blocks", "CSR")]
         if not kernels or self.target == "mcu":
             return f"'{self.target}': {self._inference()}"
@@ -71,7 +71,7 @@ class Inspection:
         return f"'{self.target}': sparse kernels of Dense layers read {several}, {share:.0%} zero; {self._inference()}"
 
     def _inference(self) -> str:
-        """Return what sparse inference, of 1x1 convolutions, comes to."""
+        """Return how much runs in sparse inference, or why nothing does."""
         if self.runs_sparse:
             on = [cluster for cluster in self.clusters if cluster.on]
             zeros, weights = sum(c.zeros for c in on), sum(c.weights for c in on)
@@ -79,20 +79,20 @@ class Inspection:
             return (
                 f"sparse inference of {nodes} of {len(self.operators)} operators, "
                 f"{zeros / max(weights, 1):.0%} of their 1x1 weights zero"
-                + (", BUT THE ANSWER IS WRONG" if self.dangers else "")
+                + (", BUT THE RESULTS ARE WRONG" if self.dangers else "")
             )
         if self.clusters:
             largest = max(self.clusters, key=lambda cluster: cluster.weights)
-            why = f"XNNPACK has none there, though {largest.reason}" if largest.on else largest.reason
+            why = f"XNNPACK has no sparse kernels there, though {largest.reason}" if largest.on else largest.reason
             return f"no sparse inference: {why}"
         return f"no sparse inference: {self._obstacles()}"
 
     def _obstacles(self) -> str:
-        """Return the cures that are wanted, each with the number of operators that want it."""
+        """Return the changes that would help, each with the number of operators that it would help."""
         cures = Counter(verdict.cure for verdict in self.operators if not verdict.eligible and verdict.cure)
         if not cures:
             return "no cluster of operators around a 1x1 convolution"
-        return "cured by " + "; ".join(
+        return "what would help: " + "; ".join(
             f"{cure} ({count} operator{'s' * (count != 1)})" for cure, count in cures.most_common(3)
         )
 
@@ -154,7 +154,7 @@ MODEL_FILES = (".keras", ".h5", ".hdf5")
 def inspect(
     source: keras.Model | str | os.PathLike[str] | bytes | Any, *, target: str | Target = "android"
 ) -> Inspection:
-    """Tell, op by op, what of a file or a model can run in sparse inference, and what would cure the rest.
+    """Report which operators of a file or a model can run in sparse inference, and what to change about the others.
 
     A file is read and checked, never run; it may come from any converter. A model is stripped and converted
     first, and treated as if its zeros were stored sparse.
@@ -174,7 +174,7 @@ def inspect(
         >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4)])
         >>> verdict = inspect(model, target="web").operators[0]
         >>> verdict.operator, verdict.eligible, verdict.rule
-        ('FULLY_CONNECTED', False, 'Dense on vectors has no SpMM: dense kernels, or 1x4 blocks')
+        ('FULLY_CONNECTED', False, 'a Dense layer on vectors has no sparse inference; it can be sparse in 1x4 blocks')
     """
     device = resolve_target(target)
     assumed = False
@@ -244,14 +244,14 @@ def _notes(model: Any, device: Target, assumed: bool) -> list[str]:
     if device.clusters is None and device.name == "mcu":
         notes.append("no sparse inference on 'mcu': prune whole channels instead")
     if assumed:
-        notes.append("a model: told as if its zeros were stored sparse; tflite_export.export decides what is")
+        notes.append("a model, analysed as if its zeros were stored sparse; tflite_export.export decides which are")
     custom = Counter(
         text(model.operatorCodes[operator.opcodeIndex].customCode)
         for subgraph in model.subgraphs
         for operator in subgraph.operators or []
         if flatbuffer.operator_name(model, operator) == "CUSTOM"
     )
-    notes += [f"custom operator '{name}' ({count}): runs where it is registered only" for name, count in custom.items()]
+    notes += [f"custom operator '{name}' ({count}): runs only where it is registered" for name, count in custom.items()]
     return notes
 
 

@@ -45,7 +45,7 @@ EVERYWHERE = ("0.0.0.0", "::")
 
 @dataclass(frozen=True, eq=False)
 class _Sample:
-    """Arrays of a run and what is to come out of it, by position; bounds are absolute."""
+    """Inputs of a run and its expected outputs, by position; bounds are absolute."""
 
     feeds: list[NDArray[Any]]
     outputs: list[NDArray[Any]]
@@ -63,7 +63,7 @@ def make_server(
 ) -> GuardedServer:
     """Return the server of the device page, bound and not yet started.
 
-    What the files answer here is computed in a process of its own, which they may crash.
+    The outputs that the page expects are computed here, in a child process that a file may crash.
 
     Args:
         paths: the files; the first is what the others are compared with. They are read now; their names, and no
@@ -73,7 +73,7 @@ def make_server(
         data: inputs: see `tflite_export.bench.timing.benchmark`.
         golden: inputs and outputs that the files must give: a `tflite_export.Golden`, or the path of a golden
             file. None: what LiteRT gives here, to 0.02 of each output's scale.
-        limits: what the files may take here: see `tflite_export.bench.timing.benchmark`.
+        limits: what the files may take on this machine: see `tflite_export.bench.timing.benchmark`.
 
     Raises:
         ExportError: a file cannot be run in LiteRT.js or differs from the first in its inputs or outputs, LiteRT.js
@@ -160,7 +160,7 @@ def serve(
     limits: Limits | None = None,
     say: Callable[[str], object] = print,
 ) -> None:
-    """Serve the device page until interrupted; `say` is told its address first.
+    """Serve the device page until interrupted; `say` is called with its address first.
 
     Args:
         paths: see `make_server`, as for the others.
@@ -224,7 +224,7 @@ def _feeds(
 def _samples(
     session: Session, inputs: list[str], outputs: list[str], data: Any, golden: Golden | None
 ) -> list[_Sample]:
-    """Return the first runs of a file of fixed sizes, and what is to come out of them."""
+    """Return the first runs of a file of fixed sizes, with the outputs that are expected."""
     batch = session.batch_size or 1
     feeds = list(islice(in_batches(_feeds(session, inputs, outputs, data, golden), batch), SAMPLES))
     if golden is None:

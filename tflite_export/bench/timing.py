@@ -45,15 +45,14 @@ def benchmark(
     cpu: str = "cortex-a76",
     limits: Limits | None = None,
 ) -> BenchmarkReport:
-    """Time files against each other, run by run in turn, so that a slow moment meets all of them.
+    """Time files against each other in interleaved runs, so that a slow spell of the machine meets all of them.
 
-    The files may come from anywhere: they are run, and timed, in a process of their own, which they may crash.
+    The files may come from anywhere: they run, and are timed, in a child process that they may crash.
 
     ratio = median over the rounds of (time of the first file / time of the file): a median of pairwise
     ratios, not a ratio of medians.
 
-    In another runtime than the one of this machine, each file's outputs are first held against those that LiteRT
-    gives here.
+    In "web" and "arm64", each file's outputs are first compared with those that LiteRT gives on this machine.
 
     Args:
         paths: the files; the first is what the others are compared with. Where there are several inputs or
@@ -63,22 +62,21 @@ def benchmark(
             counted, and no time is taken.
         threads: threads of the runtime; "web" and "arm64" have 1.
         batch: samples in a run; a file fixed to another batch is refused.
-        rounds: runs of each file that are timed. None: 100, and 3 with "arm64", where counts repeat.
-        warm_up: runs of each file before that. None: 5, and 1 with "arm64".
+        rounds: timed runs of each file. None: 100, or 3 with "arm64", where counts repeat.
+        warm_up: untimed runs of each file before that. None: 5, or 1 with "arm64".
         delegate: use XNNPACK, as the runtime does by default; "web" and "arm64" always do.
         data: an array, or a list or dictionary of arrays, [batch, ...], all of which is a run; or a data set, a
             generator or a function as in `tflite_export.model.inputs.collect_inputs`, of which it is the first
             `batch` samples. None draws from a seeded standard normal (integers: zeros and ones).
-        twins: time each sparse file against the same zeros stored dense, too.
+        twins: also time each sparse file against its twin, the same zeros stored dense.
         browser: with "web": in a headless Chromium instead of Node.
         simd: with "web" under Node: "relaxed" or "plain".
         cpu: with "arm64": the processor that qemu is.
-        limits: what the files may take in LiteRT here; None: 120 seconds for a run, and 4 GiB of memory or 8 times the
-            files.
+        limits: what the files may take; None: 120 seconds for a run, and 4 GiB of memory or 8 times the files.
 
     Raises:
-        ExportError: a file cannot be run, differs from the first in its inputs or outputs, or answers wrongly; or
-            a runtime is missing.
+        ExportError: a file cannot be run, differs from the first in its inputs or outputs, or gives wrong outputs; or a
+            runtime is missing.
 
     Example:
         >>> benchmark("dense.tflite", "sparse.tflite", runtime="toaster")

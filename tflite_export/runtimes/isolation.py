@@ -1,4 +1,4 @@
-"""Run files of unknown origin in a child process: what kills the child becomes an error, and does not end us.
+"""Run files of unknown origin in a child process: a file that crashes the runtime ends the child, and not us.
 
 LiteRT follows much of a file unchecked, in C++. A damaged file that passes our own checks can still end the
 process, never return, or ask for all memory; here it ends a child.
@@ -86,7 +86,9 @@ class LiteRTProcess:
                 answer, parts = process.ask({**header, **allowed}, blobs, seconds=seconds)
             except ChildEndedError as error:
                 self.close()
-                raise ExportError(header["subject"], "the runtime must survive it", error, limits.way_out) from error
+                raise ExportError(
+                    header["subject"], "must not crash or stall the runtime", error, limits.way_out
+                ) from error
             except BaseException:
                 self.close()
                 raise
@@ -135,7 +137,7 @@ class IsolatedSession(Session):
 
     Raises:
         FlatbufferError: the file is damaged.
-        ExportError: the runtime cannot load it, or does not survive it.
+        ExportError: the runtime cannot load it, or crashes in it.
 
     Example:
         >>> IsolatedSession(b"no model", "model.tflite")
@@ -176,7 +178,7 @@ class IsolatedSession(Session):
         self.outputs = {name: _detail(plain) for name, plain in answer["outputs"].items()}
         needed = sum(prod(d["shape"].tolist()) * np.dtype(d["dtype"]).itemsize for d in self.inputs.values())
         if needed > self._limits.memory // SHARE:
-            rule = f"its inputs must fit into 1/{SHARE} of the memory that it may have, {self._limits.memory} bytes"
+            rule = f"must have inputs that fit into 1/{SHARE} of the limit of memory, {self._limits.memory} bytes"
             raise ExportError(self.subject, rule, f"{needed} bytes", self._limits.way_out)
 
     def run(
@@ -196,7 +198,7 @@ class IsolatedSession(Session):
         except (IndexError, ValueError) as error:
             if isinstance(error, ExportError):
                 raise
-            rule = "its inputs and outputs must begin with the batch"
+            rule = "must have inputs and outputs that begin with the batch"
             raise ExportError(self.subject, rule, error, "Export the model again.") from error
 
     def feed(self, batch: Sequence[NDArray[Any]], names: Sequence[str]) -> None:
@@ -232,7 +234,10 @@ class IsolatedSession(Session):
     def _require_fed(self) -> None:
         if self._fed != self._process.generation:
             raise ExportError(
-                self.subject, "its process must live from feed to fetch", "another file killed it", "Feed it again."
+                self.subject,
+                "must be fed, run and read in one process",
+                "another file ended the process",
+                "Feed it again.",
             )
 
     def _ask(

@@ -23,7 +23,7 @@ class Limits:
             such a limit; macOS and Windows do not.
 
     Raises:
-        ExportError: one of them is no positive number.
+        ExportError: a limit is not a positive number.
 
     Example:
         >>> str(Limits(seconds=30, memory=2 * 2**30))
@@ -45,10 +45,10 @@ class Limits:
 
     @property
     def way_out(self) -> str:
-        """What to do about a file that did not keep within them."""
+        """What to do about a file that exceeded its limits."""
         return (
-            f"The file is damaged, or needs more than its limits, {self}: get or export it again, or raise them by "
-            "limits=Limits(seconds=..., memory=...), on the command line by --seconds and --memory."
+            f"The file is damaged, or needs more than its limits, {self}: get or export it again, or raise them with "
+            "limits=Limits(seconds=..., memory=...), or --seconds and --memory on the command line."
         )
 
     def __str__(self) -> str:

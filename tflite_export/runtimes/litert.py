@@ -53,7 +53,7 @@ class LiteRTSession(Session):
             if not any((detail["shape_signature"] < 0).any() for detail in self.inputs.values()):
                 self._allocate()
         except (ValueError, RuntimeError) as error:
-            raise self._error("the runtime must load it", error) from error
+            raise self._error("must load in the runtime", error) from error
 
     def _open(self) -> None:
         """Load the file into an interpreter, in which nothing is allocated yet."""
@@ -110,7 +110,7 @@ class LiteRTSession(Session):
                     self.inputs[name]["index"], array.astype(self.inputs[name]["dtype"], copy=False)
                 )
         except (ValueError, RuntimeError) as error:
-            raise self._error("the runtime must take the inputs", error) from error
+            raise self._error("must take the inputs", error) from error
 
     def invoke(self) -> None:
         """Run the file once, on the inputs that were set."""
@@ -118,7 +118,7 @@ class LiteRTSession(Session):
         try:
             self._interpreter.invoke()
         except (ValueError, RuntimeError) as error:
-            raise self._error("the runtime must run it", error) from error
+            raise self._error("must run in the runtime", error) from error
 
     def fetch(self, outputs: Sequence[str]) -> list[NDArray[Any]]:
         """Return copies of outputs by name."""

@@ -57,7 +57,7 @@ def main() -> None:
             answer, arrays = _REQUESTS[header["do"]](sessions, header, blobs)
             size = sum(array.nbytes for array in arrays)
             if size > header["answer"]:
-                rule = f"its outputs must take at most {header['answer']} bytes"
+                rule = f"must have outputs of at most {header['answer']} bytes"
                 raise LimitExceededError(header["subject"], rule, f"{size} bytes", "")
             described, parts = as_blobs(arrays)
             frame = pack({**answer, "arrays": described}, parts)
@@ -65,7 +65,7 @@ def main() -> None:
             frame = _refusal(error)
         except Exception as error:  # whatever a file brings about is the answer to its request
             kind = LimitExceededError if isinstance(error, MemoryError) else ExportError
-            rule = "the runtime must run it"
+            rule = "must run in the runtime"
             frame = _refusal(kind(header["subject"], rule, _described(error), "Get or export the file again."))
         finally:
             faulthandler.cancel_dump_traceback_later()

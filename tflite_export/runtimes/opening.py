@@ -65,6 +65,6 @@ def open_foreign(
 
     Raises:
         FlatbufferError: the file is damaged.
-        ExportError: the runtime cannot load it, or does not survive it.
+        ExportError: the runtime cannot load it, or crashes in it.
     """
     return IsolatedSession(file, subject, threads=threads, delegate=delegate, limits=limits, process=process)

@@ -47,11 +47,12 @@ _FLOATS = {schema.TensorType.FLOAT16, schema.TensorType.FLOAT32, schema.TensorTy
 
 @dataclass(frozen=True)
 class MicroReport:
-    """A file that runs in TensorFlow Lite Micro and answers there as it does in LiteRT.
+    """A file that runs in TensorFlow Lite Micro, with the same outputs as in LiteRT.
 
     Args:
-        arena_bytes: the smallest tensor arena in which it allocates and answers the same, in this interpreter, which
-            also keeps records, on this 64-bit machine. A chip needs somewhat less: no records, shorter pointers.
+        arena_bytes: the smallest tensor arena in which it allocates and gives the same outputs, in this
+            interpreter, which also keeps records, on this 64-bit machine. A chip needs somewhat less: no records,
+            shorter pointers.
         activation_bytes: the part of it that activations and scratch buffers share, as the interpreter records it.
         persistent_bytes: the part of it that stays: structures, quantization.
         model_bytes: of flash: the file itself.
@@ -76,7 +77,7 @@ class MicroReport:
         names = ", ".join(f"{name} x{count}" if count > 1 else name for name, count in self.operators)
         return (
             f"TFLM {self.runtime}: arena {self.arena_bytes:,} bytes, flash {self.model_bytes:,} bytes, {self.samples} "
-            f"inputs answered as by LiteRT (max difference {worst:.2g})\noperators to register: {names}"
+            f"inputs with the outputs of LiteRT (max difference {worst:.2g})\noperators to register: {names}"
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -105,8 +106,8 @@ def check_micro(
     Raises:
         ImportError: tflite-micro is not installed; the message names the command.
         FlatbufferError: the file is damaged.
-        ExportError: it holds what TFLM cannot take (sparse tensors, free shapes, an operator that it lacks), or answers
-            other than LiteRT does.
+        ExportError: it holds what TFLM cannot take (sparse tensors, free shapes, an operator that it lacks), or gives
+            other outputs than LiteRT.
 
     Example:
         >>> check_micro(b"not a file")
@@ -150,8 +151,8 @@ def check_micro(
 def check_structure(model: Any, subject: str = "the file") -> None:
     """Refuse what TensorFlow Lite Micro would misread or not take: sparse tensors, and shapes that are free.
 
-    TFLM reads the values of a sparse tensor as if they were dense and answers NaN or noise without a word; DENSIFY
-    does not exist there. So the zeros that pay on a microcontroller are whole channels and units, taken out of the
+    TFLM reads the values of a sparse tensor as if they were dense, and gives NaN or noise without an error; it has no
+    DENSIFY. So the zeros that pay on a microcontroller are whole channels and units, taken out of the
     model before it is exported.
 
     Args:
@@ -172,7 +173,7 @@ def check_structure(model: Any, subject: str = "the file") -> None:
             if signature is not None and any(size < 0 for size in signature):
                 raise ExportError(
                     f"tensor '{text(tensor.name)}' of {subject}",
-                    "TensorFlow Lite Micro knows fixed shapes only",
+                    "must have fixed shapes for TensorFlow Lite Micro",
                     [int(size) for size in signature],
                     "Export with target='mcu', or fix the sizes: batch_size=1, shapes={...}.",
                 )

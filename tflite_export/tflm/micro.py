@@ -145,14 +145,16 @@ class MicroSession(Session):
         said = self._process.printed()
         recorded = [re.findall(rf"Arena allocation {part} (\d+) bytes", said) for part in ("head", "tail")]
         if not all(recorded):
-            raise ExportError(self.subject, "TFLM must record its allocations", said[-300:], "Update tflite-micro.")
+            raise ExportError(
+                self.subject, "must have its allocations recorded by TFLM", said[-300:], "Update tflite-micro."
+            )
         head, tail = (int(found[-1]) for found in recorded)
         return smallest, head, tail
 
     def _ask_with_inputs(self, do: str) -> tuple[dict[str, Any], list[NDArray[Any]]]:
         missing = [name for name in self.inputs if name not in self._feeds]
         if missing:
-            raise ExportError(self.subject, "every input must be fed", f"none for {missing}", "Call feed first.")
+            raise ExportError(self.subject, "must be fed every input", f"nothing for {missing}", "Call feed first.")
         described, blobs = as_blobs([self._feeds[name] for name in self.inputs])
         return self._ask({"do": do, "arrays": described}, blobs)
 
@@ -165,7 +167,7 @@ class MicroSession(Session):
             answer, parts = self._process.ask(header, blobs, seconds=self._limits.seconds)
         except ChildEndedError as error:
             said = _last_words(self._process.printed()[before:])
-            rule = "TensorFlow Lite Micro must survive it"
+            rule = "must not crash or stall TensorFlow Lite Micro"
             raise ExportError(self.subject, rule, f"{error} ({said})", self._limits.way_out) from error
         if "error" in answer:
             raise _explain(self.subject, self._process.printed()[before:], str(answer["error"]))
@@ -214,7 +216,7 @@ def _explain(subject: str, said: str, error: str) -> ExportError:
     if missing:
         return ExportError(
             subject,
-            "every operator must exist in TensorFlow Lite Micro",
+            "must have only operators that TensorFlow Lite Micro has",
             missing[1],
             "Replace the layer that needs it, or register a kernel of your own on the device.",
         )
@@ -226,7 +228,10 @@ def _explain(subject: str, said: str, error: str) -> ExportError:
             "Export with quantize='int8' (full) or without quantization.",
         )
     return ExportError(
-        subject, "TensorFlow Lite Micro must take it", f"{error}: {_last_words(said)}", "See the operator named here."
+        subject,
+        "must run in TensorFlow Lite Micro",
+        f"{error}: {_last_words(said)}",
+        "Look at the operator that is named here.",
     )
 
 

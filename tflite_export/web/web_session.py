@@ -1,8 +1,8 @@
 """Run and time files where XNNPACK's sparse kernels are on: LiteRT.js, under Node or in a real Chromium.
 
 On a PC with AVX these kernels never run (XNNPACK `src/configs`, `xnn_is_chw_compatible_config`); in
-WebAssembly they do. LiteRT.js fails silently: where it cannot allocate, it answers garbage within a millisecond. So
-whoever times here compares the outputs first, with LiteRT's on this machine or the model's:
+WebAssembly they do. LiteRT.js fails silently: where it cannot allocate, it gives garbage within a millisecond. So
+the outputs are compared before any time counts, with LiteRT's on this machine or the model's:
 `tflite_export.verification.agreement.require_right`.
 """
 

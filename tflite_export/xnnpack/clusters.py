@@ -10,7 +10,7 @@ its operators reads a weight that a DENSIFY unpacks. This module follows the sam
 4. switch on those of which more than 2/3 of the 1x1 weights are zero.
 
 Step 3 does not look at values that leave a cluster without being read inside: an operator there that cannot write
-channels last is run on data in the wrong order, without a message. Such places are told as a
+channels last is run on data in the wrong order, without a message. Such places are reported as a
 `tflite_export.xnnpack.prediction.Danger`.
 """
 
@@ -33,7 +33,7 @@ __all__ = ["DENSE", "ZEROS_NEEDED", "analyse"]
 
 ZEROS_NEEDED = (2, 3)
 """More than this share, as a fraction, of a cluster's 1x1 weights must be zero."""
-DENSE = "store every weight that XNNPACK reads dense"
+DENSE = "store dense every weight that XNNPACK reads"
 
 
 def analyse(model: Any, *, assume_sparse: Collection[tuple[int, int]] = ()) -> Analysis:
@@ -141,7 +141,7 @@ class _Part:
         elements = Elements()
         labels = elements.fresh(len(roles))
         if not ends:
-            no_end = _Obstacle(Reason.NO_END, "no spatial mean or depth to space ends it")
+            no_end = _Obstacle(Reason.NO_END, "no spatial mean or DEPTH_TO_SPACE comes after it")
             self.spoiled = {position: no_end for position, role in enumerate(roles) if role}
             return [int(label) for label in labels]
         for position, role in enumerate(roles):
@@ -158,7 +158,7 @@ class _Part:
                 elif roles[producer] & (Role.STEM | Role.INSIDE):
                     elements.tie(labels[[producer]], labels[[position]], None)
                 else:
-                    outside = f"{self._label(producer)}, which is outside"
+                    outside = f"{self._label(producer)}, which cannot run in sparse inference"
                     self.spoiled.setdefault(position, _Obstacle(Reason.READS_OUTSIDE, outside, verb="reads"))
         return [int(label) for label in elements.find(labels)]
 
@@ -175,10 +175,10 @@ class _Part:
                 outside = [i for i in self._readers(tensor) if i not in sound or not self._joins(i)]
                 name = self.graph.name(tensor)
                 if tensor in self.graph.outputs:
-                    rule = f"'{name}' is read inside and is an output of the graph as well"
+                    rule = f"'{name}' is read in sparse inference and is also an output of the graph"
                     broken.setdefault(self.leader[position], _Obstacle(Reason.READ_AND_OUTPUT, rule))
                 elif outside:
-                    rule = f"'{name}' is also read by {self._label(outside[0])}, which is outside"
+                    rule = f"'{name}' is also read by {self._label(outside[0])}, which cannot run in sparse inference"
                     cure = self.verdicts[outside[0]].cure
                     broken.setdefault(self.leader[position], _Obstacle(Reason.READ_OUTSIDE, rule, cure))
         return broken
@@ -222,7 +222,7 @@ class _Part:
         if broken is not None:
             code, reason = broken.reason, broken.rule
         elif zeros * ZEROS_NEEDED[1] <= weights * ZEROS_NEEDED[0]:
-            code, reason = Reason.TOO_FEW_ZEROS, f"{share} in its 1x1 weights: more than 2/3 needed"
+            code, reason = Reason.TOO_FEW_ZEROS, f"{share} in its 1x1 weights; more than 2/3 must be zero"
         elif not sparse_weights:
             code, reason = Reason.NOT_STORED_SPARSE, f"{share}, but no weight is stored sparse behind a DENSIFY"
         else:
@@ -256,7 +256,7 @@ class _Part:
             if broken is not None:
                 eligible, rule, cure, code = False, broken.rule, broken.cure, broken.reason
             elif cluster is None:
-                eligible, rule, code = False, "no 1x1 convolution joins it", Reason.NO_POINTWISE
+                eligible, rule, code = False, "no 1x1 convolution is connected with it", Reason.NO_POINTWISE
             elif not clusters[cluster - first].on:
                 rule, code = clusters[cluster - first].reason, clusters[cluster - first].code
         output = graph.output(position)
@@ -311,13 +311,13 @@ class _Part:
             rule, cure, code = "", "", Reason.LEAVES_WITHOUT_END
             if name in ("MEAN", "SUM"):
                 if keeps and not inside and output in graph.outputs:
-                    rule, cure = "a mean with keepdims=True as an output is wrong", "keepdims=False"
+                    rule, cure = "a mean with keepdims=True is wrong as an output of the graph", "keepdims=False"
                     code = Reason.KEPT_MEAN_AS_OUTPUT
                 elif keeps and inside and not is_spatial(graph, position):
-                    rule, cure = "a mean over other axes than height and width is wrong inside", DENSE
+                    rule, cure = "a mean over other axes than height and width is wrong in sparse inference", DENSE
                     code = Reason.MEAN_OVER_OTHER_AXES
             elif name != "DEPTH_TO_SPACE" and not inside:
-                rule = "leaves sparse inference here without a spatial mean or depth to space, and is garbage"
+                rule = "its output leaves sparse inference without a spatial mean or DEPTH_TO_SPACE, and is garbage"
                 cure = self._cure_of_exit(output)
             if rule:
                 where = f"{self._label(position)} '{graph.name(output)}'"

@@ -84,14 +84,12 @@ def judge(graph: Graph, position: int, fused: Pads = (0, 0, 0, 0)) -> Verdict:
         return refuse(Reason.NO_SPARSE_FORM, f"{name} has no sparse form", CURES.get(name, ""))
     kinds = {graph.tensors[t].type for t in (graph.input(position, 0), graph.output(position)) if t is not None}
     if kinds != {schema.TensorType.FLOAT32}:
-        return refuse(
-            Reason.NUMBER_TYPE, "computes in other numbers than float32", "export in float32, or with float16 weights"
-        )
+        return refuse(Reason.NUMBER_TYPE, "does not compute in float32", "export in float32, or with float16 weights")
     options = graph.operators[position].builtinOptions
     if getattr(options, "fusedActivationFunction", 0) not in FUSED:
         return refuse(
             Reason.FUSED_ACTIVATION,
-            "its fused activation keeps it from XNNPACK",
+            "XNNPACK does not take its fused activation",
             "ReLU, ReLU6, or an activation layer of its own",
         )
     return rule(graph, position, fused)
@@ -141,11 +139,11 @@ def _convolution(graph: Graph, position: int, fused: Pads) -> Verdict:
     if channels != 3:
         return refuse(
             Reason.CHANNELS,
-            f"3x3 convolution of {channels} channels: 3, as the first layer, only",
-            "a depthwise and a 1x1 one",
+            f"3x3 convolution of {channels} channels; only a first layer of 3 channels can be 3x3",
+            "a depthwise and a 1x1 convolution",
         )
     if stride != (2, 2):
-        return refuse(Reason.STRIDE, f"the first convolution has stride {stride[0]}: 2 only", "strides=2")
+        return refuse(Reason.STRIDE, f"the first convolution has stride {stride[0]}; it must be 2", "strides=2")
     return padded(Role.STEM, 1, options.padding, stride, kernel, fused, image)
 
 
@@ -162,13 +160,13 @@ def _depthwise(graph: Graph, position: int, fused: Pads) -> Verdict:
         return refuse(Reason.DILATED, "dilated", "dilation_rate=1")
     if options.depthMultiplier != 1 or shape[3] != image[3]:
         return refuse(
-            Reason.DEPTH_MULTIPLIER, f"depth multiplier {options.depthMultiplier}: 1 only", "depth_multiplier=1"
+            Reason.DEPTH_MULTIPLIER, f"depth multiplier {options.depthMultiplier}; it must be 1", "depth_multiplier=1"
         )
     if stride not in ((1, 1), (2, 2)):
-        return refuse(Reason.STRIDE, f"stride {stride[0]}x{stride[1]}: 1 or 2 only", "strides=1 or strides=2")
+        return refuse(Reason.STRIDE, f"stride {stride[0]}x{stride[1]}; it must be 1 or 2", "strides=1 or strides=2")
     if kernel not in ((3, 3), (5, 5)):
         return refuse(
-            Reason.KERNEL_SIZE, f"{kernel[0]}x{kernel[1]} depthwise kernel: 3x3 or 5x5 only", "kernel_size=3 or 5"
+            Reason.KERNEL_SIZE, f"{kernel[0]}x{kernel[1]} depthwise kernel; it must be 3x3 or 5x5", "kernel_size=3 or 5"
         )
     return padded(Role.INSIDE, kernel[0] // 2, options.padding, stride, kernel, fused, image)
 
@@ -178,11 +176,11 @@ def _weights(
 ) -> Verdict | None:
     """Return why the weights keep a convolution from XNNPACK, or None."""
     if shape is None or image is None or len(shape) != 4 or len(image) != 4:
-        return refuse(Reason.RANK, "its shapes are not of rank 4")
+        return refuse(Reason.RANK, "its weights or its input are not of rank 4")
     weights = graph.input(position, 1)
     stored = graph.stored(weights)
     if stored is None:
-        return refuse(Reason.COMPUTED_WEIGHTS, "its weights are computed when the file runs", "constant weights")
+        return refuse(Reason.COMPUTED_WEIGHTS, "its weights are computed while the file runs", "constant weights")
     if graph.tensors[stored.tensor].sparsity is not None and not stored.densified:
         return refuse(
             Reason.SPARSE_WITHOUT_DENSIFY, "its weights are sparse without a DENSIFY", "put a DENSIFY between"
@@ -203,7 +201,7 @@ def _fully_connected(graph: Graph, position: int, fused: Pads) -> Verdict:
     options, weights = graph.operators[position].builtinOptions, graph.input(position, 1)
     stored = graph.stored(weights)
     if stored is None or weights is None:
-        return refuse(Reason.COMPUTED_WEIGHTS, "its weights are computed when the file runs", "constant weights")
+        return refuse(Reason.COMPUTED_WEIGHTS, "its weights are computed while the file runs", "constant weights")
     if graph.tensors[weights].type != schema.TensorType.FLOAT32:
         return refuse(
             Reason.QUANTIZED_WEIGHTS,
@@ -214,16 +212,18 @@ def _fully_connected(graph: Graph, position: int, fused: Pads) -> Verdict:
         return refuse(Reason.SPARSE_FULLY_CONNECTED, "runs in the sparse FULLY_CONNECTED kernel, outside XNNPACK")
     if not getattr(options, "keepNumDims", False):
         # The delegate puts a reshape before it.
-        return refuse(Reason.DENSE_ON_VECTORS, "Dense on vectors has no SpMM: dense kernels, or 1x4 blocks")
+        return refuse(
+            Reason.DENSE_ON_VECTORS, "a Dense layer on vectors has no sparse inference; it can be sparse in 1x4 blocks"
+        )
     return Verdict(Role.INSIDE)
 
 
 def _reduction(graph: Graph, position: int, fused: Pads) -> Verdict:
     image = graph.shape(graph.input(position, 0))
     if image is None or len(image) != 4:
-        return refuse(Reason.RANK, "not of a 4-D map")
+        return refuse(Reason.RANK, "its input is not a 4-D map")
     if whole_numbers(graph, position, 1) is None:
-        return refuse(Reason.COMPUTED_AXES, "its axes are computed when the file runs", "constant axes")
+        return refuse(Reason.COMPUTED_AXES, "its axes are computed while the file runs", "constant axes")
     return Verdict(Role.INSIDE | Role.END)
 
 
@@ -241,7 +241,7 @@ def _arithmetic(graph: Graph, position: int, fused: Pads) -> Verdict:
             rank = "unknown" if shape is None else len(shape)
             what = "the constant" if fixed else "an input"
             return refuse(
-                Reason.RANK, f"{what} of {name} has rank {rank}: 4 only", "give it the shape [1, 1, 1, channels]"
+                Reason.RANK, f"{what} of {name} has rank {rank}; it must be 4", "give it the shape [1, 1, 1, channels]"
             )
     # XNNPACK measures the first input where either is constant.
     if any(constant) and shapes and sum(size != 1 for size in shapes[0] or ()) > 1:
@@ -256,7 +256,7 @@ def _arithmetic(graph: Graph, position: int, fused: Pads) -> Verdict:
 def _resize(graph: Graph, position: int, fused: Pads) -> Verdict:
     image = graph.shape(graph.input(position, 0))
     if image is None or len(image) != 4:
-        return refuse(Reason.RANK, "not of a 4-D map")
+        return refuse(Reason.RANK, "its input is not a 4-D map")
     if min(image[1:3]) < 2:
         return refuse(Reason.SMALL_MAP, "resizes a map of one row or column", "resize a larger map")
     return Verdict(Role.INSIDE)
@@ -264,7 +264,11 @@ def _resize(graph: Graph, position: int, fused: Pads) -> Verdict:
 
 def _unary(graph: Graph, position: int, fused: Pads) -> Verdict:
     image = graph.shape(graph.input(position, 0))
-    return Verdict(Role.INSIDE) if image is not None and len(image) == 4 else refuse(Reason.RANK, "not of a 4-D map")
+    return (
+        Verdict(Role.INSIDE)
+        if image is not None and len(image) == 4
+        else refuse(Reason.RANK, "its input is not a 4-D map")
+    )
 
 
 _RULES: MappingProxyType[str, Callable[[Graph, int, Pads], Verdict]] = MappingProxyType(

@@ -14,8 +14,10 @@ from tflite_export.xnnpack.verdicts import Role, Verdict, refuse
 __all__ = ["MIRRORED", "SAME", "Pads", "fused_padding", "padded", "whole_numbers"]
 
 SAME = schema.Padding.SAME
-MIRRORED = "an export of the Keras model, whose mirror does away with it once more than 2/3 of the weights are zero"
-"""What to do about padding that an exact rewrite makes symmetric: `tflite_export.rewrites.mirror`."""
+MIRRORED = (
+    "export the Keras model: the mirror rewrite makes the padding even once more than 2/3 of the weights are zero"
+)
+"""The cure for padding that an exact rewrite makes equal on both sides: `tflite_export.rewrites.mirror`."""
 Pads = tuple[int, int, int, int]
 """Top, bottom, left, right."""
 
@@ -77,10 +79,10 @@ def padded(
     if pads == (wanted,) * 4:
         return Verdict(role)
     if not any(pads):
-        return refuse(Reason.PADDING, f"no padding: {wanted} on each side only", layer)
+        return refuse(Reason.PADDING, f"no padding; it must be {wanted} on each side", layer)
     shown = f"(({pads[0]},{pads[1]}),({pads[2]},{pads[3]}))"
     mirrored = max(stride) > 1 and (pads[0], pads[2]) == (wanted - 1,) * 2 and (pads[1], pads[3]) == (wanted,) * 2
-    return refuse(Reason.PADDING, f"padding {shown}: {wanted} on each side only", MIRRORED if mirrored else layer)
+    return refuse(Reason.PADDING, f"padding {shown}; it must be {wanted} on each side", MIRRORED if mirrored else layer)
 
 
 def whole_numbers(graph: Graph, position: int, slot: int) -> NDArray[Any] | None:

@@ -76,12 +76,12 @@ def test_a_crash_is_an_error_with_the_signal_and_the_next_file_runs(file):
         os.kill(own._process._process.pid, signal.SIGSEGV)
         with pytest.raises(
             ExportError,
-            match=r"^model\.tflite \(1 thread, XNNPACK on\): the runtime must survive it\. Received: SIGSEGV",
+            match=r"^model\.tflite \(1 thread, XNNPACK on\): must not crash or stall the runtime\. Received: SIGSEGV",
         ):
             session.run([data(1)], list(session.inputs), list(session.outputs))
         assert own.generation == 1
         # What was fed to the process that died must not be taken for fed.
-        with pytest.raises(ExportError, match="must live from feed to fetch"):
+        with pytest.raises(ExportError, match="must be fed, run and read in one process"):
             other.invoke()
         assert session.run([data(3)], list(session.inputs), list(session.outputs))[0].shape == (3, 16)
 
@@ -93,8 +93,8 @@ def test_a_process_that_does_not_answer_is_ended(file):
         os.kill(own._process._process.pid, signal.SIGSTOP)
         with pytest.raises(
             ExportError,
-            match=r"survive it\. Received: no answer within 0\.5 s\. .* its limits, 0\.5 s for a step and 4\.0 GiB of "
-            "memory: .* raise them by limits=Limits",
+            match=r"stall the runtime\. Received: no answer within 0\.5 s\. .* its limits, 0\.5 s for a step and 4\.0 "
+            "GiB of memory: .* raise them with limits=Limits",
         ):
             session.run([data(1)], list(session.inputs), list(session.outputs))
         assert own._process is None
@@ -106,7 +106,8 @@ def test_memory_is_limited(process):
     assert len(content) < 1000
     assert list(IsolatedSession(content, process=process).outputs) == ["y"]
     with pytest.raises(
-        ExportError, match=r"^small\.tflite.*: the runtime must .* 120 s for a step and 1\.0 GiB of memory: .*--memory"
+        ExportError,
+        match=r"^small\.tflite.*: must load in the runtime.* 120 s for a step and 1\.0 GiB of memory: .*--memory",
     ):
         IsolatedSession(content, "small.tflite", process=process, limits=Limits(memory=2**30))
     assert list(IsolatedSession(content, process=process).outputs) == ["y"]
@@ -119,13 +120,13 @@ def test_an_answer_that_is_too_large_is_refused(process):
     session.invoke()
     assert session.fetch(["y"])[0].tolist()[:2] == [3.0, 3.0]
     session._limits = Limits(memory=2**22 * isolation.SHARE - 1)
-    with pytest.raises(ExportError, match=r"its outputs must take at most 4194303 bytes\. Received: 4194304 bytes"):
+    with pytest.raises(ExportError, match=r"must have outputs of at most 4194303 bytes\. Received: 4194304 bytes"):
         session.fetch(["y"])
 
 
 def test_inputs_that_are_too_large_are_refused(process, file, monkeypatch):
     monkeypatch.setattr(isolation, "SHARE", 2**32 // 100)
-    with pytest.raises(ExportError, match=r"its inputs must fit .*Received: 256 bytes"):
+    with pytest.raises(ExportError, match=r"must have inputs that fit .*Received: 256 bytes"):
         IsolatedSession(file, process=process)
 
 
