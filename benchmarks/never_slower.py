@@ -2,7 +2,7 @@
 
     python -m benchmarks.never_slower            the grid: rows x units x number type x zeros
     python -m benchmarks.never_slower --quick    a part of it
-    python -m benchmarks.never_slower --gains    the gains that `tflite_export/targets.py` holds for x86
+    python -m benchmarks.never_slower --gains    the gains that `keras_prune/devices/catalogue.py` holds for x86
 
 Each case is a chain of Dense layers of equal width, exported for "x86" by `tflite_export.export`. Beside the exported
 file are timed: the converter's dense file, and that file with every weight in each encoding which the runtime gets
@@ -215,7 +215,7 @@ def run(case: Case, seconds: float, sessions: int) -> Found:
 
 
 def gains(seconds: float, sessions: int) -> None:
-    """Print the gains of the kernels, as `targets.py` holds them."""
+    """Print the gains of the kernels, as `keras_prune/devices/catalogue.py` holds them."""
     for encoding, (quantize, block, shares) in GAINS.items():
         print(encoding.value)
         for rows, (units, layers) in itertools.product(GAINS_ROWS[quantize], GAINS_CHAINS):

@@ -1,6 +1,7 @@
 """Neural-network pruning for Keras 3: from `model.fit` to a verified file on a phone."""
 
-from keras_prune import allocation, criteria, growth, patterns, schedules, structured
+from keras_prune import allocation, criteria, devices, growth, patterns, schedules, structured
+from keras_prune.devices import Device
 from keras_prune.files.loading import load_model
 from keras_prune.former_names import NAMES as _NAMES
 from keras_prune.former_names import keep as _keep
@@ -32,6 +33,7 @@ __version__ = "0.1.0"
 __all__ = [
     "L1",
     "ClipGradients",
+    "Device",
     "DynamicPruning",
     "GradientPruning",
     "Part",
@@ -53,6 +55,7 @@ __all__ = [
     "ThresholdPruning",
     "allocation",
     "criteria",
+    "devices",
     "growth",
     "hold",
     "load_model",

@@ -20,7 +20,7 @@ NAMES = {
     "keras_prune.best": "keras_prune.training.best",
     "keras_prune.callbacks": "keras_prune.training.callbacks",
     "keras_prune.carrying": "keras_prune.layers.carrying",
-    "keras_prune.choosing": "keras_prune.devices.choosing",
+    "keras_prune.choosing": "keras_prune.devices.pruned_tensors",
     "keras_prune.clock": "keras_prune.optimizers.clock",
     "keras_prune.compiling": "keras_prune.optimizers.compiling",
     "keras_prune.driving": "keras_prune.training.hooks",

@@ -10,7 +10,7 @@ import keras
 
 from keras_prune import statistics
 from keras_prune.devices import Device
-from keras_prune.devices.choosing import choose_tensors
+from keras_prune.devices.pruned_tensors import choose_tensors
 from keras_prune.masks.bound import Mask, bind, mask_of, release
 from keras_prune.masks.hold import loose_zeros
 from keras_prune.masks.recipe import Recipe, resolve_recipe

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
+from keras_prune.devices import DEVICES
 from tflite_export.bench.device_page import serve as serve_files
 from tflite_export.bench.timing import benchmark
 from tflite_export.errors import ExportError
@@ -73,7 +74,8 @@ ModelFile = Annotated[
         "its code does.",
     ),
 ]
-Target = Annotated[str | None, typer.Option(help="Device: android, ios, arm64, web, x86 or mcu.")]
+_DEVICES = f"Device: {', '.join(DEVICES)}."
+Target = Annotated[str | None, typer.Option(help=_DEVICES)]
 SignatureKey = Annotated[str | None, typer.Option(help="Signature of a SavedModel to use.")]
 Files = Annotated[
     list[Path],
@@ -160,7 +162,7 @@ def export(
 @app.command()
 def inspect(
     path: Annotated[Path, typer.Argument(metavar="FILE", help="A .tflite file of any make, or a .keras or .h5 model.")],
-    target: Annotated[str, typer.Option(help="Device: android, ios, arm64, web, x86 or mcu.")] = "android",
+    target: Annotated[str, typer.Option(help=_DEVICES)] = "android",
     as_json: Json = False,
 ) -> None:
     """Report which operators run sparse on a device, and what to change about the others.

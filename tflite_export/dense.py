@@ -10,6 +10,7 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
+from keras_prune.devices import Device
 from tflite_export.convert.converter import Converted, convert
 from tflite_export.convert.number_types import NumberType
 from tflite_export.edits.ranks import lower_pooled_outputs, raise_scalar_constants
@@ -26,7 +27,6 @@ from tflite_export.rewrites.pooling import PoolingPass
 from tflite_export.rewrites.rewrite import rewrite_model
 from tflite_export.runtimes.sessions import in_batches
 from tflite_export.source.source import KerasSource, Source
-from tflite_export.targets import ANY, Target
 from tflite_export.xnnpack.clusters import analyse
 from tflite_export.xnnpack.prediction import Analysis
 
@@ -58,12 +58,12 @@ class Dense:
     notes: tuple[str, ...] = ()
 
 
-def may_run_sparse(target: Target, kind: NumberType) -> bool:
-    """Return whether XNNPACK's sparse inference may meet a file: on a target that has it, or on no particular one."""
-    return (target is ANY or target.clusters is not None) and kind.name in (None, "float16")
+def may_run_sparse(target: Device, kind: NumberType) -> bool:
+    """Return whether XNNPACK's sparse inference may meet a file: it is on the device, or on some that it stands for."""
+    return target.clusters is not None and kind.name in (None, "float16")
 
 
-def make_dense(source: Source, signature: Signature, kind: NumberType, data: Inputs, target: Target) -> Dense:
+def make_dense(source: Source, signature: Signature, kind: NumberType, data: Inputs, target: Device) -> Dense:
     """Convert a model, rewritten where its zeros and the target let that pay.
 
     Args:

@@ -12,6 +12,7 @@ from typing import Any
 
 import keras
 
+from keras_prune.devices import DEVICES, Device
 from tflite_export.bench.tune import tune_plan
 from tflite_export.convert.converter import Converted
 from tflite_export.convert.memory import release
@@ -19,6 +20,7 @@ from tflite_export.convert.number_types import (
     CALIBRATION,
     FLOAT16,
     FLOAT32,
+    INT8,
     NumberType,
     check_calibration,
     check_tolerance,
@@ -45,7 +47,7 @@ from tflite_export.report import ExportReport, Size
 from tflite_export.runtimes.opening import open_own
 from tflite_export.source.loading import files_of, open_source
 from tflite_export.source.source import Source
-from tflite_export.targets import MCU, Target, resolve_target
+from tflite_export.targets import resolve_target
 from tflite_export.tflm.mcu import check_micro
 from tflite_export.verification.golden import golden_of, write_golden
 from tflite_export.verification.settle import Settlement
@@ -58,7 +60,7 @@ def export(
     model: keras.Model | Any,
     path: str | os.PathLike[str],
     *,
-    target: str | Target | None = None,
+    target: str | Device | None = None,
     quantize: str | None = None,
     data: Any = None,
     optimize: Optimize = "speed",
@@ -85,12 +87,11 @@ def export(
             `.keras` or `.h5` file or of a SavedModel's folder; or a tf_keras model. Pruned, by this library or by
             tfmot, or not.
         path: where to write.
-        target: the device it is for: "android", "ios", "arm64", "web", "x86", "mcu" or a
-            `tflite_export.targets.Target`. None: no particular one; kernels are used where they keep up
-            on x86 and ARM.
+        target: the device it is for: "android", "ios", "arm64", "web", "x86", "mcu", or a `keras_prune.Device` of
+            your own. None: no particular one; kernels are used where they keep up on x86 and ARM.
         quantize: number type: None (float32), "float16" (weights), "dynamic" (int8 weights), "int8" (weights and
             activations), "int16x8" (int8 weights, int16 activations). Inputs and outputs stay float32, except for
-            "mcu", where they are int8.
+            devices with `integer_io` ("mcu"), where they are int8.
         data: inputs to verify on: an array, a list, tuple or dictionary of arrays, or a data set of batches
             (x or (x, y)). None draws a few, with a warning. "int8" and "int16x8" take the ranges of activations
             from them and need them.
@@ -98,10 +99,10 @@ def export(
             made dense when the file is loaded. "size": the smallest encoding that is right, slower or not.
         tune: time the encodings of each weight on this machine instead of reading the target's table.
         batch_size: fix the batch of the file to this. None leaves it free where the model, the converter and the
-            target can: a model whose inputs have a batch keeps that; with recurrent layers, and for "web" and "mcu",
-            whose runtimes take fixed sizes only, it is 1.
+            target can: a model whose inputs have a batch keeps that; with recurrent layers, and for devices
+            whose runtime takes fixed sizes only ("web" and "mcu"), it is 1.
         shapes: fix sizes of inputs, by name, the batch first: `{"audio": (1, 16000, 1)}`; None in a shape leaves
-            that size free. For "web" and "mcu", sizes that are still free are fixed to those of the data.
+            that size free. For devices of fixed sizes, those that are still free are as in the data.
         samples: verify on at most so many.
         tolerance: largest error of a float output, as a share of that output's largest absolute value; None:
             that of the number type.
@@ -168,9 +169,11 @@ def export(
     stage = Settlement(converted.file, weights, reference, device, kind, tolerance, strict, runs_sparse)
     plan, file, verification, sparse_run = stage.settle(plan)
     micro = None
-    if device is MCU:
+    if device.integer_io and kind.calibrated:
         file, _ = file.edited(make_io_integer)
-        micro = check_micro(file, dict(zip(reference.input_names, inputs.arrays, strict=True)))
+    if "micro" in device.stands_in:
+        named = dict(zip(reference.input_names, inputs.arrays, strict=True))
+        micro = check_micro(file, named, full_int8=device.integer_io and kind is INT8)
     if golden is not None:
         write_golden(golden, golden_of(reference, kind.tolerance if tolerance is None else tolerance))
     if c_array is not None:
@@ -195,7 +198,7 @@ def export(
 
 
 def _check_choices(
-    target: Target, kind: NumberType, data: Any, optimize: str, tune: bool, tolerance: float | None
+    target: Device, kind: NumberType, data: Any, optimize: str, tune: bool, tolerance: float | None
 ) -> None:
     """Refuse choices that are not known or do not go together.
 
@@ -216,7 +219,7 @@ def _check_choices(
         raise ExportError(
             f"tune=True for target '{target.name}'",
             "needs a machine of that kind",
-            f"this one, where {[t for t in ('x86', 'arm64') if resolve_target(t).runs_here]} can be timed",
+            f"this one, where {[name for name, device in DEVICES.items() if device.runs_here]} can be timed",
             "Leave tune=False to read the target's table.",
         )
     check_calibration(kind, data)
@@ -320,7 +323,7 @@ def _rows(converted: Converted, reference: Reference) -> dict[tuple[int, int], i
 
 
 def _plan(
-    converted: Converted, weights: list[Weight], device: Target, kind: NumberType, optimize: Optimize
+    converted: Converted, weights: list[Weight], device: Device, kind: NumberType, optimize: Optimize
 ) -> tuple[Plan, bool]:
     """Return the plan, and whether XNNPACK's sparse inference will be on."""
     if not device.densify:

@@ -12,6 +12,7 @@ import keras
 import numpy as np
 
 from keras_prune import strip
+from keras_prune.devices import Device, Encoding
 from keras_prune.text.plaintext import printable
 from keras_prune.text.tables import plain_table
 from tflite_export.convert.converter import convert
@@ -26,13 +27,15 @@ from tflite_export.rewrites.pooling import PoolingPass
 from tflite_export.runtimes.litert import load
 from tflite_export.source.loading import open_source
 from tflite_export.source.source import build_like
-from tflite_export.targets import Target, resolve_target
+from tflite_export.targets import resolve_target
 from tflite_export.xnnpack.clusters import analyse
 from tflite_export.xnnpack.prediction import Cluster, Danger, OperatorVerdict
 from tflite_export.xnnpack.stored_weights import WeightView, weight_views
 from tflite_export.xnnpack.subgraphs import UNPACKING
 
 __all__ = ["MODEL_FILES", "Inspection", "inspect"]
+
+_READ_AS_STORED = [encoding.value for encoding in Encoding if encoding.has_kernel]
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,7 @@ class Inspection:
         dangers: places where the file would give wrong results on a processor with the sparse kernels.
         notes: remarks on the target and on custom operators.
         runs_sparse: whether sparse inference is predicted on the target.
+        reads_kernels: whether the target has sparse kernels for Dense layers.
     """
 
     subject: str
@@ -58,12 +62,13 @@ class Inspection:
     dangers: tuple[Danger, ...]
     notes: tuple[str, ...]
     runs_sparse: bool
+    reads_kernels: bool = True
 
     @property
     def summary(self) -> str:
         """The result in one line."""
-        kernels = [weight for weight in self.weights if weight.encoding in ("1x4 blocks", "1x16 blocks", "CSR")]
-        if not kernels or self.target == "mcu":
+        kernels = [weight for weight in self.weights if weight.encoding in _READ_AS_STORED]
+        if not kernels or not self.reads_kernels:
             return f"'{self.target}': {self._inference()}"
         zeros = sum(weight.sparsity * prod(weight.shape) for weight in kernels)
         share = zeros / sum(prod(weight.shape) for weight in kernels)
@@ -152,7 +157,7 @@ MODEL_FILES = (".keras", ".h5", ".hdf5")
 
 
 def inspect(
-    source: keras.Model | str | os.PathLike[str] | bytes | Any, *, target: str | Target = "android"
+    source: keras.Model | str | os.PathLike[str] | bytes | Any, *, target: str | Device = "android"
 ) -> Inspection:
     """Report which operators of a file or a model can run in sparse inference, and what to change about the others.
 
@@ -161,7 +166,7 @@ def inspect(
 
     Args:
         source: a Keras or tf_keras model or the path of its file (.keras, .h5), the path of a .tflite, or its bytes.
-        target: "android", "ios", "arm64", "web", "x86" or "mcu".
+        target: a device, as for `tflite_export.export`.
 
     Returns:
         Operators, weights and clusters; `str()` of it is a table.
@@ -199,7 +204,6 @@ def inspect(
     model = file.model
     sparse = _with_zeros(model) if assumed else frozenset()
     analysis = analyse(model, assume_sparse=sparse)
-    has_kernels = device.clusters is not None
     return Inspection(
         subject=subject,
         target=device.name,
@@ -208,7 +212,8 @@ def inspect(
         clusters=analysis.clusters,
         dangers=analysis.dangers,
         notes=(*notes, *_notes(model, device, assumed)),
-        runs_sparse=analysis.on and has_kernels,
+        runs_sparse=analysis.on and device.clusters is not None and device.clusters.everywhere,
+        reads_kernels=bool(device.kernels),
     )
 
 
@@ -239,10 +244,10 @@ def _with_zeros(model: Any) -> frozenset[tuple[int, int]]:
     return frozenset(found)
 
 
-def _notes(model: Any, device: Target, assumed: bool) -> list[str]:
+def _notes(model: Any, device: Device, assumed: bool) -> list[str]:
     notes = [device.note] if device.note else []
-    if device.clusters is None and device.name == "mcu":
-        notes.append("no sparse inference on 'mcu': prune whole channels instead")
+    if not device.skips_zeros:
+        notes.append(f"no sparse inference on '{device.name}': prune whole channels instead")
     if assumed:
         notes.append("a model, analysed as if its zeros were stored sparse; tflite_export.export decides which are")
     custom = Counter(

@@ -15,13 +15,13 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_prune.devices import Device
 from tflite_export.convert.workspace import temporary_folder
 from tflite_export.export import export
 from tflite_export.runtimes.interleaved import time_in_turn
 from tflite_export.runtimes.litert import load
 from tflite_export.runtimes.opening import open_own
 from tflite_export.runtimes.sessions import Session
-from tflite_export.targets import Target
 from tflite_export.verification.golden import read_golden
 
 __all__ = ["SECONDS", "Stopwatch"]
@@ -61,7 +61,7 @@ class Stopwatch:
         self,
         data: Any = None,
         *,
-        target: str | Target | None = None,
+        target: str | Device | None = None,
         quantize: str | None = None,
         threads: int = 1,
     ) -> None:

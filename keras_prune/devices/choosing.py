@@ -1,219 +1,288 @@
-"""What a pruning works on: the tensors of a scope and a given recipe, or what a device makes of both."""
+"""Which tensors to prune, in which pattern and how much each, so that a device's runtime is faster for it.
+
+A zero makes a file smaller anywhere; it makes a network faster only where the runtime has a kernel that skips it, and
+from a share of zeros on. The kernels that a device has, and what they ask for, are the same ones that `tflite_export`
+writes files for.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-import warnings
-from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import keras
-import numpy as np
+from keras import layers as kl
 
-from keras_prune.allocation import Explicit, Paying, Scored
-from keras_prune.devices import Choice, Device, resolve_device
-from keras_prune.devices.gains import SWITCHES_ON
-from keras_prune.devices.sparse_inference import Blocker, Cluster, clusters_of
-from keras_prune.keras_seam import from_keras
-from keras_prune.masks.recipe import Recipe
-from keras_prune.masks.update import check_shape, layout_for
-from keras_prune.models.keys import check_keys
-from keras_prune.models.variables import read
-from keras_prune.patterns import ByPath
-from keras_prune.scope import Scope, Skipped, Survey, check_scope, paths_of
+from keras_prune.allocation import Allocation, Explicit, Paying
+from keras_prune.devices.device import Device, Kernel
+from keras_prune.devices.sparse_layers import is_pointwise, is_stem
+from keras_prune.graph.wiring import Wiring, wire
+from keras_prune.keras_seam import layers_in
+from keras_prune.models.keys import fits
+from keras_prune.patterns import Block, ByPath, Pattern, Unstructured
+from keras_prune.scope import Skipped, Survey, Target
 
-__all__ = ["choose_tensors"]
+__all__ = ["Choice", "choose"]
 
-SHOWN = 4
-"""Paths of one kind that a warning lists."""
+NO_TIME = 0.01
+"""Share of the multiplications below which it does not matter for the time whether a tensor's kernel pays, as in
+squeeze-and-excitation."""
 
 
-def choose_tensors(
+@dataclasses.dataclass(frozen=True, eq=False)
+class Choice:
+    """What a device makes of a model.
+
+    Attributes:
+        survey: the tensors whose zeros it skips, and the reason for each of the others.
+        pattern: of each tensor.
+        allocation: how much each gives.
+        device: what the model is for.
+        pays_from: path -> share of a tensor's units above which the kernel that skips them pays.
+        clustered: paths of the 1x1 convolutions that only XNNPACK's sparse inference makes faster.
+        wiring: of the model; None where its graph cannot be seen.
+    """
+
+    survey: Survey
+    pattern: ByPath
+    allocation: Allocation
+    device: Device
+    pays_from: Mapping[str, float]
+    clustered: frozenset[str]
+    wiring: Wiring | None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Use:
+    """How a tensor's zeros are skipped: in a pattern, by the kernel for matrices, or in sparse inference."""
+
+    pattern: Pattern
+    kernel: Kernel | None = None
+    clustered: bool = False
+
+
+def choose(
+    device: Device,
     model: keras.Model,
-    scope: Scope | None,
-    recipe: Recipe,
-    target: str | Device | None,
-    subject: str,
-    final: float | None = None,
-) -> tuple[Survey, Recipe]:
-    """Return the tensors to prune and the recipe for them: the scope's and the given one, or those of a device.
+    survey: Survey,
+    *,
+    include: Iterable[str] = (),
+    pattern: Pattern | ByPath | None = None,
+    allocation: Allocation | None = None,
+) -> Choice:
+    """Choose the tensors whose zeros a device skips, the pattern of each, and how much each gives.
 
-    A device under which zeros will speed up nothing is warned of, with the reasons.
+    What gives the model's answers, and what looks up rows, is left alone unless it is named. What the user states
+    holds in place of the device's choice.
 
     Args:
+        device: what the model is for.
         model: built.
-        scope: which tensors; None for all kernels.
-        recipe: what it does not state is the device's choice.
-        target: a device, by its name or as an instance.
-        subject: who asks, for messages.
-        final: the sparsity to come, where it is known.
+        survey: the tensors in scope.
+        include: keys of the tensors that the user names.
+        pattern: of all tensors, or of those that it has a key for.
+        allocation: in place of the device's.
 
     Raises:
-        ValueError: the device is unknown, or skips no zeros of this model.
+        ValueError: the device skips no zeros at all, or those of no tensor of this model (with the reasons).
+
+    Example:
+        >>> from keras_prune.devices import DEVICES
+        >>> from keras_prune.scope import Scope
+        >>> inputs = keras.Input((32, 32, 3))
+        >>> x = kl.Conv2D(8, 3, strides=2, padding="same", name="stem")(inputs)
+        >>> x = kl.GlobalAveragePooling2D()(kl.Conv2D(16, 1, name="mix")(x))
+        >>> model = keras.Model(inputs, kl.Dense(10, name="head")(kl.Dense(32, name="hidden")(x)))
+        >>> choice = choose(DEVICES["web"], model, Scope().survey(model))
+        >>> [(t.path, choice.pattern.at(t.path)) for t in choice.survey.targets]
+        [('mix/kernel', Unstructured()), ('hidden/kernel', Block(rows=4, cols=1, pooling='mean'))]
     """
-    check_scope(subject, scope)
-    scope = scope if scope is not None else Scope()
-    survey = scope.survey(model)
-    if isinstance(recipe.pattern, ByPath):
-        named = [each.path for each in survey.targets]
-        check_keys(f"{subject}: pattern", recipe.pattern.patterns, named, "prunable tensor")
-    choice = None
-    if target is not None:
-        choice = resolve_device(target).choose(
-            model,
-            survey,
-            include=scope.include or (),
-            pattern=recipe.pattern if "pattern" in recipe.stated else None,
-            allocation=recipe.allocation if "allocation" in recipe.stated else None,
+    if not device.skips_zeros:
+        raise ValueError(
+            f"target={device.name!r}: its runtime has no kernel that skips zeros, so masks speed up nothing there. "
+            "Received: a model to be pruned for it. Only smaller shapes help: remove whole outputs by "
+            "keras_prune.structured.prune(model, flops=0.5), or leave target out to make the file compress better."
         )
-        survey = choice.survey
-        recipe = dataclasses.replace(recipe, pattern=choice.pattern, allocation=choice.allocation)
-    # Before anything is bound to the model.
-    for each in survey.targets:
-        own = recipe.pattern.at(each.path)
-        check_shape(own, each.path, layout_for(each.layout, own).canonical_shape(each.variable.shape))
-    survey = _without_single_units(survey, recipe, subject)
-    if choice is not None:
-        for words in _for_nothing(model, choice, final):
-            warnings.warn(f"{subject}: target={choice.device!r}: {words}", stacklevel=2)
-    return survey, recipe
+    wiring = wire(model)
+    named = [*include, *_keys(pattern), *_keys(allocation)]
+    chosen, reasons = _sorted(device, model, survey, wiring, named)
+    for key in _keys(pattern) | _keys(allocation):
+        # A pattern or a share that is stated for nothing but tensors left out asks for them.
+        if not any(fits(key, path) for path in chosen):
+            asked = [tensor for tensor in survey.targets if tensor.path in reasons and fits(key, tensor.path)]
+            chosen |= {tensor.path: _asked_for(device, tensor) for tensor in asked}
+            reasons = {path: reason for path, reason in reasons.items() if path not in chosen}
+    if not chosen:
+        listed = "; ".join(f"{path}: {reason}" for path, reason in reasons.items())
+        raise ValueError(f"target={device.name!r} would be faster for zeros in no tensor of {model.name!r}. {listed}")
+    targets = tuple(tensor for tensor in survey.targets if tensor.path in chosen)
+    own = _allocation(device, model, targets, chosen, wiring)
+    left = tuple(Skipped(path, reason) for path, reason in reasons.items())
+    return Choice(
+        Survey(targets, (*survey.skipped, *left), left),
+        _stated({path: use.pattern for path, use in chosen.items()}, pattern),
+        own if allocation is None else allocation,
+        device,
+        own.pays_from,
+        frozenset(path for path, use in chosen.items() if use.clustered),
+        wiring,
+    )
 
 
-def _without_single_units(survey: Survey, recipe: Recipe, subject: str) -> Survey:
-    """Leave out tensors in which the pattern sees one unit only, which always stays: no tensor is emptied.
-
-    Raises:
-        ValueError: all are such tensors.
-    """
-    whole: dict[str, str] = {}
+def _sorted(
+    device: Device, model: keras.Model, survey: Survey, wiring: Wiring | None, named: list[str]
+) -> tuple[dict[str, _Use], dict[str, str]]:
+    """The use of the tensors whose zeros the device skips, and the reasons for the others, by path."""
+    begins = any(is_stem(layer) for layer in layers_in(model))
+    heads = _heads(survey, wiring)
+    chosen: dict[str, _Use] = {}
+    reasons: dict[str, str] = {}
     for tensor in survey.targets:
-        pattern = recipe.pattern.at(tensor.path)
-        shape = layout_for(tensor.layout, pattern).canonical_shape(tensor.variable.shape)
-        if pattern.limit(shape) >= 1.0 and pattern.units(shape) <= 1:
-            whole[tensor.path] = (
-                f"a kernel of shape {tuple(tensor.variable.shape)} is a single unit of {pattern}, which always stays"
-            )
-    if not whole:
-        return survey
-    listed = "; ".join(f"{path}: {reason}" for path, reason in whole.items())
-    if len(whole) == len(survey.targets):
-        raise ValueError(f"{subject}: nothing can be pruned. {listed}. Take a pattern of smaller units.")
-    warnings.warn(
-        f"{subject}: {len(whole)} of {len(survey.targets)} tensors stay as they are. {listed}. Give them a pattern of "
-        "smaller units, pattern={path: pattern}, or leave them out, scope=Scope(exclude=[path]).",
-        stacklevel=4,
-    )
-    skipped = (*survey.skipped, *(Skipped(path, reason) for path, reason in whole.items()))
-    return dataclasses.replace(
-        survey, targets=tuple(tensor for tensor in survey.targets if tensor.path not in whole), skipped=skipped
-    )
+        asked = any(fits(key, tensor.path) for key in named)
+        use = _use(device, tensor, begins)
+        if isinstance(tensor.layer, kl.Embedding) and asked:
+            use = _Use(Unstructured())
+        elif isinstance(use, _Use) and id(tensor.layer) in heads and not asked:
+            use = _HEAD
+        if isinstance(use, _Use):
+            chosen[tensor.path] = use
+        else:
+            reasons[tensor.path] = use
+    return chosen, reasons
 
 
-def _for_nothing(model: keras.Model, choice: Choice, final: float | None) -> list[str]:
-    """Say which zeros will speed up nothing, and why."""
-    if choice.wiring is None and choice.clustered:
-        return [
-            f"whether XNNPACK's sparse inference can switch on in {model.name!r} is not known, since its graph cannot "
-            "be seen. tflite_export.inspect tells it of the exported file."
-        ]
-    said, running = [], False
-    shares = None if final is None else _shares(choice, final)
-    clusters = [] if choice.wiring is None else clusters_of(choice.wiring, rewritable=_is_rewritable(model))
-    stopped: dict[str, None] = {}
-    blockers: dict[Blocker, None] = {}
-    for cluster in clusters:
-        inside = {id(layer) for layer in cluster.pointwise}
-        pruned = [t.path for t in choice.survey.targets if t.path in choice.clustered and id(t.layer) in inside]
-        if pruned and cluster.blockers:
-            stopped.update(dict.fromkeys(pruned))
-            blockers.update(dict.fromkeys(cluster.blockers))
-        elif pruned:
-            words = "" if shares is None else _too_dense(model, choice, cluster, shares)
-            said += [words] if words else []
-            running = running or not words
-    if stopped:
-        said.append(_blocked(list(stopped), list(blockers)))
-    if shares is not None and not running and not any(_pays(choice, path, shares[path]) for path in shares):
-        said += _no_blocks(choice, final)
-    return said
+def _use(device: Device, tensor: Target, begins: bool) -> _Use | str:
+    """How a device skips a tensor's zeros, or the reason why they gain nothing."""
+    layer: Any = tensor.layer
+    if isinstance(layer, kl.Embedding):
+        return (
+            f"target={device.name!r} looks up rows of an embedding: zeros make the file smaller, nothing faster. "
+            "To prune it all the same, name it in scope=Scope(include=...)"
+        )
+    if not tensor.layout.space and tensor.layout.inputs:
+        return _as_matrix(device, tensor)
+    if not _is_pointwise(tensor):
+        return (
+            f"target={device.name!r} skips zeros of matrices and 1x1 convolutions only; this is a kernel of shape "
+            f"{tuple(tensor.variable.shape)} of {type(layer).__name__}"
+        )
+    if _is_on_one_point(layer) and isinstance(use := _as_matrix(device, tensor), _Use):
+        # In a network's head the exporter writes it as a matrix; within it, blocks do as well as any zeros.
+        return use
+    if device.clusters is None:
+        return f"target={device.name!r} has no kernel that skips zeros of convolutions"
+    if not begins:
+        return (
+            "a 1x1 convolution in a network that does not begin with a 3x3 convolution of 3 channels at stride 2, "
+            "where XNNPACK's sparse inference starts"
+        )
+    return _Use(Unstructured(), clustered=True)
 
 
-def _pays(choice: Choice, path: str, share: float) -> bool:
-    return path in choice.pays_from and path not in choice.clustered and share > choice.pays_from[path]
+def _as_matrix(device: Device, tensor: Target) -> _Use | str:
+    """The use of a matrix: in the units that the device's kernel for matrices skips."""
+    kernel = device.matrix_kernel
+    if kernel is None:
+        return f"target={device.name!r} has no kernel that skips zeros of matrices"
+    block = kernel.encoding.block
+    if block is None:
+        return _Use(Unstructured(), kernel)
+    inputs = math.prod(tensor.variable.shape[axis] for axis in tensor.layout.inputs)
+    if inputs % block:
+        return f"{inputs} inputs do not divide into the blocks of {block} that the kernel skips"
+    return _Use(Block(block, 1), kernel)
 
 
-def _no_blocks(choice: Choice, final: float | None) -> list[str]:
-    """Say that no matrix has so many zero blocks that the kernel for them is faster."""
-    needed = {path: share for path, share in choice.pays_from.items() if path not in choice.clustered}
-    if not needed:
-        return []
-    path = min(needed, key=lambda one: needed[one])
-    return [
-        f"at a sparsity of {final:g} the kernel that skips blocks is faster than the dense one for no matrix: "
-        f"{path} needs about {needed[path]:.0%} of zero blocks, the others as many or more. Raise the sparsity, or "
-        "prune fewer matrices by scope=."
-    ]
+def _asked_for(device: Device, tensor: Target) -> _Use:
+    """The use of a tensor that is pruned only because the user names it."""
+    return _Use(Unstructured(), clustered=device.clusters is not None and _is_pointwise(tensor))
 
 
-def _blocked(pruned: Sequence[str], blockers: Sequence[Blocker]) -> str:
-    """Say what keeps sparse inference off, layer by layer."""
-    by_reason: defaultdict[str, list[str]] = defaultdict(list)
-    for blocker in blockers:
-        by_reason[blocker.reason].append(blocker.path)
-    reasons = "; ".join(f"{_some(paths)} ({reason})" for reason, paths in by_reason.items())
-    return (
-        f"zeros in {_some(pruned)} speed up nothing, since XNNPACK's sparse inference cannot switch on there. What "
-        f"keeps it off: {reasons}. The zeros make the file smaller only."
-    )
+def _allocation(
+    device: Device,
+    model: keras.Model,
+    targets: tuple[Target, ...],
+    chosen: Mapping[str, _Use],
+    wiring: Wiring | None,
+) -> Paying:
+    rows = _rows(wiring)
+    weight_bytes = 4 * sum(math.prod(variable.shape) for variable in model.weights)
+    work = {tensor.path: float(rows.get(id(tensor.layer)) or 1) for tensor in targets}
+    products = {tensor.path: work[tensor.path] * math.prod(tensor.variable.shape) for tensor in targets}
+    shares: dict[str, float] = {}
+    for tensor in targets:
+        if products[tensor.path] < NO_TIME * sum(products.values()):
+            continue
+        use = chosen[tensor.path]
+        if use.clustered and device.clusters is not None:
+            shares[tensor.path] = device.clusters.zeros_from
+        elif use.kernel is not None:
+            shares[tensor.path] = _pays_above(use.kernel, rows.get(id(tensor.layer)), weight_bytes)
+    cluster = tuple(path for path in shares if chosen[path].clustered)
+    return Paying(shares, work, (cluster,) if cluster else ())
 
 
-def _too_dense(model: keras.Model, choice: Choice, cluster: Cluster, shares: dict[str, float]) -> str:
-    """Say that a cluster will have too few zeros, and which of its tensors hold it there; empty if it has enough."""
-    paths, reasons = paths_of(model), {skipped.path: skipped.reason for skipped in choice.survey.skipped}
-    zeros = weights = 0.0
-    dense = []
-    for layer in cluster.pointwise:
-        kernel = layer.pointwise_kernel if hasattr(layer, "pointwise_kernel") else layer.kernel
-        path, size = paths.get(id(kernel), kernel.path), math.prod(kernel.shape)
-        own = 1.0 - np.count_nonzero(read(kernel)) / size
-        weights += size
-        zeros += size * max(own, shares.get(path, 0.0))
-        if path not in shares and own <= SWITCHES_ON:
-            dense.append(f"{path} ({reasons.get(path, 'not pruned')})")
-    if zeros > SWITCHES_ON * weights:
-        return ""
-    what = f"Left dense: {_some(dense)}" if dense else "Raise the sparsity"
-    return (
-        f"about {zeros / weights:.0%} of the weights of the {len(cluster.pointwise)} 1x1 convolutions from "
-        f"{cluster.pointwise[0].name} on will be zero. XNNPACK's sparse inference switches on above 2/3 of them, so "
-        f"nothing will be faster. {what}."
-    )
+def _pays_above(kernel: Kernel, rows: int | None, weight_bytes: int) -> float:
+    """The share of zero units that is to be passed for a kernel to be faster than the dense one."""
+    threshold = kernel.threshold(rows, weight_bytes)
+    # The threshold of a table is the whole percent at which the kernel pays, and so reached, not passed.
+    return max(0.0, threshold - 0.005) if kernel.table else threshold
 
 
-def _shares(choice: Choice, final: float) -> dict[str, float]:
-    """The share that each tensor has at the end, as far as it does not depend on the weights; else that of all."""
-    targets, allocation = choice.survey.targets, choice.allocation
-    shares = dict.fromkeys((target.path for target in targets), final)
-    tensors = []
-    for target in targets:
-        pattern = choice.pattern.at(target.path)
-        shape = layout_for(target.layout, pattern).canonical_shape(target.variable.shape)
-        unit, limit = pattern.weights_per_unit(shape), pattern.limit(shape)
-        tensors.append(Scored(target.path, shape, np.zeros(0), unit, limit))
-    if isinstance(allocation, Explicit):
-        shares = dict(zip(shares, allocation(tensors, final, final), strict=True))
-    elif isinstance(allocation, Paying):
-        needed = zip(tensors, allocation.needed(tensors, final), strict=True)
-        shares.update({tensor.path: max(final, units / tensor.units) for tensor, units in needed if units})
-    return shares
+_HEAD = (
+    "a head, which gives the model's answers: with a target it is left alone, since it takes little of the time and "
+    "accuracy suffers most there. To prune it all the same, name it in scope=Scope(include=...) or allocation={...}"
+)
 
 
-def _is_rewritable(model: keras.Model) -> bool:
-    """Whether an export can rewrite a model: its graph is not in the code of its `call`."""
-    return from_keras(type(model).call)
+def _keys(stated: Any) -> set[str]:
+    """The keys of a mapping of patterns or targets; none for what holds for all tensors."""
+    if isinstance(stated, ByPath):
+        return set(stated.patterns)
+    return set(stated.targets) if isinstance(stated, Explicit) else set()
 
 
-def _some(paths: Sequence[str]) -> str:
-    more = f" and {len(paths) - SHOWN} more" if len(paths) > SHOWN else ""
-    return ", ".join(paths[:SHOWN]) + more
+def _stated(chosen: dict[str, Pattern], stated: Pattern | ByPath | None) -> ByPath:
+    """The patterns of a device, or those that the user states in their place."""
+    if isinstance(stated, Pattern):
+        return ByPath(dict.fromkeys(chosen, stated))
+    if stated is None:
+        return ByPath(chosen)
+    by_user = {path: [p for key, p in stated.patterns.items() if fits(key, path)] for path in chosen}
+    return ByPath({path: (by_user[path] or [own])[0] for path, own in chosen.items()})
+
+
+def _heads(survey: Survey, wiring: Wiring | None) -> set[int]:
+    """The ids of the layers that give the model's answers; where its graph cannot be seen, the last one is taken."""
+    if wiring is not None:
+        return wiring.heads()
+    return {id(tensor.layer) for tensor in survey.targets[-1:]}
+
+
+def _rows(wiring: Wiring | None) -> dict[int, int | None]:
+    """How many rows each layer multiplies its kernel with, for one sample; None where a size is not known."""
+    rows: dict[int, int | None] = {}
+    for call in wiring.calls if wiring is not None else ():
+        made = wiring.made(call)[1:-1] if wiring is not None else ()
+        known = None if None in made else math.prod(size for size in made if size is not None)
+        before = rows.get(id(call.operation), 0)
+        rows[id(call.operation)] = None if known is None or before is None else before + known
+    return rows
+
+
+def _is_pointwise(tensor: Target) -> bool:
+    """Whether a kernel is that of a 1x1 convolution of one group without strides."""
+    layer: Any = tensor.layer
+    if tuple(tensor.variable.shape[:2]) != (1, 1) or len(tensor.variable.shape) != 4:
+        return False
+    if isinstance(layer, kl.SeparableConv2D):
+        return tensor.variable is layer.pointwise_kernel
+    return is_pointwise(layer)
+
+
+def _is_on_one_point(layer: Any) -> bool:
+    """Whether a convolution sees a map of one point, as in the heads of MobileNets and in squeeze-and-excitation."""
+    shape = (layer.get_build_config() or {}).get("input_shape")
+    return shape is not None and tuple(shape[1:3]) == (1, 1)

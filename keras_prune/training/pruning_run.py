@@ -20,7 +20,7 @@ from keras import ops
 
 from keras_prune import statistics
 from keras_prune.devices import Device
-from keras_prune.devices.choosing import choose_tensors
+from keras_prune.devices.pruned_tensors import choose_tensors
 from keras_prune.growth import Growth
 from keras_prune.masks.bound import Mask, Writer, bind, select
 from keras_prune.masks.hold import loose_zeros

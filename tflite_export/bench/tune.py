@@ -9,6 +9,7 @@ from functools import partial
 
 import numpy as np
 
+from keras_prune.devices import Device
 from tflite_export.edits.encode import encode
 from tflite_export.errors import ExportError
 from tflite_export.file.encoding import Encoding
@@ -19,7 +20,6 @@ from tflite_export.plan.plan import LARGEST_SHARE, TABLES, Options, Plan, PlanLi
 from tflite_export.runtimes.interleaved import time_in_turn
 from tflite_export.runtimes.opening import open_own
 from tflite_export.runtimes.sessions import Session
-from tflite_export.targets import Target
 
 __all__ = ["FEWEST", "NOISE", "ROUNDS", "SECONDS", "measure", "tune_plan"]
 
@@ -31,7 +31,7 @@ NOISE = 0.03
 """Files whose median ratios differ by less are as fast as each other; then the smaller one is taken."""
 
 
-def tune_plan(dense: TFLiteFile, plan: Plan, weights: list[Weight], target: Target, reference: Reference) -> Plan:
+def tune_plan(dense: TFLiteFile, plan: Plan, weights: list[Weight], target: Device, reference: Reference) -> Plan:
     """Return a plan in which each weight with a choice has the encoding that is the fastest on this machine.
 
     For each weight that a sparse kernel can read: the whole file with that weight dense, and with it in each

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
+from keras_prune.devices import Encoding
 from tflite_export.file import flatbuffer
 from tflite_export.file.encoding import SparseArray
 from tflite_export.file.tflite_file import Change
 from tflite_export.plan.eligibility import Weight
-from tflite_export.plan.plan import Encoding, Plan, encoded
+from tflite_export.plan.plan import Plan, encoded
 
 __all__ = ["NAME", "encode"]
 

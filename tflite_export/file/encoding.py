@@ -11,16 +11,15 @@ is stored as r + b nested levels, each dense (a size) or CSR (segments and indic
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import StrEnum
 from math import prod
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from keras_prune.devices.encoding import Encoding
+
 __all__ = [
-    "BLOCK",
-    "INT8_BLOCK",
     "Array",
     "CsrLevel",
     "DenseLevel",
@@ -35,25 +34,6 @@ __all__ = [
 ]
 
 Array = NDArray[Any]
-
-BLOCK = 4
-"""Length of a float block: the only one that the runtime's float FULLY_CONNECTED kernel reads."""
-INT8_BLOCK = 16
-"""Length of an int8 block: the only one that its int8 FULLY_CONNECTED kernel reads."""
-
-
-class Encoding(StrEnum):
-    """How a weight is stored, and so what reads it.
-
-    `BLOCK`, `BLOCK16` and `CSR` are read by sparse FULLY_CONNECTED kernels; `DENSIFY` is the same data
-    as `CSR`, behind an operator that makes it dense when the file is loaded.
-    """
-
-    DENSE = "dense"
-    BLOCK = "1x4 blocks"
-    BLOCK16 = "1x16 blocks"
-    CSR = "CSR"
-    DENSIFY = "CSR + DENSIFY"
 
 
 @dataclass(frozen=True)
@@ -191,7 +171,7 @@ def encode_csr(dense: Array) -> SparseArray:
     return SparseArray(tuple(dense.shape), tuple(range(dense.ndim)), (), (*leading, level), rows.reshape(-1)[flat])
 
 
-def encode_blocks(dense: Array, block: int = BLOCK) -> SparseArray:
+def encode_blocks(dense: Array, block: int = 4) -> SparseArray:
     """Store the 1 x `block` blocks of a matrix that hold a non-zero value.
 
     Levels: rows dense, blocks of a row CSR, the values of a block dense: traversal order [0, 1, 2], block map
@@ -227,7 +207,7 @@ def encode_blocks(dense: Array, block: int = BLOCK) -> SparseArray:
     )
 
 
-def nonzero_blocks(dense: Array, block: int = BLOCK) -> NDArray[np.bool_]:
+def nonzero_blocks(dense: Array, block: int = 4) -> NDArray[np.bool_]:
     """Return which 1 x `block` blocks of a matrix hold a non-zero value: [out, in] -> [out, in / block].
 
     Example:

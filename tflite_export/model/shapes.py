@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from keras_prune.devices import Device
 from tflite_export.errors import ExportError
 from tflite_export.model.inputs import Inputs
 from tflite_export.model.signature import InputSpec, Signature
-from tflite_export.targets import Target
 
 __all__ = ["Shapes", "fix_sizes", "fix_to_data"]
 
@@ -20,7 +20,7 @@ Shapes = Mapping[str, Sequence[int | None]]
 
 
 def fix_sizes(
-    signature: Signature, target: Target, batch_size: int | None = None, shapes: Shapes | None = None
+    signature: Signature, target: Device, batch_size: int | None = None, shapes: Shapes | None = None
 ) -> tuple[Signature, tuple[str, ...]]:
     """Return a model's signature with the sizes that are asked for, and a note for each that was fixed.
 
@@ -37,7 +37,7 @@ def fix_sizes(
         ExportError: an input is not known, or a size is none or not the model's.
 
     Example:
-        >>> from tflite_export.targets import WEB
+        >>> from keras_prune.devices.catalogue import WEB
         >>> free = Signature((InputSpec("audio", (None, 1), "float32"),), "audio")
         >>> fixed, notes = fix_sizes(free, WEB, shapes={"audio": (None, 16000, 1)})
         >>> fixed.inputs[0].shape, fixed.batch, notes
@@ -76,7 +76,7 @@ def fix_sizes(
     return replace(signature, inputs=tuple(inputs), batch=batch), tuple(notes)
 
 
-def fix_to_data(signature: Signature, target: Target, inputs: Inputs) -> tuple[Signature, tuple[str, ...]]:
+def fix_to_data(signature: Signature, target: Device, inputs: Inputs) -> tuple[Signature, tuple[str, ...]]:
     """Return a signature with its free sizes as in the data, on a target whose runtime takes fixed ones only."""
     if not target.fixed_sizes or not signature.free:
         return signature, ()

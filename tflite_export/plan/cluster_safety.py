@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from tflite_export.file.encoding import Encoding
+from keras_prune.devices import Device, Encoding
 from tflite_export.plan.eligibility import Weight
 from tflite_export.plan.plan import Optimize, Plan, make_plan
-from tflite_export.targets import Target
 from tflite_export.xnnpack.clusters import analyse
 from tflite_export.xnnpack.prediction import Analysis
 
@@ -16,7 +15,7 @@ __all__ = ["plan_for_clusters", "without_dangers"]
 
 
 def plan_for_clusters(
-    file: Any, weights: Iterable[Weight], target: Target, optimize: Optimize = "speed"
+    file: Any, weights: Iterable[Weight], target: Device, optimize: Optimize = "speed"
 ) -> tuple[Plan, Analysis]:
     """Return the plan for a file that sparse inference may meet, with what that will do.
 

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tflite_export.file.encoding import BLOCK, INT8_BLOCK, Encoding, nonzero_blocks
+from keras_prune.devices import Encoding
+from tflite_export.file.encoding import nonzero_blocks
 
 __all__ = [
-    "BLOCK_LENGTHS",
     "DENSIFY_CONSUMERS",
     "FUSABLE_ACTIVATIONS",
     "MINIMAL_BLOCK_SHARE",
@@ -73,9 +73,6 @@ weight that DENSIFY computes; each is run in the tests."""
 
 MINIMAL_BLOCK_SHARE = 0.9
 """Share of the zeros that must lie in whole zero blocks (as in TensorFlow's dense-to-sparse pass)."""
-
-BLOCK_LENGTHS = {Encoding.BLOCK: BLOCK, Encoding.BLOCK16: INT8_BLOCK}
-"""Encodings whose units are blocks along the inputs, with their lengths."""
 
 FUSABLE_ACTIVATIONS = frozenset({"NONE", "RELU", "RELU_N1_TO_1", "RELU6"})
 """Activations that the sparse FULLY_CONNECTED kernel clips to; it has no others."""
@@ -237,7 +234,7 @@ def feeds_sparse_kernel(weight: Weight, encoding: Encoding) -> Verdict:
     return Verdict(weight.values.ndim == 2, f"the {name} kernel needs rank 2, not {weight.values.ndim}")
 
 
-def divides_into_blocks(weight: Weight, block: int = BLOCK) -> Verdict:
+def divides_into_blocks(weight: Weight, block: int = 4) -> Verdict:
     """The inputs of a FULLY_CONNECTED weight [out, in] divide by the length of a block."""
     inputs = weight.values.shape[-1]
     return Verdict(inputs % block == 0, f"{inputs} inputs are not a multiple of {block}")
@@ -248,13 +245,13 @@ def zero_unit_share(weight: Weight, encoding: Encoding) -> float:
 
     The weight [out, in] divides into blocks.
     """
-    if encoding not in BLOCK_LENGTHS:
+    if encoding.block is None:
         return weight.sparsity
-    blocks = nonzero_blocks(weight.values, BLOCK_LENGTHS[encoding])
+    blocks = nonzero_blocks(weight.values, encoding.block)
     return 1.0 - float(np.count_nonzero(blocks)) / blocks.size
 
 
-def zeros_form_blocks(weight: Weight, share: float, block: int = BLOCK) -> Verdict:
+def zeros_form_blocks(weight: Weight, share: float, block: int = 4) -> Verdict:
     """Zero blocks / single zeros is at least 0.9.
 
     Args:

@@ -9,13 +9,13 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from keras_prune.devices import Device, Encoding, Kernel
+from keras_prune.devices.catalogue import ANY
 from keras_prune.devices.gains import PAYS
 from tflite_export.errors import ExportError
-from tflite_export.file.encoding import Encoding as Encoding
 from tflite_export.file.encoding import SparseArray, encode_blocks, encode_csr, encoded_bytes
 from tflite_export.plan import eligibility as rules
 from tflite_export.plan.eligibility import Verdict, Weight
-from tflite_export.targets import ANY, Kernel, Target
 
 __all__ = [
     "LARGEST_SHARE",
@@ -110,7 +110,7 @@ class Plan:
 
 def make_plan(
     weights: Iterable[Weight],
-    target: Target = ANY,
+    target: Device = ANY,
     *,
     optimize: Optimize = "speed",
     clusters: Callable[[Weight], str | None] | None = None,
@@ -165,7 +165,7 @@ def dense_bytes(weights: Iterable[Weight]) -> int:
 
 def plan_weight(
     weight: Weight,
-    target: Target = ANY,
+    target: Device = ANY,
     *,
     total_bytes: int | None = None,
     optimize: Optimize = "speed",
@@ -223,7 +223,7 @@ class Options:
 
 def weigh(
     weight: Weight,
-    target: Target = ANY,
+    target: Device = ANY,
     *,
     total_bytes: int | None = None,
     clusters: Callable[[Weight], str | None] | None = None,
@@ -237,7 +237,7 @@ def weigh(
     for kernel in target.kernels:
         if not rules.feeds_sparse_kernel(weight, kernel.encoding):
             continue
-        block = rules.BLOCK_LENGTHS.get(kernel.encoding, 1)
+        block = kernel.encoding.block or 1
         divides = rules.divides_into_blocks(weight, block)
         if not divides:
             slow.append(divides.reason)
@@ -272,15 +272,17 @@ def _kernel_line(weight: Weight, kernel: Kernel, block: int, total: int) -> tupl
     return line, None if (gain >= PAYS if gain is not None else share >= threshold) else reason
 
 
-def _densified(weight: Weight, target: Target, clusters: Callable[[Weight], str | None] | None) -> PlanLine:
+def _densified(weight: Weight, target: Device, clusters: Callable[[Weight], str | None] | None) -> PlanLine:
     """Return the line of a weight behind a DENSIFY: read by SpMM in a cluster, else as any dense weight."""
     read = clusters(weight) if clusters is not None else None
-    if read is not None and target is ANY:
-        return _line(weight, Encoding.DENSIFY, f"{read} where XNNPACK runs sparse, dense in memory elsewhere", None)
     if read is None or target.clusters is None:
         return _line(weight, Encoding.DENSIFY, "dense in memory", 1.0)
-    gain = target.clusters.gain(weight.sparsity)
-    return _line(weight, Encoding.DENSIFY, f"{read}, expected {gain:.2g} x for the network", gain)
+    gain = target.clusters.gain(weight.sparsity) if target.clusters.everywhere else None
+    if gain is not None:
+        read += f", expected {gain:.2g} x for the network"
+    elif not target.clusters.everywhere:
+        read += " where XNNPACK runs sparse, dense in memory elsewhere"
+    return _line(weight, Encoding.DENSIFY, read, gain)
 
 
 def _smallest(weight: Weight, options: Options) -> PlanLine:
@@ -311,8 +313,7 @@ def encoded(weight: Weight, encoding: Encoding) -> SparseArray | None:
     if encoding is Encoding.DENSE:
         return None
     values = stored_values(weight, encoding)
-    block = rules.BLOCK_LENGTHS.get(encoding)
-    return encode_csr(values) if block is None else encode_blocks(values, block)
+    return encode_csr(values) if encoding.block is None else encode_blocks(values, encoding.block)
 
 
 def _line(weight: Weight, encoding: Encoding, reason: str, gain: float | None = 1.0) -> PlanLine:
@@ -321,7 +322,7 @@ def _line(weight: Weight, encoding: Encoding, reason: str, gain: float | None = 
         stored = dense_bytes
     else:
         itemsize = 4 if encoding in (Encoding.BLOCK, Encoding.CSR) else weight.values.itemsize
-        stored = encoded_bytes(weight.values, rules.BLOCK_LENGTHS.get(encoding), itemsize)
+        stored = encoded_bytes(weight.values, encoding.block, itemsize)
     return PlanLine(
         name=weight.name,
         shape=tuple(int(size) for size in weight.values.shape),

@@ -7,16 +7,15 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from keras_prune.devices import Device, Encoding
 from tflite_export.convert.number_types import FLOAT32, NumberType
 from tflite_export.edits.encode import encode
 from tflite_export.edits.metadata import add_metadata, summarize
 from tflite_export.errors import ExportError
-from tflite_export.file.encoding import Encoding
 from tflite_export.file.tflite_file import TFLiteFile
 from tflite_export.model.reference import Reference
 from tflite_export.plan.eligibility import Weight
 from tflite_export.plan.plan import Plan, PlanLine
-from tflite_export.targets import ANY, MCU, Target
 from tflite_export.verification.sparse_run import sparse_runtime, verify_where_sparse, why_not_executed
 from tflite_export.verification.verify import Verification, answers, compare
 
@@ -44,7 +43,7 @@ class Settlement:
     dense: TFLiteFile
     weights: list[Weight]
     reference: Reference
-    device: Target
+    device: Device
     kind: NumberType
     tolerance: float | None
     strict: bool
@@ -93,8 +92,9 @@ class Settlement:
 
     def encode(self, plan: Plan) -> TFLiteFile:
         """Return the file of a plan, with a summary of it inside."""
-        # A microcontroller's flash is short.
-        summary = summarize(plan.lines, target=self.device.name, quantize=self.kind.name, detail=self.device is not MCU)
+        summary = summarize(
+            plan.lines, target=self.device.name, quantize=self.kind.name, detail=self.device.lists_weights
+        )
         edits = partial(encode, plan=plan, weights=self.weights), partial(add_metadata, summary=summary)
         return self.dense.edited(*edits)[0]
 
@@ -106,8 +106,7 @@ class Settlement:
         """
         if not self.runs_sparse or all(line.encoding is not Encoding.DENSIFY for line in plan.sparse):
             return None
-        stands_for = "web" if self.device is ANY else self.device.name
-        why = why_not_executed(file, stands_for, "the sparse file")
+        why = why_not_executed(file, self.device, "the sparse file")
         if why is not None:
             return why
         reference = self.reference.first(SPARSE_SAMPLES)
@@ -117,7 +116,7 @@ class Settlement:
             reference.outputs,
             reference.input_names,
             reference.output_names,
-            runtime=sparse_runtime(stands_for) or "web",
+            runtime=sparse_runtime(self.device) or "web",
             subject="the sparse file",
             tolerance=self.kind.tolerance if self.tolerance is None else self.tolerance,
         )

@@ -8,6 +8,8 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from keras_prune.devices import DEVICES, Device
+from keras_prune.devices.catalogue import ANY
 from tflite_export.errors import ExportError
 from tflite_export.file.tflite_file import TFLiteFile
 from tflite_export.runtimes.arm64 import find_arm64_runtime
@@ -19,10 +21,8 @@ from tflite_export.web.limitations import web_refusal
 from tflite_export.web.node import find_node
 from tflite_export.web.web_session import WebSession, open_web
 
-__all__ = ["NOT_EXECUTED", "PREFERRED", "SparseRun", "sparse_runtime", "verify_where_sparse", "why_not_executed"]
+__all__ = ["NOT_EXECUTED", "SparseRun", "sparse_runtime", "verify_where_sparse", "why_not_executed"]
 
-PREFERRED = {"web": ("web",), "android": ("arm64", "web"), "ios": ("arm64", "web"), "arm64": ("arm64", "web")}
-"""For each target with sparse kernels, the runtimes that stand for it, the nearest first."""
 NOT_EXECUTED = "sparse kernels not executed"
 """What a report says where none is present."""
 
@@ -55,19 +55,20 @@ class SparseRun:
         return dict(vars(self))
 
 
-def sparse_runtime(target: str) -> str | None:
-    """Return the runtime of this machine that stands for a target, or None where none is installed.
+def sparse_runtime(target: Device | str | None = None) -> str | None:
+    """Return the runtime of this machine that stands in for a device's sparse kernels, or None where none is installed.
 
     Nothing is installed, and nothing started.
 
     Args:
-        target: "web", "android", "ios" or "arm64"; others have no sparse kernels, so None.
+        target: a device, or the name of one; a name that the library does not know, and None, are no particular device.
     """
+    device = target if isinstance(target, Device) else DEVICES.get(target or ANY.name, ANY)
     present = {"web": _web_is_present, "arm64": _arm64_is_present}
-    return next((name for name in PREFERRED.get(target, ()) if present[name]()), None)
+    return next((name for name in device.stands_in if name in present and present[name]()), None)
 
 
-def why_not_executed(file: TFLiteFile | bytes, target: str, subject: str = "the file") -> str | None:
+def why_not_executed(file: TFLiteFile | bytes, target: Device | str, subject: str = "the file") -> str | None:
     """Return why a file cannot be run where sparse kernels are on, for a report; None where it can."""
     runtime = sparse_runtime(target)
     if runtime is None:

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from keras import layers
 
-from tflite_export import ExportError, FlatbufferError
+from tflite_export import Encoding, ExportError, FlatbufferError
 from tflite_export.edits.metadata import ENTRY, STANDARD_ENTRY, add_metadata, read_metadata, summarize
 from tflite_export.file import flatbuffer
 from tflite_export.file.tflite_file import TFLiteFile
 from tflite_export.model.signature import signature_of
-from tflite_export.plan.plan import Encoding, PlanLine
+from tflite_export.plan.plan import PlanLine
 from tflite_export.runtimes.litert import LiteRTSession
 from tflite_export.source.source import KerasSource
 

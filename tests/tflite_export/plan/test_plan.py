@@ -3,9 +3,10 @@ import dataclasses
 import numpy as np
 import pytest
 
+from tflite_export import Encoding
 from tflite_export.plan import eligibility as rules
 from tflite_export.plan.eligibility import Consumer, Weight
-from tflite_export.plan.plan import Encoding, make_plan, plan_weight
+from tflite_export.plan.plan import make_plan, plan_weight
 
 ONE_ROW = Consumer("FULLY_CONNECTED", 1, rows=1)
 
