@@ -18,6 +18,7 @@ from keras_prune.layers import (
 )
 from keras_prune.masks.hold import hold
 from keras_prune.oneshot import prune
+from keras_prune.reconstruction.recalibration import recalibrate
 from keras_prune.report.report import Report, report
 from keras_prune.scope import Scope
 from keras_prune.strip import strip
@@ -61,6 +62,7 @@ __all__ = [
     "load_model",
     "patterns",
     "prune",
+    "recalibrate",
     "report",
     "schedules",
     "strip",

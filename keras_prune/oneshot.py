@@ -7,6 +7,7 @@ import warnings
 from typing import Any
 
 import keras
+import numpy.typing as npt
 
 from keras_prune import statistics
 from keras_prune.devices import Device
@@ -16,7 +17,9 @@ from keras_prune.masks.hold import loose_zeros
 from keras_prune.masks.recipe import Recipe, resolve_recipe
 from keras_prune.masks.state import TrainingState, strategy_scope
 from keras_prune.masks.update import Tensor, masks_at_sparsity
-from keras_prune.models.variables import read
+from keras_prune.models.variables import assign, read
+from keras_prune.reconstruction.layer_by_layer import Pruned
+from keras_prune.reconstruction.layer_by_layer import reconstruct as reconstruct_kernels
 from keras_prune.scope import Scope, Target
 from keras_prune.strategy import check_fraction
 from keras_prune.training.callbacks import check_data
@@ -35,6 +38,7 @@ def prune(
     *,
     scope: Scope | None = None,
     target: str | Device | None = None,
+    reconstruct: Any = None,
 ) -> keras.Model:
     """Prune a model at once, in place, without training.
 
@@ -49,6 +53,9 @@ def prune(
         allocation: a name, a mapping or an instance, as for `Pruning`.
         scope: which tensors; None for all kernels.
         target: the device that the model is for, as for `Pruning`.
+        reconstruct: inputs, or batches of them (labels are not looked at; a thousand are enough). Layer after layer,
+            the weights that are kept, and biases, are solved again by least squares, so that each layer gives what
+            it gave in the dense model, on what it reads in the pruned one.
 
     Returns:
         The same model.
@@ -68,12 +75,14 @@ def prune(
     check_data("prune", recipe.criterion, training=False)
     survey, recipe = choose_tensors(model, scope, recipe, target, "prune", sparsity)
     targets = survey.targets
-    had_none = [mask_of(target.variable) is None for target in targets]
+    rounds = recipe.criterion.rounds
+    earlier = [mask_of(target.variable) for target in targets]
+    several = rounds > 1 or reconstruct is not None
+    before = {id(v): (v, read(v).copy()) for v in model.weights} if several else {}
     with strategy_scope(model):
         state = TrainingState.of(model)
         state.left_alone = survey.for_target
         masks = [bind(target, state) for target in targets]
-    rounds = recipe.criterion.rounds
     try:
         for i in range(1, rounds + 1):
             share = sparsity if i == rounds else 1.0 - (1.0 - sparsity) ** (i / rounds)
@@ -81,16 +90,30 @@ def prune(
             values = masks_at_sparsity(tensors, recipe, share, final=sparsity)
             for mask, value in zip(masks, values, strict=True):
                 mask.write(value)
+        if reconstruct is not None:
+            _reconstruct(model, masks, {key: value for key, (_, value) in before.items()}, reconstruct)
     except BaseException:
-        # A mask that holds zeros of an earlier round stays with them.
-        for mask, new in zip(masks, had_none, strict=True):
-            if new and not mask.zeros:
+        # The model is given back as it was.
+        for mask, held in zip(masks, earlier, strict=True):
+            if held is None:
                 release(mask.target.variable)
+            elif several:
+                mask.write(held)
+        for variable, weights in before.values():
+            assign(variable, weights)
         raise
     # One that was compiled before would train without the masks.
     model.train_function = None
     _warn_of_loose_zeros(masks)
     return model
+
+
+def _reconstruct(model: keras.Model, masks: list[Mask], dense: dict[int, npt.NDArray[Any]], data: Any) -> None:
+    pruned = [Pruned(mask.target, mask.read(), dense[id(mask.target.variable)]) for mask in masks]
+    left = reconstruct_kernels(model, pruned, data)
+    if left:
+        listed = "; ".join(f"{one.path}: {one.reason}" for one in left)
+        warnings.warn(f"prune: reconstruct= leaves the weights of these tensors as they were: {listed}.", stacklevel=3)
 
 
 def _warn_of_loose_zeros(masks: list[Mask]) -> None:

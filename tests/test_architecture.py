@@ -38,6 +38,7 @@ ORDER = [
     "keras_prune.masks",
     "keras_prune.devices",
     "keras_prune.layers",
+    "keras_prune.reconstruction",
     "keras_prune.training",
     "keras_prune.oneshot",
     "keras_prune.strip",
