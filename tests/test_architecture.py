@@ -235,3 +235,10 @@ def test_a_module_under_its_former_name_is_the_module():
     with pytest.warns(DeprecationWarning, match=r"'keras_prune\.selection' is now 'keras_prune\.arrays\.selection'"):
         former = importlib.import_module("keras_prune.selection")
     assert former is importlib.import_module("keras_prune.arrays.selection")
+
+
+def test_a_class_under_its_former_name_is_the_class():
+    sys.modules.pop("tflite_export.runtime", None)
+    with pytest.warns(DeprecationWarning, match=r"'tflite_export\.runtime' is now"):
+        former = importlib.import_module("tflite_export.runtime")
+    assert former.Session is former.LiteRTSession

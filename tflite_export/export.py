@@ -50,6 +50,7 @@ from tflite_export.source.source import Source
 from tflite_export.targets import resolve_target
 from tflite_export.tflm.mcu import check_micro
 from tflite_export.verification.golden import golden_of, write_golden
+from tflite_export.verification.ports import check_integer_io
 from tflite_export.verification.settle import Settlement
 
 __all__ = ["check_places", "check_size", "export", "names_of", "weights_of"]
@@ -168,11 +169,11 @@ def export(
         runs_sparse = prediction.on and may_run_sparse(device, kind)
     stage = Settlement(converted.file, weights, reference, device, kind, tolerance, strict, runs_sparse)
     plan, file, verification, sparse_run = stage.settle(plan)
-    micro = None
+    micro, named = None, dict(zip(reference.input_names, inputs.arrays, strict=True))
     if device.integer_io and kind.calibrated:
-        file, _ = file.edited(make_io_integer)
+        floats, (file, _) = file, file.edited(make_io_integer)
+        check_integer_io(file, floats, named)
     if "micro" in device.stands_in:
-        named = dict(zip(reference.input_names, inputs.arrays, strict=True))
         micro = check_micro(file, named, full_int8=device.integer_io and kind is INT8)
     if golden is not None:
         write_golden(golden, golden_of(reference, kind.tolerance if tolerance is None else tolerance))

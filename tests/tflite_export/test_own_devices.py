@@ -16,8 +16,9 @@ import keras_prune as kp
 import tflite_export as tx
 from keras_prune.devices import DEVICES, Clusters, Device, Kernel, Measured
 from keras_prune.devices.catalogue import MCU, X86
-from tflite_export import latency
+from tflite_export import ExportError, latency
 from tflite_export.bench import tune
+from tflite_export.edits.integer_io import make_io_integer
 from tflite_export.model.shapes import fix_sizes
 from tflite_export.model.signature import InputSpec, Signature
 from tflite_export.plan.eligibility import Consumer, Weight
@@ -300,3 +301,25 @@ def test_a_plan_by_latency_takes_a_device_of_ones_own(monkeypatch):
     kp.structured.plan(model, latency=0.5, measure=latency.Stopwatch(np.ones((2, 16)), target=OWN))
     assert sizes
     assert {size for pair in sizes for size in pair} == {1}
+
+
+def test_integer_inputs_and_outputs_need_no_micro_and_are_run_before_they_are_written(
+    pruned, images, tmp_path, monkeypatch
+):
+    chip = Device("chip", integer_io=True)
+    path = tmp_path / "m.tflite"
+    tx.export(pruned, path, target=chip, quantize="int8", data=images)
+    file = open_own(before := path.read_bytes())
+    assert [detail["dtype"].__name__ for detail in (*file.inputs.values(), *file.outputs.values())] == ["int8"] * 2
+    exporting = sys.modules["tflite_export.export"]
+
+    def wrong(model):
+        changes = make_io_integer(model)
+        weights = max((buffer for buffer in model.buffers if buffer.data is not None), key=lambda each: len(each.data))
+        weights.data = np.full_like(weights.data, 1)
+        return changes
+
+    monkeypatch.setattr(exporting, "make_io_integer", wrong)
+    with pytest.raises(ExportError, match=r"output '.*': must be the same integers .*: [0-9]+ of 48 values differ"):
+        tx.export(pruned, path, target=chip, quantize="int8", data=images)
+    assert path.read_bytes() == before

@@ -16,12 +16,12 @@ from tflite_export.errors import ExportError
 from tflite_export.file.flatbuffer import LARGEST_FILE, operator_name
 from tflite_export.file.reading import require_file
 from tflite_export.file.tflite_file import TFLiteFile
-from tflite_export.runtimes.sessions import Session
+from tflite_export.runtimes import sessions
 
 __all__ = ["LiteRTSession", "describe_here", "load"]
 
 
-class LiteRTSession(Session):
+class LiteRTSession(sessions.Session):
     """A file loaded into an interpreter of this process.
 
     Args:
@@ -140,6 +140,10 @@ def _keeps_state(model: Any) -> bool:
         for subgraph in model.subgraphs[:1]
         for operator in subgraph.operators or []
     )
+
+
+Session = LiteRTSession
+"""The former name of the class, which code that imports this module under its former name still asks for."""
 
 
 def load(path: str | os.PathLike[str]) -> bytes:

@@ -18,8 +18,9 @@ from tflite_export.file.integrity import text
 from tflite_export.file.tflite_file import TFLiteFile
 from tflite_export.runtimes.limits import Limits
 from tflite_export.runtimes.opening import open_foreign
-from tflite_export.tflm.micro import MicroSession, Port, require_micro
+from tflite_export.tflm.micro import MicroSession, require_micro
 from tflite_export.verification.measure import OutputError
+from tflite_export.verification.ports import Port
 
 __all__ = [
     "FLOAT_TOLERANCE",

@@ -6,59 +6,21 @@ import importlib.util
 import re
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from tflite_export.errors import ExportError
-from tflite_export.file.flatbuffer import DTYPES, TYPE_NAMES
-from tflite_export.file.integrity import text
 from tflite_export.file.tflite_file import TFLiteFile
 from tflite_export.processes.child_process import ChildEndedError, ChildProcess, python_command
 from tflite_export.processes.frames import as_arrays, as_blobs
 from tflite_export.runtimes.limits import Limits
 from tflite_export.runtimes.sessions import Session
+from tflite_export.verification.ports import ports_of
 
-__all__ = ["MicroSession", "Port", "require_micro"]
+__all__ = ["MicroSession", "require_micro"]
 
 _CHILD = "tflite_export.tflm.micro_child"
-
-
-@dataclass(frozen=True)
-class Port:
-    """An input or output of a file.
-
-    Args:
-        shape: with the batch.
-        dtype: of its values in the file.
-        scale: of its quantization, real = scale * (stored - zero_point); None where it is not quantized.
-        zero_point: likewise.
-    """
-
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-    scale: float | None = None
-    zero_point: int = 0
-
-    def store(self, values: NDArray[Any]) -> NDArray[Any]:
-        """Return real values as the file stores them; values of its own type as they are.
-
-        stored = round(real / scale) + zero_point, halves away from zero as the runtime rounds, then clipped.
-        """
-        if self.scale is None or values.dtype == self.dtype:
-            return values.astype(self.dtype, copy=False)
-        steps = values.astype(np.float64) / self.scale
-        rounded = np.trunc(steps + np.copysign(0.5, steps)) + self.zero_point
-        limits = np.iinfo(self.dtype)
-        return np.clip(rounded, limits.min, limits.max).astype(self.dtype)
-
-    def real(self, values: NDArray[Any]) -> NDArray[Any]:
-        """Return stored values as real ones."""
-        if self.scale is None or values.dtype.kind == "f":
-            return values
-        return ((values.astype(np.float64) - self.zero_point) * self.scale).astype(np.float32)
 
 
 class MicroSession(Session):
@@ -84,7 +46,7 @@ class MicroSession(Session):
         require_micro()
         self.subject = f"{subject} (TFLM)"
         file = TFLiteFile.of(file, subject)
-        self.inputs, self.outputs = _ports(file.model)
+        self.inputs, self.outputs = ports_of(file.model)
         self._feeds: dict[str, NDArray[Any]] = {}
         self._answers: list[NDArray[Any]] = []
         self._limits = (limits or Limits()).for_files(file.content)
@@ -181,33 +143,6 @@ def require_micro() -> None:
             "Microcontroller files are checked in TensorFlow Lite Micro, which is not installed "
             '(it has wheels for Linux on x86-64 only): pip install "keras-prune[mcu]"'
         )
-
-
-def _ports(model: Any) -> tuple[dict[str, Port], dict[str, Port]]:
-    """Return inputs and outputs in the order of the main graph, by the signature's names where it has any."""
-    graph = model.subgraphs[0]
-    signature = next((each for each in model.signatureDefs or [] if each.subgraphIndex == 0), None)
-    maps = (signature.inputs or [], signature.outputs or []) if signature is not None else ([], [])
-    found = []
-    for indices, entries in zip((graph.inputs, graph.outputs), maps, strict=True):
-        names = {int(entry.tensorIndex): entry.name.decode() for entry in entries}
-        places = [] if indices is None else [int(index) for index in indices]
-        found.append(
-            {names.get(place, text(graph.tensors[place].name)): _port(graph.tensors[place]) for place in places}
-        )
-    return found[0], found[1]
-
-
-def _port(tensor: Any) -> Port:
-    shape = tuple(int(size) for size in tensor.shape) if tensor.shape is not None else ()
-    quantization = tensor.quantization
-    if tensor.type not in DTYPES:
-        raise ExportError(
-            f"tensor '{text(tensor.name)}'", "must hold numbers", TYPE_NAMES.get(tensor.type, tensor.type), "Cast it."
-        )
-    if quantization is None or quantization.scale is None or len(quantization.scale) != 1:
-        return Port(shape, DTYPES[tensor.type])
-    return Port(shape, DTYPES[tensor.type], float(quantization.scale[0]), int(quantization.zeroPoint[0]))
 
 
 def _explain(subject: str, said: str, error: str) -> ExportError:

@@ -14,7 +14,8 @@ from tflite_export.edits.integer_io import make_borders_integer
 from tflite_export.file import encoding, flatbuffer
 from tflite_export.runtimes.litert import LiteRTSession
 from tflite_export.tflm.mcu import check_full_int8, check_micro, check_structure
-from tflite_export.tflm.micro import MicroSession, Port
+from tflite_export.tflm.micro import MicroSession
+from tflite_export.verification.ports import Port
 
 needs_tflm = pytest.mark.skipif(importlib.util.find_spec("tflite_micro") is None, reason="needs tflite-micro")
 
