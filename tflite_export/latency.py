@@ -21,7 +21,7 @@ from tflite_export.export import export
 from tflite_export.runtimes.interleaved import time_in_turn
 from tflite_export.runtimes.litert import load
 from tflite_export.runtimes.opening import open_own
-from tflite_export.runtimes.sessions import Session
+from tflite_export.runtimes.sessions import Session, filled_up
 from tflite_export.verification.golden import read_golden
 
 __all__ = ["SECONDS", "Stopwatch"]
@@ -97,7 +97,7 @@ class Stopwatch:
             session = open_own(load(path), f"the file of {model.name!r}", threads=self.threads)
             inputs = read_golden(golden).inputs
         batch = session.batch_size or 1
-        session.feed([np.repeat(values[:1], batch, axis=0) for values in inputs.values()], list(inputs))
+        session.feed([filled_up(values[:1], batch) for values in inputs.values()], list(inputs))
         return session
 
     def _times(self, sessions: list[Session]) -> list[float]:

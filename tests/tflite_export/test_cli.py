@@ -123,11 +123,11 @@ def test_nothing_is_written_over_what_is_read_or_written(saved, tmp_path, run, o
     ("data", "message"),
     [
         (b"PK\x03\x04xxx", "must be a .npy or .npz of numbers"),
-        (np.float32(1.0), None),
+        (np.float32(1.0), "must be readable"),
         (np.zeros((3, 5), "f4"), "must have the shape ('samples', "),
-        (np.zeros((0, 64), "f4"), None),
+        (np.zeros((0, 64), "f4"), "at least one sample is needed"),
         (np.full((2, 64), np.nan, "f4"), "must hold no NaN"),
-        (np.full((2, 64), "a"), None),
+        (np.full((2, 64), "a"), "must convert to float32 without loss"),
     ],
     ids=["damaged", "scalar", "shape", "empty", "nan", "text"],
 )
@@ -145,7 +145,7 @@ def test_wrong_data_are_one_line_and_code_1(saved, tmp_path, run, command, data,
     assert code == 1
     assert err.startswith("error: ")
     assert "Traceback" not in err
-    assert message is None or message in err
+    assert message in err
 
 
 @pytest.mark.parametrize("tolerance", ["-1", "nan", "inf"])

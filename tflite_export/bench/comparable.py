@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 from tflite_export.errors import ExportError
 from tflite_export.model.inputs import SEED, check_array, check_counts, read_leaves
 from tflite_export.model.signature import InputSpec, Signature
-from tflite_export.runtimes.sessions import Case, Session
+from tflite_export.runtimes.sessions import MeasuredFile, Session
 
-__all__ = ["cases_of", "feeds_for", "matching_inputs", "matching_outputs"]
+__all__ = ["feeds_for", "matching_inputs", "matching_outputs", "measured_files"]
 
 
-def cases_of(
+def measured_files(
     sessions: Sequence[Session], files: Sequence[tuple[str, bytes]], batch: int, data: Any
-) -> tuple[list[Case], list[NDArray[Any]]]:
+) -> tuple[list[MeasuredFile], list[NDArray[Any]]]:
     """Return what each file is measured as, and the inputs that all get.
 
     Args:
@@ -41,7 +41,7 @@ def cases_of(
                 "Pass the batch that it is fixed to.",
             )
     cases = [
-        Case(name, content, tuple(own_inputs), tuple(own_outputs))
+        MeasuredFile(name, content, tuple(own_inputs), tuple(own_outputs))
         for (name, content), own_inputs, own_outputs in zip(files, inputs, outputs, strict=True)
     ]
     return cases, feeds

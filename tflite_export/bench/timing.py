@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tflite_export.bench.comparable import cases_of
+from tflite_export.bench.comparable import measured_files
 from tflite_export.bench.report import BenchmarkReport, Timing
 from tflite_export.edits.twin import is_sparse, twin
 from tflite_export.errors import ExportError
@@ -101,7 +101,7 @@ def benchmark(
             open_foreign(content, name, threads=threads, delegate=delegate, limits=allowed, process=process)
             for name, content in files
         ]
-        cases, feeds = cases_of(sessions, files, batch, data)
+        cases, feeds = measured_files(sessions, files, batch, data)
         here = measure_isolated(sessions, cases, feeds, rounds if runtime == "litert" else 0, warm_up)
     if runtime == "litert":
         measured = here

@@ -19,7 +19,7 @@ from tflite_export.plan.eligibility import Weight
 from tflite_export.plan.plan import LARGEST_SHARE, TABLES, Options, Plan, PlanLine, as_dense, dense_bytes, weigh
 from tflite_export.runtimes.interleaved import time_in_turn
 from tflite_export.runtimes.opening import open_own
-from tflite_export.runtimes.sessions import Session
+from tflite_export.runtimes.sessions import Session, filled_up
 
 __all__ = ["FEWEST", "NOISE", "ROUNDS", "SECONDS", "measure", "tune_plan"]
 
@@ -103,7 +103,7 @@ def _ready(file: TFLiteFile, subject: str, reference: Reference) -> Session:
     """Return a session that has run once on the first sample."""
     session = open_own(file, subject)
     batch = session.batch_size or 1
-    feeds = [np.repeat(array[:1], batch, axis=0) for array in reference.inputs.arrays]
+    feeds = [filled_up(array[:1], batch) for array in reference.inputs.arrays]
     session.feed(feeds, reference.input_names)
     session.invoke()
     return session

@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 from numpy.typing import NDArray
 
 from tflite_export.errors import ExportError
 from tflite_export.file.flatbuffer import operator_name
 from tflite_export.model.inputs import Inputs
+from tflite_export.runtimes.sessions import in_batches
 
 __all__ = [
     "CALIBRATION",
@@ -201,13 +201,7 @@ def configure(converter: Any, kind: NumberType, calibration: Callable[[], Iterat
 def batches(inputs: Inputs, names: tuple[str, ...], batch: int | None) -> Iterator[dict[str, NDArray[Any]]]:
     """Yield samples by input name, in batches of the file's size; one by one where it is free.
 
-    A last batch that is not full is filled with its last sample.
+    A last batch that is not full is filled up with its last sample.
     """
-    size = batch or 1
-    for start in range(0, len(inputs), size):
-        chunk = [array[start : start + size] for array in inputs.arrays]
-        missing = size - len(chunk[0])
-        yield {
-            name: np.concatenate([part, np.repeat(part[-1:], missing, axis=0)]) if missing else part
-            for name, part in zip(names, chunk, strict=True)
-        }
+    for chunk in in_batches(inputs.arrays, batch or 1):
+        yield dict(zip(names, chunk, strict=True))

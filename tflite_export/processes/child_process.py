@@ -10,15 +10,30 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from tflite_export.processes.frames import Frame, pack, read_frame
 
-__all__ = ["ChildEndedError", "ChildProcess", "limit_memory", "python_command"]
+__all__ = [
+    "LAST_WORDS",
+    "READY",
+    "START",
+    "ChildEndedError",
+    "ChildProcess",
+    "limit_memory",
+    "python_command",
+    "start_python",
+]
 
-_START = """
+READY = pack({"ready": True})
+"""What a process of ours sends once it has imported what it needs."""
+START = 120.0
+"""Seconds that this may take."""
+LAST_WORDS = 5.0
+"""Seconds that a process has between the end of its stream and its own, to print why."""
+_PROGRAM = """
 import importlib, json, sys, types
 sys.path[:], folders = map(json.loads, sys.argv[1:3])
 for name, folder in folders.items():
@@ -34,7 +49,7 @@ def python_command(module: str) -> list[str]:
 
     Empty modules stand for the two packages, so that no `__init__.py` of theirs runs: it starts in 0.2 s, not in 4.
     """
-    return [sys.executable, "-c", _START, json.dumps(sys.path), json.dumps(_PACKAGES), module]
+    return [sys.executable, "-c", _PROGRAM, json.dumps(sys.path), json.dumps(_PACKAGES), module]
 
 
 def limit_memory(process: int, size: int, *, reserves: bool = False) -> None:
@@ -147,7 +162,7 @@ class ChildProcess:
         return read_frame(self._process.stdout.read)
 
     @contextlib.contextmanager
-    def _watched(self, seconds: float) -> Any:
+    def _watched(self, seconds: float) -> Iterator[None]:
         """End the process where it is late, or where it is interrupted: the next request would get this answer."""
         late = threading.Event()
 
@@ -160,6 +175,9 @@ class ChildProcess:
         try:
             yield
         except (EOFError, OSError, ValueError) as error:
+            if not isinstance(error, ValueError):  # the stream has ended, and the process is about to
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self._process.wait(LAST_WORDS)
             self._process.kill()
             code = self._process.wait()
             raise ChildEndedError(f"no answer within {seconds:g} s" if late.is_set() else _described(code)) from error
@@ -180,11 +198,31 @@ class ChildProcess:
                     stream.close()
         self._folder.cleanup()
 
-    def __enter__(self) -> ChildProcess:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def start_python(module: str, *, log: bool = False, env: Mapping[str, str] | None = None) -> ChildProcess:
+    """Start a process of ours and return it when it is ready, so that limits hold for what it is asked alone.
+
+    Args:
+        module: its `main` sends `READY`, and then answers requests.
+        log: see `ChildProcess`.
+        env: see `ChildProcess`.
+
+    Raises:
+        ChildEndedError: it does not start.
+    """
+    child = ChildProcess(python_command(module), log=log, env=env)
+    try:
+        child.receive(seconds=START)
+    except BaseException:
+        child.close()
+        raise
+    return child
 
 
 def _described(code: int) -> str:

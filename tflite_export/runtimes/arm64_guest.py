@@ -24,7 +24,7 @@ from tflite_export.runtimes.arm64 import CPU, CPUS, EMULATOR, PYTHON, find_arm64
 from tflite_export.runtimes.limits import Limits
 from tflite_export.runtimes.litertjs import ASSETS
 from tflite_export.runtimes.opening import open_own
-from tflite_export.runtimes.sessions import Case, Measurement, in_batches, joined
+from tflite_export.runtimes.sessions import MeasuredFile, Measurement, in_batches, joined
 
 __all__ = [
     "ROUNDS",
@@ -54,7 +54,7 @@ def guest_command(folder: Path, cpu: str, job: Path) -> list[str]:
 
 
 def measure_on_arm64(
-    cases: Sequence[Case],
+    cases: Sequence[MeasuredFile],
     feeds: Sequence[NDArray[Any]],
     rounds: int,
     warm_up: int,
@@ -111,7 +111,7 @@ def run_on_arm64(
     Raises:
         ExportError: the runtime is missing, or cannot run the file.
     """
-    case = Case(subject, content, tuple(names), tuple(outputs))
+    case = MeasuredFile(subject, content, tuple(names), tuple(outputs))
     batches = list(in_batches(feeds, open_own(content, subject).batch_size or 1))
     (found,), _ = _in_guest([case], batches, 0, 1, cpu, None)
     return joined(found, [len(batch[0]) for batch in batches], len(feeds[0])), describe(cpu)
@@ -123,7 +123,7 @@ def describe(cpu: str = CPU) -> str:
 
 
 def _in_guest(
-    cases: Sequence[Case],
+    cases: Sequence[MeasuredFile],
     batches: Sequence[Sequence[NDArray[Any]]],
     rounds: int,
     warm_up: int,

@@ -19,18 +19,16 @@ from numpy.typing import NDArray
 
 from tflite_export.errors import ExportError, FlatbufferError
 from tflite_export.file.tflite_file import TFLiteFile
-from tflite_export.processes.child_process import ChildEndedError, ChildProcess, python_command
+from tflite_export.processes.child_process import ChildEndedError, ChildProcess, start_python
 from tflite_export.processes.frames import as_arrays, as_blobs
 from tflite_export.runtimes.limits import Limits
 from tflite_export.runtimes.litert import describe_here
-from tflite_export.runtimes.sessions import Case, Measurement, Session
+from tflite_export.runtimes.sessions import MeasuredFile, Measurement, Session
 
-__all__ = ["SHARE", "START", "TIMES_EXPECTED", "IsolatedSession", "LiteRTProcess", "measure_isolated"]
+__all__ = ["SHARE", "TIMES_EXPECTED", "IsolatedSession", "LiteRTProcess", "measure_isolated"]
 
 SHARE = 4
 """Inputs, and outputs, may take one part in so many of the limit of memory: they exist on our side too."""
-START = 120.0
-"""Seconds that the child may take to import the runtime."""
 TIMES_EXPECTED = 20
 """A timed loop may take so many times what its runs took before it, on top of the limit of one step."""
 _CHILD = "tflite_export.runtimes.litert_child"
@@ -100,8 +98,7 @@ class LiteRTProcess:
 
     def _running(self) -> ChildProcess:
         if self._process is None:
-            self._process = ChildProcess(python_command(_CHILD), env={"OPENBLAS_NUM_THREADS": "1"})
-            self._process.receive(seconds=START)  # it has imported the runtime: a file's limits hold for the file alone
+            self._process = start_python(_CHILD, env={"OPENBLAS_NUM_THREADS": "1"})
         return self._process
 
     def close(self) -> None:
@@ -273,7 +270,7 @@ class IsolatedSession(Session):
 
 def measure_isolated(
     sessions: Sequence[IsolatedSession],
-    cases: Sequence[Case],
+    cases: Sequence[MeasuredFile],
     feeds: Sequence[NDArray[Any]],
     rounds: int,
     warm_up: int,

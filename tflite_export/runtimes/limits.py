@@ -19,8 +19,9 @@ class Limits:
 
     Args:
         seconds: that one step may take: loading, feeding, or one run.
-        memory: bytes of address space that the process may have, or 8 times the files, where that is more. Linux holds
-            such a limit; macOS and Windows do not.
+        memory: bytes of address space that the process may have, or 8 times the files, where that is more; in Node and
+            under an emulator, which reserve addresses that they never use, bytes of memory that it can write to. Linux
+            holds such a limit; macOS and Windows do not.
 
     Raises:
         ExportError: a limit is not a positive number.

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tflite_export.errors import ExportError, FlatbufferError
+from tflite_export.processes.child_process import READY
 from tflite_export.processes.frames import as_arrays, as_blobs, pack, read_frame
 from tflite_export.runtimes.interleaved import time_in_turn
 from tflite_export.runtimes.litert import LiteRTSession
@@ -43,7 +44,7 @@ def main() -> None:
     os.dup2(silence.fileno(), 1)
     _no_core_files()
     sessions: dict[int, LiteRTSession] = {}
-    answers.write(pack({"ready": True}))
+    answers.write(READY)
     answers.flush()
     while True:
         try:

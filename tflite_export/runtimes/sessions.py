@@ -14,7 +14,7 @@ from tflite_export.errors import ExportError
 
 __all__ = [
     "LARGEST_BATCH",
-    "Case",
+    "MeasuredFile",
     "Measurement",
     "Session",
     "filled_up",
@@ -192,7 +192,7 @@ def is_per_sample(output: NDArray[Any], batch: int) -> bool:
 
 
 @dataclass(frozen=True)
-class Case:
+class MeasuredFile:
     """A file to measure.
 
     Args:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from tflite_export.errors import ExportError
 from tflite_export.file.tflite_file import TFLiteFile
-from tflite_export.processes.child_process import ChildEndedError, ChildProcess, python_command
+from tflite_export.processes.child_process import ChildEndedError, start_python
 from tflite_export.processes.frames import as_arrays, as_blobs
 from tflite_export.runtimes.limits import Limits
 from tflite_export.runtimes.sessions import Session
@@ -50,7 +50,7 @@ class MicroSession(Session):
         self._feeds: dict[str, NDArray[Any]] = {}
         self._answers: list[NDArray[Any]] = []
         self._limits = (limits or Limits()).for_files(file.content)
-        self._process = ChildProcess(python_command(_CHILD), log=True)
+        self._process = start_python(_CHILD, log=True)
         self._process.limit_memory(self._limits.memory)
         self._finalizer = weakref.finalize(self, self._process.close)
         try:

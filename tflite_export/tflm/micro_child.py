@@ -13,6 +13,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from tflite_export.processes.child_process import READY
 from tflite_export.processes.frames import as_arrays, as_blobs, pack, read_frame
 
 __all__ = ["GRAIN", "LARGEST_ARENA", "Micro", "main", "serve"]
@@ -90,7 +91,9 @@ class Micro:
 
 
 def serve(requests: IO[bytes], answers: IO[bytes]) -> None:
-    """Answer requests until the stream ends."""
+    """Say that the process is ready, and answer requests until the stream ends."""
+    answers.write(READY)
+    answers.flush()
     micro: Micro | None = None
     while True:
         try:

@@ -21,7 +21,7 @@ from tflite_export.file.tflite_file import TFLiteFile
 from tflite_export.runtimes.isolation import TIMES_EXPECTED
 from tflite_export.runtimes.limits import Limits
 from tflite_export.runtimes.opening import Opener, open_foreign, open_own
-from tflite_export.runtimes.sessions import Case, Measurement, Session
+from tflite_export.runtimes.sessions import MeasuredFile, Measurement, Session
 from tflite_export.web.chromium import ChromiumHost
 from tflite_export.web.host import Host
 from tflite_export.web.limitations import web_refusal, with_fixed_sizes
@@ -179,7 +179,7 @@ def _as_session(detail: dict[str, Any]) -> dict[str, Any]:
 
 
 def measure_in_litertjs(
-    cases: Sequence[Case],
+    cases: Sequence[MeasuredFile],
     feeds: Sequence[NDArray[Any]],
     rounds: int,
     warm_up: int,

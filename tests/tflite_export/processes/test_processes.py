@@ -60,6 +60,7 @@ while head := sys.stdin.buffer.read(4):
     [
         ("sys.exit(3)", "exit code 3"),
         ("import os; os.kill(os.getpid(), 11)", "SIGSEGV"),
+        ("import os; os.close(1); time.sleep(0.3); sys.exit(3)", "exit code 3"),
         ("time.sleep(60)", r"no answer within 0\.5 s"),
         ("print('a stray print')", "SIGKILL"),
     ],

@@ -8,7 +8,7 @@ from keras import layers
 from tflite_export import ExportError, benchmark, export
 from tflite_export.runtimes import arm64, arm64_guest
 from tflite_export.runtimes.litert import LiteRTSession
-from tflite_export.runtimes.sessions import Case
+from tflite_export.runtimes.sessions import MeasuredFile
 from tflite_export.verification.sparse_run import verify_where_sparse
 
 
@@ -41,7 +41,7 @@ def emulator(tmp_path, monkeypatch):
 
 
 def test_what_is_not_installed_is_refused_with_the_command_that_installs_it(emulator, tmp_path):
-    case = Case("a", b"", ("x",), ("y",))
+    case = MeasuredFile("a", b"", ("x",), ("y",))
     with pytest.raises(
         ExportError, match=r"LiteRT for aarch64: must be installed.* Run: python -m tflite_export\.runtimes\.arm64"
     ):
@@ -87,7 +87,7 @@ def test_a_guest_that_fails_is_an_error(emulator):
     with pytest.raises(
         ExportError, match=r"must run the files\. Received: exit code 1: RuntimeError: failed to prepare"
     ):
-        arm64_guest.measure_on_arm64([Case("a", b"", ("x",), ("y",))], [np.ones(1)], 1, 1)
+        arm64_guest.measure_on_arm64([MeasuredFile("a", b"", ("x",), ("y",))], [np.ones(1)], 1, 1)
 
 
 def test_counts_are_differences_between_marks():

@@ -15,7 +15,7 @@ from tflite_export.runtimes import isolation
 from tflite_export.runtimes.isolation import IsolatedSession, LiteRTProcess, measure_isolated
 from tflite_export.runtimes.limits import Limits
 from tflite_export.runtimes.litert import LiteRTSession
-from tflite_export.runtimes.sessions import Case
+from tflite_export.runtimes.sessions import MeasuredFile
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +151,7 @@ def test_files_are_timed_in_turn_in_the_child(file):
     with LiteRTProcess() as own:
         sessions = [IsolatedSession(file, name, process=own) for name in ("a", "b")]
         names = tuple(sessions[0].inputs), tuple(sessions[0].outputs)
-        cases = [Case(name, file, *names) for name in ("a", "b")]
+        cases = [MeasuredFile(name, file, *names) for name in ("a", "b")]
         found = measure_isolated(sessions, cases, [data(1)], 7, 2)
         assert found.samples.shape == (7, 2)
         assert (found.samples > 0).all()

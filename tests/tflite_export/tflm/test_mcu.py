@@ -1,5 +1,6 @@
 import importlib.util
 import os
+import sys
 import tempfile
 
 import keras
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from keras import layers
 
-from tflite_export import ExportError
+from tflite_export import ExportError, Limits
 from tflite_export.edits.integer_io import make_borders_integer
 from tflite_export.file import encoding, flatbuffer
 from tflite_export.runtimes.litert import LiteRTSession
@@ -211,6 +212,13 @@ def test_a_process_that_dies_is_an_error_with_its_last_words(int8):
     with pytest.raises(ExportError, match="the interpreter must be running"):
         micro.invoke()
     micro.close()
+
+
+@needs_tflm
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux holds a limit of memory")
+def test_the_interpreter_keeps_the_limits_of_a_file(int8):
+    with pytest.raises(ExportError, match=r"must not crash or stall .*MemoryError.*and 0\.2 GiB of memory: .*--memory"):
+        check_micro(int8, limits=Limits(memory=2**28))  # an arena to begin with takes as much
 
 
 @needs_tflm
