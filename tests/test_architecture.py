@@ -55,6 +55,7 @@ ORDER = [
     "keras_prune.cli",
     "keras_prune",
     "tflite_export.former_names",
+    "tflite_export.tolerances",
     "tflite_export.errors",
     "tflite_export.file",
     "tflite_export.xnnpack",

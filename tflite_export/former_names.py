@@ -3,7 +3,7 @@
 __all__ = ["NAMES"]
 
 NAMES = {
-    "tflite_export.agreement": "tflite_export.verification.agreement",
+    "tflite_export.agreement": "tflite_export.verification.compare",
     "tflite_export.borders": "tflite_export.edits.integer_io",
     "tflite_export.carray": "tflite_export.file.c_array",
     "tflite_export.classes": "tflite_export.model.classes",
@@ -15,7 +15,7 @@ NAMES = {
     "tflite_export.keras2": "tflite_export.source.keras2",
     "tflite_export.limits": "tflite_export.runtimes.limits",
     "tflite_export.loading": "tflite_export.source.loading",
-    "tflite_export.measure": "tflite_export.verification.measure",
+    "tflite_export.measure": "tflite_export.verification.compare",
     "tflite_export.memory": "tflite_export.convert.memory",
     "tflite_export.metadata": "tflite_export.edits.metadata",
     "tflite_export.precision": "tflite_export.model.precision",
@@ -34,7 +34,7 @@ NAMES = {
     "tflite_export.runtimes.worker": "tflite_export.runtimes.litert_child",
     "tflite_export.safe": "tflite_export.plan.cluster_safety",
     "tflite_export.serve": "tflite_export.bench.device_page",
-    "tflite_export.settle": "tflite_export.verification.settle",
+    "tflite_export.settle": "tflite_export.verification.verified_encoding",
     "tflite_export.shapes": "tflite_export.model.shapes",
     "tflite_export.signature": "tflite_export.model.signature",
     "tflite_export.sparse_run": "tflite_export.verification.sparse_run",

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from keras import ops, tree
 
+from keras_prune.arrays.distance import relative_difference
 from keras_prune.keras_seam import built_shapes, global_seed, input_structure, layers_in, own_state, random_states
 from keras_prune.layer_kinds import states_of
 from keras_prune.models.samples import OPEN_SIZES, draw_inputs
@@ -160,21 +161,7 @@ def _answers(run: Run, given: Given) -> Values:
 def _worst(wanted: Values, found: Values) -> float:
     if len(wanted) != len(found):
         return float("inf")
-    return max((_difference(a, b) for a, b in zip(wanted, found, strict=True)), default=0.0)
-
-
-def _difference(wanted: npt.NDArray[Any], found: npt.NDArray[Any]) -> float:
-    """Return max |found - wanted| / max |wanted|; infinity where shapes or NaN differ, or values that are no floats."""
-    if wanted.shape != found.shape:
-        return float("inf")
-    if wanted.dtype.kind not in "fc" and "float" not in str(wanted.dtype):
-        return 0.0 if np.array_equal(wanted, found) else float("inf")
-    a, b = wanted.astype(np.float64), found.astype(np.float64)
-    finite = np.isfinite(a)
-    if not np.array_equal(a[~finite], b[~finite], equal_nan=True) or not np.isfinite(b[finite]).all():
-        return float("inf")
-    scale, largest = np.abs(a[finite]).max(initial=0.0), np.abs(b[finite] - a[finite]).max(initial=0.0)
-    return float(largest / scale if scale > 0 else largest)
+    return max((relative_difference(b, a) for a, b in zip(wanted, found, strict=True)), default=0.0)
 
 
 @contextlib.contextmanager

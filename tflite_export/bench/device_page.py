@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from keras_prune.arrays.distance import scale_of
 from tflite_export.bench.comparable import feeds_for, matching_inputs, matching_outputs
 from tflite_export.errors import ExportError
 from tflite_export.processes.frames import pack
@@ -29,7 +30,7 @@ from tflite_export.runtimes.litert import load
 from tflite_export.runtimes.litertjs import ASSETS, find_web_runtime
 from tflite_export.runtimes.opening import open_foreign
 from tflite_export.runtimes.sessions import Session, in_batches
-from tflite_export.verification.agreement import AGREEMENT
+from tflite_export.tolerances import OTHER_RUNTIME
 from tflite_export.verification.golden import Golden, read_golden
 from tflite_export.web.limitations import web_refusal, with_fixed_sizes
 from tflite_export.web.page_files import web_files
@@ -105,10 +106,7 @@ def make_server(
     for place, (session, path, content) in enumerate(zip(sessions, paths, contents, strict=True)):
         samples = _samples(session, inputs[place], outputs[place], data, golden)
         bounds = [max(column) for column in zip(*(sample.bounds for sample in samples), strict=True)]
-        scales = [
-            max(float(np.abs(sample.outputs[i].astype(np.float64)).max(initial=0.0)) for sample in samples)
-            for i in range(len(bounds))
-        ]
+        scales = [max(scale_of(sample.outputs[i]) for sample in samples) for i in range(len(bounds))]
         files.append(
             {
                 "name": _distinct(Path(path).name, [file["name"] for file in files]),
@@ -242,7 +240,7 @@ def _samples(
 
 def _bound(answer: NDArray[Any]) -> float:
     """Return the largest difference allowed; garbage is off by the whole scale."""
-    return AGREEMENT * float(np.abs(answer.astype(np.float64)).max(initial=0.0))
+    return OTHER_RUNTIME * scale_of(answer)
 
 
 def _append(blobs: list[bytes], arrays: Sequence[NDArray[Any]]) -> list[int]:

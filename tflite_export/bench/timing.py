@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from keras_prune.arrays.distance import largest_difference
 from tflite_export.bench.comparable import measured_files
 from tflite_export.bench.report import BenchmarkReport, Timing
 from tflite_export.edits.twin import is_sparse, twin
@@ -19,7 +20,8 @@ from tflite_export.runtimes.limits import Limits
 from tflite_export.runtimes.litert import load
 from tflite_export.runtimes.opening import open_foreign
 from tflite_export.runtimes.sessions import Measurement
-from tflite_export.verification.agreement import AGREEMENT, difference, require_right
+from tflite_export.tolerances import OTHER_RUNTIME
+from tflite_export.verification.compare import require_agreement
 from tflite_export.web.web_session import measure_in_litertjs
 
 __all__ = ["ALIASES", "ROUNDS", "RUNTIMES", "WARM_UP", "benchmark"]
@@ -111,7 +113,7 @@ def benchmark(
         measured = measure_on_arm64(cases, feeds, rounds, warm_up, cpu=cpu, limits=allowed)
     for case, found, wanted, said in zip(cases, measured.outputs, here.outputs, measured.said, strict=True):
         subject = f"{case.name} ({measured.description})"
-        require_right(found, wanted, subject, whose="LiteRT does here", tolerance=AGREEMENT, said=said)
+        require_agreement(found, wanted, subject, whose="LiteRT does here", tolerance=OTHER_RUNTIME, said=said)
     timings = tuple(
         _timing(measured, place, name, len(contents[place]), twin_of, len(paths)) for place, name in enumerate(names)
     )
@@ -143,7 +145,7 @@ def _timing(
         low=float(np.quantile(own, 0.25)),
         high=float(np.quantile(own, 0.75)),
         ratio=float(np.median(samples[:, 0] / own)),
-        max_difference=difference(measured.outputs[0], measured.outputs[place]),
+        max_difference=largest_difference(measured.outputs[place], measured.outputs[0]),
         twin_ratio=None if beside is None else float(np.median(beside / own)),
     )
 

@@ -11,6 +11,7 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
+from keras_prune.arrays.distance import distance, is_float, scale_of
 from tflite_export.errors import ExportError
 from tflite_export.model.classes import are_distributions
 from tflite_export.model.inputs import Inputs
@@ -18,12 +19,9 @@ from tflite_export.model.reasons import reason_of
 from tflite_export.model.signature import Signature, output_names
 from tflite_export.model.states import fresh_state
 from tflite_export.runtimes.sessions import in_batches, is_per_sample, joined
+from tflite_export.tolerances import SAME_IN_COMPANY
 
-__all__ = ["SAME", "Reference", "answer"]
-
-SAME = 1e-3
-"""Difference of the answer to a sample alone from that among others, as a share of the output's scale, above which it
-depends on them: sums in another order differ by 1e-5."""
+__all__ = ["Reference", "answer"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,15 +134,10 @@ def _batch_needed(found: list[NDArray[Any]], chunk: list[NDArray[Any]], run: Cal
         return count
     same = all(
         one.shape == output[:1].shape
-        and (one.dtype.kind != "f" or np.allclose(one, output[:1], rtol=0, atol=SAME * _scale(output), equal_nan=True))
+        and (not is_float(one) or distance(one, output[:1], scale_of(output)).relative <= SAME_IN_COMPANY)
         for one, output in zip(alone, found, strict=True)
     )
     return None if same else 1
-
-
-def _scale(output: NDArray[Any]) -> float:
-    finite = np.abs(output[np.isfinite(output)])
-    return float(finite.max(initial=0.0)) or 1.0
 
 
 def _cannot_answer(name: str, feeds: list[NDArray[Any]], error: Exception) -> ExportError:

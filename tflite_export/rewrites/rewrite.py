@@ -11,17 +11,16 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
+from keras_prune.arrays.distance import relative_difference
 from keras_prune.models.agreement import computing_in_float64
 from tflite_export.errors import ExportError
 from tflite_export.file.tflite_file import Change
 from tflite_export.model import precision
 from tflite_export.model.inputs import DRAWN, collect_inputs
 from tflite_export.model.signature import Signature, signature_of
+from tflite_export.tolerances import REWRITE
 
-__all__ = ["TOLERANCE", "Change", "Pass", "Refusal", "Rewritten", "difference", "rewrite_model"]
-
-TOLERANCE = 1e-5
-"""Largest difference that a rewrite may make, as a share of the output's scale: sums in another order, no more."""
+__all__ = ["Change", "Pass", "Refusal", "Rewritten", "rewrite_model"]
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,7 @@ def rewrite_model(
     model: keras.Model,
     passes: Iterable[Pass],
     inputs: Sequence[NDArray[Any]] | None = None,
-    tolerance: float = TOLERANCE,
+    tolerance: float = REWRITE,
 ) -> Rewritten:
     """Run passes in order, and hold the model after each one that changed something against the one before.
 
@@ -139,26 +138,8 @@ def _differences(
     with precision.float32(before[0]), precision.float32(after[0]):
         wanted, got = _answers(*before, arrays), _answers(*after, arrays)
     keras.tree.assert_same_structure(wanted, got)
-    return [difference(a, b) for a, b in zip(keras.tree.flatten(wanted), keras.tree.flatten(got), strict=True)]
-
-
-def difference(before: NDArray[Any], after: NDArray[Any]) -> float:
-    """Return max |after - before| / max |before|; infinity where shapes, types or NaN differ.
-
-    Example:
-        >>> difference(np.array([1.0, -2.0]), np.array([1.0, -1.9]))
-        0.05
-    """
-    if before.shape != after.shape or before.dtype != after.dtype:
-        return float("inf")
-    if not np.issubdtype(before.dtype, np.inexact):
-        return 0.0 if np.array_equal(before, after) else float("inf")
-    finite = np.isfinite(before)
-    if not np.array_equal(before[~finite], after[~finite], equal_nan=True) or not np.isfinite(after[finite]).all():
-        return float("inf")
-    a, b = before[finite].astype(np.float64), after[finite].astype(np.float64)
-    scale, largest = np.abs(a).max(initial=0.0), np.abs(b - a).max(initial=0.0)
-    return float(largest / scale if scale > 0 else largest)
+    pairs = zip(keras.tree.flatten(wanted), keras.tree.flatten(got), strict=True)
+    return [relative_difference(b, a) if a.dtype == b.dtype else float("inf") for a, b in pairs]
 
 
 def _answers(model: keras.Model, signature: Signature, arrays: Sequence[NDArray[Any]]) -> Any:

@@ -12,6 +12,7 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 from numpy.typing import NDArray
 
+from keras_prune.arrays.distance import distance
 from tflite_export.errors import ExportError
 from tflite_export.file.flatbuffer import TYPE_NAMES, operator_name
 from tflite_export.file.integrity import text
@@ -19,28 +20,19 @@ from tflite_export.file.tflite_file import TFLiteFile
 from tflite_export.runtimes.limits import Limits
 from tflite_export.runtimes.opening import open_foreign
 from tflite_export.tflm.micro import MicroSession, require_micro
-from tflite_export.verification.measure import OutputError
+from tflite_export.tolerances import MICRO_FLOAT, MICRO_STEPS
+from tflite_export.verification.compare import OutputError
 from tflite_export.verification.ports import Port
 
 __all__ = [
-    "FLOAT_TOLERANCE",
     "SAMPLES",
     "SEED",
-    "STEPS",
     "MicroReport",
     "check_full_int8",
     "check_micro",
     "check_structure",
 ]
 
-STEPS = 8
-"""Steps of an output's quantization, of 255, that TFLM may differ from LiteRT.
-
-Each rounds its sums in its own way. Measured: 0 on dense and convolutional nets, 1 on dilated convolutions, 3 on
-attention; a kernel that is wrong is off by tens.
-"""
-FLOAT_TOLERANCE = 1e-4
-"""The same for a float output, as a share of its scale."""
 SAMPLES = 4
 SEED = 20240229
 _FLOATS = {schema.TensorType.FLOAT16, schema.TensorType.FLOAT32, schema.TensorType.FLOAT64}
@@ -239,17 +231,16 @@ def _draw(ports: Mapping[str, Port]) -> dict[str, NDArray[Any]]:
 
 
 def _compare(name: str, port: Port, got: NDArray[Any], wanted: NDArray[Any], subject: str) -> OutputError:
-    off = np.abs(got.astype(np.float64) - wanted.astype(np.float64))
-    worst, scale = float(off.max(initial=0.0)), float(np.abs(wanted.astype(np.float64)).max(initial=0.0))
-    allowed = FLOAT_TOLERANCE * (scale or 1.0) if port.dtype.kind == "f" else (STEPS + 0.01) * (port.scale or 0.0)
-    if not worst <= allowed:
+    found = distance(got, wanted)
+    allowed = MICRO_FLOAT * (found.scale or 1.0) if port.dtype.kind == "f" else (MICRO_STEPS + 0.01) * (port.scale or 0)
+    if not found.largest <= allowed:
         raise ExportError(
             f"output '{name}' of {subject} (TFLM)",
             f"must be within {allowed:.3g} of LiteRT's",
-            f"{worst:.3g}",
+            f"{found.largest:.3g}",
             "Report the file to tflite-micro; a kernel differs.",
         )
-    return OutputError(name, worst, worst / scale if scale else worst, scale)
+    return OutputError.of(name, found)
 
 
 def _operators(model: Any) -> tuple[tuple[str, int], ...]:

@@ -19,12 +19,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from keras_prune.arrays.distance import distance, scale_of
+from tflite_export.convert.number_types import FLOAT32
 from tflite_export.errors import ExportError
 from tflite_export.file.atomic import check_writable, write_atomically
 from tflite_export.file.c_array import write_c_arrays
 from tflite_export.model.reference import Reference
 from tflite_export.runtimes.litert import load
-from tflite_export.verification.measure import TOLERANCE, OutputError
+from tflite_export.verification.compare import OutputError
 
 __all__ = [
     "LARGEST_HEADER",
@@ -83,7 +85,7 @@ class Golden:
         return len(next(iter(self.inputs.values())))
 
 
-def golden_of(reference: Reference, tolerance: float = TOLERANCE) -> Golden:
+def golden_of(reference: Reference, tolerance: float = FLOAT32.tolerance) -> Golden:
     """Return the samples of a verification with the bound of each output in the output's own units.
 
     bound = tolerance * max |output|, the maximum over all samples; a device needs no more than a comparison.
@@ -212,22 +214,15 @@ def check_golden(golden: Golden, outputs: Mapping[str, NDArray[Any]], subject: s
             raise ExportError(
                 place, f"must have the shape {wanted.shape}, or fewer samples", got.shape, "Run the samples one by one."
             )
-        wanted = wanted[: len(got)]
-        a, b = got.astype(np.float64), wanted.astype(np.float64)
-        with np.errstate(invalid="ignore"):  # the difference of equal infinities is NaN, and right
-            off = np.nan_to_num(np.where(a == b, 0.0, np.abs(a - b)), nan=np.inf, posinf=np.inf)
-        worst, bound = float(off.max(initial=0.0)), golden.bounds[name]
-        if not worst <= bound:
-            place_of_worst = tuple(int(i) for i in np.unravel_index(off.argmax(), off.shape))
+        found, bound = distance(got, wanted[: len(got)]), golden.bounds[name]
+        if not found.largest <= bound:
             raise ExportError(
                 place,
                 f"must be within {bound:.3g} of the model's",
-                f"{worst:.3g} at {place_of_worst}",
+                f"{found.largest:.3g} at {found.place}",
                 "Check the input's layout and scaling first, then the runtime's version.",
             )
-        scale = float(np.abs(b[np.isfinite(b)]).max(initial=0.0))
-        mean = float(off.mean()) if off.size else 0.0
-        errors.append(OutputError(name, worst, worst / scale if scale else worst, scale, mean_absolute=mean))
+        errors.append(OutputError.of(name, found))
     return errors
 
 
@@ -269,10 +264,8 @@ def _named(golden: Golden) -> dict[str, NDArray[Any]]:
 def _bound(values: NDArray[Any], tolerance: float) -> float:
     if values.dtype.kind != "f":
         return 0.0
-    finite = values[np.isfinite(values)].astype(np.float64)
-    scale = float(np.abs(finite).max(initial=0.0))
     # As in a verification: an output of zeros only has no scale, so the tolerance is taken as it is.
-    return tolerance * scale if scale else tolerance
+    return tolerance * (scale_of(values) or 1.0)
 
 
 def _entries(header: Mapping[str, Any]) -> Sequence[tuple[str, Any]]:

@@ -17,7 +17,7 @@ from tflite_export.model.reference import Reference
 from tflite_export.plan.eligibility import Weight
 from tflite_export.plan.plan import Plan, PlanLine
 from tflite_export.verification.sparse_run import sparse_runtime, verify_where_sparse, why_not_executed
-from tflite_export.verification.verify import Verification, answers, compare
+from tflite_export.verification.verify import Verification, answers, compare_runs
 
 __all__ = ["SPARSE_SAMPLES", "Settlement"]
 
@@ -62,7 +62,7 @@ class Settlement:
         def check(tried: Plan, subject: str) -> tuple[TFLiteFile, Verification, str | None]:
             file = self.encode(tried)
             beside = twin if tried.sparse else None
-            verification = compare(file, self.reference, subject, self.kind, self.tolerance, beside)
+            verification = compare_runs(file, self.reference, subject, self.kind, self.tolerance, beside)
             return file, verification, self._where_sparse(tried, file)
 
         try:

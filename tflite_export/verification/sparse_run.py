@@ -15,7 +15,7 @@ from tflite_export.file.tflite_file import TFLiteFile
 from tflite_export.runtimes.arm64 import find_arm64_runtime
 from tflite_export.runtimes.arm64_guest import run_on_arm64
 from tflite_export.runtimes.litertjs import find_web_runtime
-from tflite_export.verification.agreement import require_right
+from tflite_export.verification.compare import require_agreement
 from tflite_export.web.host import Host
 from tflite_export.web.limitations import web_refusal
 from tflite_export.web.node import find_node
@@ -123,7 +123,7 @@ def verify_where_sparse(
     else:
         raise ExportError("runtime", "must be 'web' or 'arm64'", repr(runtime), "Choose one of these.")
     place = f"{subject} ({description})"
-    found = require_right(outputs, wanted, place, whose="the model", tolerance=tolerance, said=said)
+    found = require_agreement(outputs, wanted, place, whose="the model", tolerance=tolerance, said=said)
     return SparseRun(description, len(feeds[0]), found, tolerance)
 
 

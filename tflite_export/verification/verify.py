@@ -12,6 +12,7 @@ from typing import Any
 import keras
 from numpy.typing import NDArray
 
+from keras_prune.arrays.distance import scale_of
 from keras_prune.text.plaintext import printable
 from tflite_export.convert.number_types import FLOAT32, NumberType, check_tolerance, number_type_of
 from tflite_export.convert.workspace import in_turn
@@ -25,9 +26,10 @@ from tflite_export.runtimes.litert import load
 from tflite_export.runtimes.opening import Opener, open_foreign, open_own
 from tflite_export.runtimes.sessions import Session
 from tflite_export.source.loading import open_source
-from tflite_export.verification.measure import NOTABLE, NOTABLE_AGREEMENT, OutputError, measure, scale_of, worst_of
+from tflite_export.tolerances import NOTABLE, NOTABLE_AGREEMENT
+from tflite_export.verification.compare import OutputError, compare_output, worst_of
 
-__all__ = ["CONFIGURATIONS", "Answers", "Run", "Verification", "answers", "compare", "verify"]
+__all__ = ["CONFIGURATIONS", "Answers", "Run", "Verification", "answers", "compare_runs", "verify"]
 
 CONFIGURATIONS = ((True, 1), (True, 4), (False, 1), (False, 4))
 """(XNNPACK delegate, threads) that a file is run with."""
@@ -199,7 +201,7 @@ def verify(
     signature = _sized_as(session, source.signature(data))
     reference = in_turn(source.answer)(signature, source.inputs(signature, data, samples))
     reference = _names_of_file(session, reference)
-    found = compare(file, reference, subject, kind, tolerance, open_file=open_file)
+    found = compare_runs(file, reference, subject, kind, tolerance, open_file=open_file)
     for text in found.warnings:
         warnings.warn(text, UserWarning, stacklevel=2)
     return found
@@ -210,7 +212,7 @@ Answers = Mapping[tuple[bool, int, int], Sequence[NDArray[Any]]]
 
 
 def answers(file: TFLiteFile, reference: Reference, subject: str) -> Answers:
-    """Return what a file gives out in every configuration, for `compare` to hold another one against.
+    """Return what a file gives out in every configuration, for `compare_runs` to hold another one against.
 
     Raises:
         ExportError: it cannot be run.
@@ -221,7 +223,7 @@ def answers(file: TFLiteFile, reference: Reference, subject: str) -> Answers:
     }
 
 
-def compare(
+def compare_runs(
     file: TFLiteFile | bytes,
     reference: Reference,
     subject: str,
@@ -255,7 +257,7 @@ def compare(
     for delegate, threads, turn, place, count, outputs in _configurations(file, reference, subject, open_file):
         twins = [None] * len(outputs) if dense is None else dense[delegate, threads, turn]
         errors = tuple(
-            measure(name, output, wanted[:count], scale, allowed, kind, twin, place, classes)
+            compare_output(name, output, wanted[:count], scale, allowed, kind, twin, place, classes)
             for name, output, wanted, scale, twin, classes in zip(
                 reference.output_names, outputs, reference.outputs, scales, twins, have_classes, strict=True
             )

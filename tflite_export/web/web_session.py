@@ -3,7 +3,7 @@
 On a PC with AVX these kernels never run (XNNPACK `src/configs`, `xnn_is_chw_compatible_config`); in
 WebAssembly they do. LiteRT.js fails silently: where it cannot allocate, it gives garbage within a millisecond. So
 the outputs are compared before any time counts, with LiteRT's on this machine or the model's:
-`tflite_export.verification.agreement.require_right`.
+`tflite_export.verification.compare.require_agreement`.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from keras import ops, tree
 
+from keras_prune.arrays.distance import relative_difference
 from keras_prune.graph.graph import Graph, Inside, Node
 from keras_prune.graph.trace import trace
 from keras_prune.keras_seam import takes_training
@@ -166,6 +167,4 @@ def _cut(analysis: Analysis, keep: Keep | Copies, node: Node, place: int, value:
 
 
 def _error(wanted: npt.NDArray[Any], found: npt.NDArray[Any]) -> float:
-    if wanted.shape != found.shape or wanted.dtype.kind not in "fiub":
-        return 0.0
-    return float(np.abs(wanted - found).max(initial=0.0) / (np.abs(wanted).max(initial=0.0) or 1.0))
+    return relative_difference(found, wanted) if wanted.shape == found.shape else 0.0

@@ -8,13 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from keras import layers
 
+from keras_prune.arrays.distance import largest_difference
 from tflite_export import ExportError, FlatbufferError, benchmark, export
 from tflite_export.bench.report import BenchmarkReport, Timing
 from tflite_export.edits.twin import is_sparse, twin, unfold
 from tflite_export.file import flatbuffer
 from tflite_export.file.encoding import decode, encode_blocks, encode_csr
 from tflite_export.runtimes.litert import LiteRTSession
-from tflite_export.verification.agreement import difference
 
 
 @pytest.fixture(scope="module")
@@ -123,9 +123,8 @@ def test_the_twin_is_the_file_without_sparsity(files, net, inputs):
     names, outputs = list(LiteRTSession(dense).inputs), list(LiteRTSession(dense).outputs)
     data = inputs(net)
     # The block kernel sums in another order than the dense one.
-    assert (
-        difference(LiteRTSession(dense).run(data, names, outputs), LiteRTSession(made).run(data, names, outputs)) < 1e-6
-    )
+    answers = [LiteRTSession(content).run(data, names, outputs) for content in (dense, made)]
+    assert largest_difference(*answers) < 1e-6
 
 
 def test_the_twin_has_no_densify(tmp_path, zero_out, inputs, operators):
@@ -137,7 +136,7 @@ def test_the_twin_has_no_densify(tmp_path, zero_out, inputs, operators):
     assert operators(tmp_path / "twin.tflite") == ["CONV_2D"]
     sessions = [LiteRTSession((tmp_path / name).read_bytes()) for name in ("sparse.tflite", "twin.tflite")]
     answers = [session.run(data, list(session.inputs), list(session.outputs)) for session in sessions]
-    assert difference(*answers) == 0.0
+    assert largest_difference(*answers) == 0.0
 
 
 @given(
@@ -218,10 +217,10 @@ def test_a_damaged_sparse_tensor_has_no_twin(files):
 
 def test_a_difference_is_a_share_of_the_scale_and_never_nan():
     zeros, ones = np.zeros(3), np.ones(3)
-    assert difference([zeros, 4 * ones], [zeros, 3 * ones]) == 0.25
-    assert difference([zeros], [ones]) == 1.0
-    assert difference([ones], [np.array([1.0, np.nan, 1.0])]) == float("inf")
-    assert difference([ones], [np.ones((3, 1))]) == float("inf")
+    assert largest_difference([zeros, 3 * ones], [zeros, 4 * ones]) == 0.25
+    assert largest_difference([ones], [zeros]) == 1.0
+    assert largest_difference([ones], [np.array([1.0, np.nan, 1.0])]) == float("inf")
+    assert largest_difference([ones], [np.ones((3, 1))]) == float("inf")
 
 
 @pytest.mark.parametrize(

@@ -142,10 +142,10 @@ def test_verify_refuses_or_answers_and_outlives_the_runtime(seeds, damaged, monk
         monkeypatch.setattr(module, "CONFIGURATIONS", ((True, 1), (False, 1)))
         for name, files in damaged.items():
             reference = reference_of(seeds[name], process)
-            assert module.compare(seeds[name], reference, name, open_file=isolated).max_relative < 1e-5
+            assert module.compare_runs(seeds[name], reference, name, open_file=isolated).max_relative < 1e-5
             for _, content in files:
                 try:
-                    module.compare(content, reference, name, open_file=isolated)
+                    module.compare_runs(content, reference, name, open_file=isolated)
                 except FlatbufferError:
                     outcomes["refused by structure"] += 1
                 except ExportError as error:
@@ -158,7 +158,7 @@ def test_verify_refuses_or_answers_and_outlives_the_runtime(seeds, damaged, monk
                 else:
                     outcomes["answers the same"] += 1
         assert (
-            module.compare(
+            module.compare_runs(
                 seeds["float"], reference_of(seeds["float"], process), "float", open_file=isolated
             ).max_relative
             < 1e-5

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from keras import layers as kl
 
+from keras_prune.arrays.distance import relative_difference
 from tflite_export.errors import ExportError
 from tflite_export.file.tflite_file import Change
 from tflite_export.model.signature import signature_of
 from tflite_export.rewrites.graph import flat_copy, joined, nodes_of, refusal_of
-from tflite_export.rewrites.rewrite import Refusal, Rewritten, difference, rewrite_model
+from tflite_export.rewrites.rewrite import Refusal, Rewritten, rewrite_model
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def test_rounding_that_a_model_blows_up_is_told_from_an_error():
     dense.bias.assign(-(x.astype("float64")[:1] @ kernel)[0])
     after = Reorders().apply(model).model
     one = x[:1]
-    assert difference(np.asarray(model(one)), np.asarray(after(one))) > 1e-3
+    assert relative_difference(np.asarray(model(one)), np.asarray(after(one))) > 1e-3
     with pytest.raises(ExportError):
         rewrite_model(model, [Scaled(1.001)], [one])
     policy = model.layers[1].dtype_policy
@@ -145,7 +146,7 @@ def test_where_float64_cannot_be_had_the_error_in_float32_stands():
     ],
 )
 def test_difference(before, after, expected):
-    assert difference(np.array(before), np.array(after)) == pytest.approx(expected)
+    assert relative_difference(np.array(after), np.array(before)) == pytest.approx(expected)
 
 
 def nested():

@@ -13,7 +13,7 @@ from tflite_export.runtimes.litert import LiteRTSession
 from tflite_export.source.keras2 import modernize
 from tflite_export.source.loading import open_source
 from tflite_export.source.source import FunctionSource, KerasSource
-from tflite_export.verification.verify import compare
+from tflite_export.verification.verify import compare_runs
 
 pytestmark = pytest.mark.filterwarnings("ignore:no data given")
 RNG = np.random.default_rng(0)
@@ -27,7 +27,7 @@ def through(model, data=None, batch_size=None, **arguments):
     reference = source.answer(signature, source.inputs(signature, data))
     converted = source.convert(signature, batch_size)
     reference = replace(reference, input_names=converted.inputs, output_names=converted.outputs)
-    assert compare(converted.file, reference, "the file").max_relative < 1e-5
+    assert compare_runs(converted.file, reference, "the file").max_relative < 1e-5
     return source, converted
 
 
@@ -195,7 +195,7 @@ def test_a_saved_model_is_quantized(saved):
     kinds = {detail["dtype"] for detail in LiteRTSession(converted.file)._interpreter.get_tensor_details()}
     assert np.int8 in kinds
     reference = replace(source.answer(signature, inputs), input_names=converted.inputs, output_names=converted.outputs)
-    assert 0 < compare(converted.file, reference, "the file", INT8).max_relative < 0.1
+    assert 0 < compare_runs(converted.file, reference, "the file", INT8).max_relative < 0.1
 
 
 @pytest.mark.parametrize(

@@ -3,11 +3,12 @@ import numpy as np
 import pytest
 from keras import layers
 
+from keras_prune.arrays.distance import scale_of
 from tflite_export import ExportError, Verification, export, verify
 from tflite_export.convert.number_types import FLOAT32
 from tflite_export.runtimes.litert import LiteRTSession
 from tflite_export.source.loading import open_source
-from tflite_export.verification.measure import OutputError, measure, scale_of, worst_of
+from tflite_export.verification.compare import OutputError, compare_output, worst_of
 from tflite_export.verification.verify import Run
 
 
@@ -190,10 +191,8 @@ def verify_made(model, data):
     signature = source.signature(data)
     reference = source.answer(signature, source.inputs(signature, data))
     errors = tuple(
-        measure(name, wanted * np.float32(1.00001), wanted, scale_of(wanted), 1e-4, FLOAT32, None, "file", classes)
-        for name, wanted, classes in zip(
-            reference.output_names, reference.outputs, reference.has_classes(), strict=True
-        )
+        compare_output(name, wanted * np.float32(1.00001), wanted, scale_of(wanted), 1e-4, FLOAT32, None, "file", one)
+        for name, wanted, one in zip(reference.output_names, reference.outputs, reference.has_classes(), strict=True)
     )
     return Verification((Run(True, 1, errors), Run(False, 4, errors)), len(data), False, 1e-4)
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from keras import layers
 
+from keras_prune.arrays.distance import largest_difference
 from tests.tflite_export.graphs import fill
 from tests.tflite_export.installed import missing
 from tflite_export import ExportError, benchmark
@@ -20,7 +21,6 @@ from tflite_export.runtimes.cache import cache_folder
 from tflite_export.runtimes.limits import Limits
 from tflite_export.runtimes.litert import LiteRTSession
 from tflite_export.runtimes.opening import open_foreign
-from tflite_export.verification.agreement import difference
 from tflite_export.verification.sparse_run import sparse_runtime, verify_where_sparse, why_not_executed
 from tflite_export.web.chromium import find_chromium
 from tflite_export.web.limitations import web_refusal, with_fixed_sizes
@@ -165,7 +165,8 @@ def test_a_free_batch_is_fixed(make_pointwise, image):
     session = LiteRTSession(fixed)
     assert (LiteRTSession(free).batch_size, session.batch_size) == (None, 3)
     names, outputs = list(session.inputs), list(session.outputs)
-    assert difference(LiteRTSession(free).run([image], names, outputs), session.run([image], names, outputs)) < 1e-6
+    here = LiteRTSession(free).run([image], names, outputs)
+    assert largest_difference(here, session.run([image], names, outputs)) < 1e-6
     assert with_fixed_sizes(fixed, 1) is fixed
 
 
@@ -215,7 +216,7 @@ def test_the_sparse_file_answers_as_here_in_both_kinds_of_simd(pointwise, image)
         try:
             session = WebSession(opened, pointwise)
             assert session.batch_size == 1
-            assert difference(wanted, session.run([image], names, outputs)) < 1e-5
+            assert largest_difference(wanted, session.run([image], names, outputs)) < 1e-5
             assert session.time_beside([], 3, warm_up=1).shape == (3, 1)
             assert f"{simd} SIMD" in opened.description
         finally:
@@ -339,7 +340,7 @@ def test_chromium_answers_as_here(pointwise, image):
     opened = open_web(browser=True)
     try:
         session = WebSession(opened, pointwise)
-        assert difference(here.run([image], names, outputs), session.run([image], names, outputs)) < 1e-5
+        assert largest_difference(here.run([image], names, outputs), session.run([image], names, outputs)) < 1e-5
         assert session.time_beside([], 2, warm_up=0).shape == (2, 1)
         assert "Chrome/" in opened.description
     finally:

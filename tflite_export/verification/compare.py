@@ -1,37 +1,20 @@
-"""How far an output is from what it should be, and whether that is near enough."""
+"""Outputs of a file held against those that it must give: how far each is off, and whether that is near enough."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from keras_prune.arrays.distance import Distance, distance, is_float, largest_difference
 from tflite_export.convert.number_types import FLOAT32, NumberType
 from tflite_export.errors import ExportError
+from tflite_export.tolerances import NEGLIGIBLE, NOTABLE, NOTABLE_AGREEMENT
 
-__all__ = ["NEGLIGIBLE", "NOTABLE", "NOTABLE_AGREEMENT", "TOLERANCE", "OutputError", "measure", "scale_of", "worst_of"]
-
-TOLERANCE = FLOAT32.tolerance
-"""Largest error of a float32 file's output, as a share of the largest absolute value of it over all samples.
-
-Two right float32 implementations differ by the order of their sums: per layer about sqrt(n) * 2**-24 of the
-sum's scale, 2e-6 at n = 1000, and up to some 1e-5 through a deep network. A wrong kernel is off by 1e-2 and
-more. 1e-4 lies between. For other number types see `tflite_export.convert.number_types`.
-"""
-
-
-NOTABLE = 0.05
-"""Largest error, as a share of an output's scale or of its span, whichever is smaller, above which a report warns.
-
-Of int8 files, most stay below in a few layers (see `tflite_export.convert.number_types`); what lies above is seen
-in the application: 3 pixels of 64."""
-NOTABLE_AGREEMENT = 0.95
-"""Share of samples that keep their class, below which a report warns."""
-NEGLIGIBLE = 1e-3
-"""Largest error, as a share of an output's scale, that is never warned about: rounding, however small the span."""
+__all__ = ["OutputError", "compare_output", "require_agreement", "worst_of"]
 
 
 @dataclass(frozen=True)
@@ -65,6 +48,12 @@ class OutputError:
     dense_max_absolute: float | None = None
     dense_mean_absolute: float | None = None
 
+    @classmethod
+    def of(cls, name: str, found: Distance, **more: Any) -> OutputError:
+        """Return the error of an output from its distance."""
+        given = {"mean_absolute": found.mean, "max_relative": found.relative, "scale": found.scale} | more
+        return cls(name, max_absolute=found.largest, **given)
+
     @property
     def share(self) -> float:
         """The largest error as a share of the scale, or of the span where that is smaller."""
@@ -73,7 +62,7 @@ class OutputError:
 
     @property
     def is_notable(self) -> bool:
-        """Whether a reader should be warned: see `NOTABLE` and `NOTABLE_AGREEMENT`."""
+        """Whether a reader should be warned: see `tflite_export.tolerances`."""
         if self.top1 is not None:
             return self.top1 < NOTABLE_AGREEMENT
         return self.share > NOTABLE and self.max_relative > NEGLIGIBLE
@@ -115,13 +104,7 @@ def worst_of(errors: Iterable[OutputError]) -> OutputError:
     )
 
 
-def scale_of(output: NDArray[Any]) -> float:
-    """Return the largest finite absolute value of an output."""
-    values = output.astype(np.float64)
-    return float(np.abs(values[np.isfinite(values)]).max(initial=0.0))
-
-
-def measure(
+def compare_output(
     name: str,
     got: NDArray[Any],
     wanted: NDArray[Any],
@@ -136,8 +119,8 @@ def measure(
 
     Args:
         name: of the output.
-        got: what the file answers.
-        wanted: what the model answers.
+        got: what the file answers, [samples, ...].
+        wanted: what the model answers, likewise.
         scale: of the output, over all samples.
         tolerance: largest error allowed, as a share of the scale.
         kind: number type of the file.
@@ -150,45 +133,36 @@ def measure(
     """
     place = f"{subject}, output '{name}'"
     if got.shape != wanted.shape:
-        raise ExportError(
-            place,
-            f"must have the model's shape {wanted.shape}",
-            got.shape,
-            "Was the file made from this model?",
-        )
-    if got.dtype.kind not in "fc":
-        return _measure_integers(name, got, wanted, scale, tolerance if kind is not FLOAT32 else 0.0, place)
+        rule = f"must have the model's shape {wanted.shape}"
+        raise ExportError(place, rule, got.shape, "Was the file made from this model?")
+    found = distance(got, wanted, scale)
+    finite = wanted[np.isfinite(wanted.astype(np.float64))].astype(np.float64)
+    span = float(np.ptp(finite)) if finite.size else 0.0
+    if not is_float(got):
+        allowed = tolerance if kind is not FLOAT32 else 0.0
+        if found.unequal > allowed * found.size:
+            raise ExportError(
+                place,
+                "integers must equal the model's" + (f", but for {allowed:.0%}" if allowed else ""),
+                f"{found.unequal} of {found.size} differ",
+                "Export the scores, and take the class from them.",
+            )
+        return OutputError.of(name, found, max_relative=found.unequal / max(found.size, 1), span=span)
     if np.isnan(got).any():
-        raise ExportError(
-            place,
-            "must hold no NaN",
-            f"{int(np.isnan(got).sum())} NaN of {got.size}",
-            "Export it dense, and report the model.",
-        )
-    a, b = got.astype(np.float64), wanted.astype(np.float64)
-    finite = np.isfinite(b)
-    if not np.array_equal(a[~finite], b[~finite]):
-        raise ExportError(
-            place,
-            "must be infinite where the model is",
-            "other values",
-            "Export it dense, and report the model.",
-        )
-    absolute, mean = _distance(a[finite], b[finite])
-    # A model that answers zeros only has no scale; its file must answer zeros too.
-    unit = scale if scale > 0 else 1.0
-    if not absolute / unit <= tolerance:
+        received = f"{int(np.isnan(got).sum())} NaN of {got.size}"
+        raise ExportError(place, "must hold no NaN", received, "Export it dense, and report the model.")
+    if not found.relative <= tolerance:
         raise ExportError(
             place,
             f"must equal the model's to {tolerance:g} of its scale {scale:.3g}",
-            f"{absolute / unit:.3g}",
+            f"{found.relative:.3g}",
             "Export it dense, or raise tolerance where this is accepted."
             if kind is FLOAT32
             else "Quantize less, give more data, or raise tolerance where this is accepted.",
         )
-    encoding = dense_max = dense_mean = None
+    beside: dict[str, Any] = {}
     if dense is not None:
-        encoding = _distance(a[finite], dense.astype(np.float64)[finite])[0] / unit
+        encoding = distance(got, dense, scale).relative
         if not encoding <= kind.encoding_tolerance:
             raise ExportError(
                 place,
@@ -196,31 +170,40 @@ def measure(
                 f"{encoding:.3g}",
                 "Export it dense, and report the model.",
             )
-        dense_max, dense_mean = _distance(dense.astype(np.float64)[finite], b[finite])
-    top1 = float(np.mean(a.argmax(1) == b.argmax(1))) if classes else None
-    span = float(np.ptp(b[finite])) if finite.any() else 0.0
-    return OutputError(name, absolute, absolute / unit, scale, top1, encoding, mean, span, dense_max, dense_mean)
+        own = distance(dense, wanted, scale)
+        beside = {"encoding": encoding, "dense_max_absolute": own.largest, "dense_mean_absolute": own.mean}
+    top1 = float(np.mean(got.argmax(1) == wanted.argmax(1))) if classes else None
+    return OutputError.of(name, found, top1=top1, span=span, **beside)
 
 
-def _distance(first: NDArray[np.float64], other: NDArray[np.float64]) -> tuple[float, float]:
-    """Return the largest and the mean absolute difference."""
-    off = np.abs(first - other)
-    return float(off.max(initial=0.0)), float(off.mean()) if off.size else 0.0
+def require_agreement(
+    outputs: Sequence[NDArray[Any]],
+    wanted: Sequence[NDArray[Any]],
+    subject: str,
+    *,
+    whose: str,
+    tolerance: float,
+    said: Sequence[str] = (),
+) -> float:
+    """Return the largest difference of outputs from those that they must equal, as a share of their scale.
 
+    Args:
+        outputs: what a runtime answered.
+        wanted: what it must answer.
+        subject: which file, and where.
+        whose: who answers rightly: "the model".
+        tolerance: largest difference, as a share of an output's scale.
+        said: what the runtime printed.
 
-def _measure_integers(
-    name: str, got: NDArray[Any], wanted: NDArray[Any], scale: float, tolerance: float, place: str
-) -> OutputError:
-    """Return the share of an integer output that differs; raise where it is too large."""
-    wrong = int(np.count_nonzero(got != wanted))
-    if wrong > tolerance * got.size:
+    Raises:
+        ExportError: the difference is larger, a shape is another, or there is NaN.
+    """
+    found = largest_difference(outputs, wanted)
+    if not found <= tolerance:
         raise ExportError(
-            place,
-            "integers must equal the model's" + (f", but for {tolerance:.0%}" if tolerance else ""),
-            f"{wrong} of {got.size} differ",
-            "Export the scores, and take the class from them.",
+            subject,
+            f"must answer as {whose} to {tolerance:g} of each output's scale",
+            "; ".join([f"a difference of {found:.3g}", *said]),
+            "This runtime answers garbage where it cannot allocate: export the model again, for this target.",
         )
-    off = np.abs(got.astype(np.float64) - wanted.astype(np.float64))
-    largest, mean = float(off.max(initial=0.0)), float(off.mean()) if off.size else 0.0
-    span = float(np.ptp(wanted.astype(np.float64))) if wanted.size else 0.0
-    return OutputError(name, largest, wrong / max(got.size, 1), scale, mean_absolute=mean, span=span)
+    return found
