@@ -51,7 +51,7 @@ from tflite_export.targets import resolve_target
 from tflite_export.tflm.mcu import check_micro
 from tflite_export.verification.golden import golden_of, write_golden
 from tflite_export.verification.ports import check_integer_io
-from tflite_export.verification.settle import Settlement
+from tflite_export.verification.verified_encoding import VerifiedEncoder
 
 __all__ = ["check_places", "check_size", "export", "names_of", "weights_of"]
 
@@ -167,8 +167,9 @@ def export(
         # It knows what is fast here, not what would be wrong elsewhere.
         plan, prediction = without_dangers(tuned, converted.file.model)
         runs_sparse = prediction.on and may_run_sparse(device, kind)
-    stage = Settlement(converted.file, weights, reference, device, kind, tolerance, strict, runs_sparse)
-    plan, file, verification, sparse_run = stage.settle(plan)
+    encoder = VerifiedEncoder(converted.file, weights, reference, device, kind, tolerance, strict, runs_sparse)
+    made = encoder.encode(plan)
+    file = made.file
     micro, named = None, dict(zip(reference.input_names, inputs.arrays, strict=True))
     if device.integer_io and kind.calibrated:
         floats, (file, _) = file, file.edited(make_io_integer)
@@ -180,19 +181,19 @@ def export(
     if c_array is not None:
         write_c_array(file.content, c_array)
     write_atomically(path, file.content)
-    for text in verification.warnings:
+    for text in made.verification.warnings:
         warnings.warn(text, UserWarning, stacklevel=3)  # in_turn lies between
     return ExportReport(
         path=os.fspath(path),
         dense=Size(converted.file.content),
         written=Size(file.content),
-        lines=plan.lines,
-        verification=verification,
+        lines=made.plan.lines,
+        verification=made.verification,
         notes=(*source.notes, *fixed, *as_given, *converted.notes, *dense.notes, *lost, *_mixed_notes(source)),
         target=device.name,
         quantize=kind.name,
         changes=dense.changes,
-        sparse_run=sparse_run,
+        sparse_run=made.sparse_run,
         micro=micro,
         unreadable_by=unreadable_by(file),
     )
