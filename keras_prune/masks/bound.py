@@ -27,7 +27,7 @@ LARGE = 1 << 24
 """From so many weights on, an array of zeros of a tensor's size is too much to make."""
 
 TOGETHER = 1 << 20
-"""Up to so many weights in all, the masks of a session are written by one compiled function."""
+"""Up to so many weights in all, the masks of a training are written by one compiled function."""
 
 
 class MaskConstraint(keras.constraints.Constraint):
@@ -184,7 +184,7 @@ class Mask:
 
 
 class Writer:
-    """Puts new masks in force, all of a session's at once.
+    """Puts new masks in force, all of a training's at once.
 
     Where the tensors are small, calls into TensorFlow cost more than the work: then one compiled function does it all.
 

@@ -41,14 +41,14 @@ class TrainingState(Saved):
     Attributes:
         variables: state of the compiled step, by key.
         arrays: state of the host (snapshots, curves), and values read from a file that no variable has claimed yet.
-        sessions: the trainings that follow the model now; `keras_prune.training.optimizer_steps`.
+        runs: the trainings that follow the model now; `keras_prune.training.stepped_run`.
         guard: what ends those of them that were interrupted, while there are any.
     """
 
     def __init__(self) -> None:
         self.variables: dict[str, keras.Variable] = {}
         self.arrays: dict[str, npt.NDArray[Any]] = {}
-        self.sessions: list[Any] = []
+        self.runs: list[Any] = []
         self.guard: Any = None
         self.restored: set[str] = set()
         self.left_alone: tuple[Skipped, ...] = ()
@@ -113,29 +113,38 @@ class TrainingState(Saved):
 
     # -- who prunes what ----------------------------------------------------------------------------------------------
 
-    def claim(self, session: Any, variable: keras.Variable, path: str, run: Any) -> None:
-        """Note that a session prunes a variable in this run; two at once are refused.
+    def claim(self, claimant: Any, variable: keras.Variable, path: str, history: Any) -> None:
+        """Note who prunes a variable in a training; two at once are refused.
 
-        A session of an earlier run (one that was interrupted, say) no longer counts.
+        One of an earlier training (that was interrupted, say) no longer counts.
+
+        Args:
+            claimant: has `owner`, the callback that is named in messages, `abandon()` and `recount()`.
+            variable: the kernel.
+            path: of the variable, for messages.
+            history: the History of the `fit` that this is of, or None.
+
+        Raises:
+            ValueError: another callback prunes the variable in the same training.
         """
         other, when = self._owners.get(id(variable), (None, None))
-        if other is not None and when is run:
+        if other is not None and when is history:
             raise ValueError(
-                f"Two pruning callbacks act on {path!r} in one training: {other.owner!r} and {session.owner!r}. "
+                f"Two pruning callbacks act on {path!r} in one training: {other.owner!r} and {claimant.owner!r}. "
                 "Remove one, or give them scopes that do not overlap: scope=Scope(include=..., exclude=...)."
             )
         if other is not None:
             other.abandon()
-        self._owners[id(variable)] = (session, run)
+        self._owners[id(variable)] = (claimant, history)
 
     @property
     def owners(self) -> list[Any]:
         """Who prunes the model's variables now; each has `recount()`, for masks that something else has set."""
-        return list({id(session): session for session, _ in self._owners.values()}.values())
+        return list({id(claimant): claimant for claimant, _ in self._owners.values()}.values())
 
-    def unclaim(self, session: Any) -> None:
-        """Forget a session whose training is over."""
-        self._owners = {key: value for key, value in self._owners.items() if value[0] is not session}
+    def unclaim(self, claimant: Any) -> None:
+        """Forget one whose training is over."""
+        self._owners = {key: value for key, value in self._owners.items() if value[0] is not claimant}
 
     # -- files --------------------------------------------------------------------------------------------------------
 
@@ -147,7 +156,7 @@ class TrainingState(Saved):
             store[key] = array
 
     def load_own_variables(self, store: Any) -> None:
-        """Take over what the file holds; called by Keras. What it lacks is rebuilt from the weights by the session."""
+        """Take over what the file holds; called by Keras. What it lacks is rebuilt from the weights."""
         self.restored.clear()
         for key in list(store.keys()):  # a view of a file knows no iteration of its own
             value = np.asarray(store[key])

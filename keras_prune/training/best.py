@@ -105,7 +105,7 @@ class RestoreBest(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Keep the weights, if this is the best epoch of those at the target."""
         self._owners = self._state().owners
-        if not all(session.at_target for session in self._state().sessions):
+        if not all(run.at_target for run in self._state().runs):
             return
         value = value_of("RestoreBest", logs or {}, self.monitor)
         if self._metric is None:

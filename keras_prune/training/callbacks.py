@@ -17,15 +17,15 @@ from keras_prune.schedules import PolynomialDecay, Schedule, Threshold
 from keras_prune.scope import Scope, Skipped, check_scope
 from keras_prune.statistics import INPUTS, WITHOUT_DATA
 from keras_prune.strategy import FROM_TRAINING, ONLY_FROM_TRAINING, Measuring, check_fraction, resolve
-from keras_prune.training.hooks import SteppedCallback
 from keras_prune.training.parts import Part, check_parts
-from keras_prune.training.pruning_run import Session
+from keras_prune.training.pruning_run import PruningRun
+from keras_prune.training.stepped_callback import SteppedCallback
 
 __all__ = ["DynamicPruning", "GradientPruning", "Pruning", "PruningCallback", "ThresholdPruning"]
 
 
-class PruningCallback(SteppedCallback[Session]):
-    """Base of the pruning callbacks: drives one `Session` from the hooks of `fit`.
+class PruningCallback(SteppedCallback[PruningRun]):
+    """Base of the pruning callbacks: drives one `PruningRun` from the hooks of `fit`.
 
     In a custom training loop there are no hooks; then call `attach(model)` before the step function is traced,
     `on_step()` after each step, and `detach()` at the end.
@@ -87,10 +87,10 @@ class PruningCallback(SteppedCallback[Session]):
         """The variables that are not pruned, each with the reason."""
         return self._running().skipped
 
-    # -- what a session needs -----------------------------------------------------------------------------------------
+    # -- what a run needs ---------------------------------------------------------------------------------------------
 
-    def _begin(self, model: keras.Model, run: Any) -> Session:
-        return Session(
+    def _begin(self, model: keras.Model, history: Any) -> PruningRun:
+        return PruningRun(
             model,
             self.recipe,
             self.schedule,
@@ -98,25 +98,25 @@ class PruningCallback(SteppedCallback[Session]):
             device=self.target,
             parts=self.parts,
             owner=self,
-            run=run,
+            history=history,
         )
 
-    def _shown(self, session: Session) -> dict[str, float]:
-        return {"sparsity": session.off}
+    def _shown(self, run: PruningRun) -> dict[str, float]:
+        return {"sparsity": run.off}
 
-    def _counted(self, session: Session) -> dict[str, float]:
-        return {"sparsity": session.sparsity}
+    def _counted(self, run: PruningRun) -> dict[str, float]:
+        return {"sparsity": run.sparsity}
 
-    def _too_late(self, session: Session, total: int, end: str) -> str:
+    def _too_late(self, run: PruningRun, total: int, end: str) -> str:
         return (
-            f"the schedule ends at step {session.last_step}, and training at step {end}: the final target "
+            f"the schedule ends at step {run.last_step}, and training at step {end}: the final target "
             f"{self.schedule.final:g} will not be reached. Set end_step to {total} or less, or train longer."
         )
 
-    def _fell_short(self, session: Session) -> str:
+    def _fell_short(self, run: PruningRun) -> str:
         return (
-            f"training ended at step {session.now}, and the schedule ends at step {session.last_step}: the final "
-            f"target {self.schedule.final:g} was not reached, the sparsity is {session.sparsity:.3g}. Let the schedule "
+            f"training ended at step {run.now}, and the schedule ends at step {run.last_step}: the final "
+            f"target {self.schedule.final:g} was not reached, the sparsity is {run.sparsity:.3g}. Let the schedule "
             "end earlier, or train longer."
         )
 

@@ -1,6 +1,6 @@
 """One pruned training: brings the pure strategies, the model's variables and the step together.
 
-A session is what every callback drives, and what a custom training loop drives by hand: attach, on_step after each
+A run is what every callback drives, and what a custom training loop drives by hand: attach, on_step after each
 step, finish.
 """
 
@@ -35,11 +35,11 @@ from keras_prune.schedules.spans import Span
 from keras_prune.scope import Scope, Skipped, Target
 from keras_prune.strategy import FROM_TRAINING, Measuring
 from keras_prune.training.gradient_sums import TrainingSums
-from keras_prune.training.optimizer_steps import SteppedSession
 from keras_prune.training.parts import HiddenWeights, MaskedGradients, Part, Snapshot, merge
 from keras_prune.training.sensitivity import Curve, measure_curves, with_curves
+from keras_prune.training.stepped_run import SteppedRun
 
-__all__ = ["NOTABLE", "Session"]
+__all__ = ["NOTABLE", "PruningRun"]
 
 GRADIENTS = FROM_TRAINING | {"hessian_gradient"}
 """Statistics of gradients, which are 0 for what a wrapper's mask has off."""
@@ -48,7 +48,7 @@ NOTABLE = 0.01
 """From this share of the weights on, zeros that are lost, or that nothing holds, are worth a warning."""
 
 
-class Session(SteppedSession):
+class PruningRun(SteppedRun):
     """The state and the hands of one pruning callback.
 
     Args:
@@ -59,7 +59,7 @@ class Session(SteppedSession):
         device: what the model is for, which chooses the tensors and their patterns; or None.
         parts: what else acts in the step.
         owner: who is named in messages and holds the tensors.
-        run: which training this is; two owners of one tensor in one run are refused.
+        history: the History of the `fit` that this is of; two owners of one tensor in one `fit` are refused.
 
     Attributes:
         targets: the tensors that are pruned.
@@ -77,7 +77,7 @@ class Session(SteppedSession):
         device: str | Device | None = None,
         parts: Sequence[Part] = (),
         owner: Any = None,
-        run: Any = None,
+        history: Any = None,
     ) -> None:
         self.schedule = self._asked = schedule
         self.owner = owner if owner is not None else self
@@ -93,11 +93,11 @@ class Session(SteppedSession):
             if model.optimizer is not None and not model.optimizer.built:
                 model.optimizer.build(model.trainable_variables)
             variables = [target.variable for target in self.targets]
-            super().__init__(model, optimizers, TrainingState.of(model), variables, parts, run)
+            super().__init__(model, optimizers, TrainingState.of(model), variables, parts, history)
             self._state.left_alone = survey.for_target
             self._refuse_gradients_of_wrappers()
             for target in self.targets:
-                self._state.claim(self, target.variable, target.path, run)
+                self._state.claim(self, target.variable, target.path, history)
             self._attach()
         self._enlist()
 
@@ -242,7 +242,7 @@ class Session(SteppedSession):
             self._update()
 
     def finish(self) -> int:
-        """End: pruned weights are exactly zero and held there, and nothing else of the session stays in the step."""
+        """End: pruned weights are exactly zero and held there, and nothing else of the run stays in the step."""
         synchronise(self.model)
         for mask in self._masks:
             if id(mask.target.variable) in self._hidden:
@@ -281,7 +281,7 @@ class Session(SteppedSession):
             mask.count(mask.read())
 
     def abandon(self) -> None:
-        """Take the session's parts out of the step, whatever state it is in."""
+        """Take the run's parts out of the step, whatever state it is in."""
         self._uninstall()
         for mask in self._masks:
             mask.guard(False)

@@ -16,8 +16,8 @@ from keras_prune.structured.fit.structured_run import Goal, StructuredRun
 from keras_prune.structured.importances.importance import Importance
 from keras_prune.structured.importances.names import resolve_importance
 from keras_prune.structured.planning.unit_choice import OPTIONS
-from keras_prune.training.hooks import SteppedCallback
 from keras_prune.training.parts import Part, check_parts
+from keras_prune.training.stepped_callback import SteppedCallback
 
 __all__ = ["StructuredPruning"]
 
@@ -151,25 +151,25 @@ class StructuredPruning(SteppedCallback[StructuredRun]):
         """
         return self._running().gates.shrink()
 
-    # -- what a session needs -----------------------------------------------------------------------------------------
+    # -- what a run needs ---------------------------------------------------------------------------------------------
 
     def _begin(self, model: keras.Model, run: Any) -> StructuredRun:
         return StructuredRun(model, self.goal, parts=self.parts, input_shape=self.input_shape, owner=self, run=run)
 
-    def _shown(self, session: StructuredRun) -> dict[str, float]:
-        return {f"{name}_left": share for name, share in session.left.items()}
+    def _shown(self, run: StructuredRun) -> dict[str, float]:
+        return {f"{name}_left": share for name, share in run.left.items()}
 
-    def _too_late(self, session: StructuredRun, total: int, end: str) -> str:
+    def _too_late(self, run: StructuredRun, total: int, end: str) -> str:
         return (
-            f"the last units go at step {session.last_step}, and training ends at step {end}: the target "
-            f"{self._shares} will not be reached. Let the schedule end {session.last_step - total} steps earlier, or "
+            f"the last units go at step {run.last_step}, and training ends at step {end}: the target "
+            f"{self._shares} will not be reached. Let the schedule end {run.last_step - total} steps earlier, or "
             "train longer."
         )
 
-    def _fell_short(self, session: StructuredRun) -> str:
-        left = ", ".join(f"{share:.3g} of {name}" for name, share in session.left.items() if name in self._shares)
+    def _fell_short(self, run: StructuredRun) -> str:
+        left = ", ".join(f"{share:.3g} of {name}" for name, share in run.left.items() if name in self._shares)
         return (
-            f"training ended at step {session.now}, and the last units go at step {session.last_step}: the target "
+            f"training ended at step {run.now}, and the last units go at step {run.last_step}: the target "
             f"{self._shares} was not reached, {left} are left. Let the schedule end earlier, or train longer."
         )
 

@@ -27,8 +27,8 @@ from keras_prune.structured.fit.regularise import GrowingPenalty, GrowingRegular
 from keras_prune.structured.importances.importance import NORMALISATIONS, Importance, Scores
 from keras_prune.structured.planning.unit_choice import OPTIONS, Ranking, check_reachable, limits_of
 from keras_prune.structured.surgery.shrink import zero_units
-from keras_prune.training.optimizer_steps import SteppedSession
 from keras_prune.training.parts import Part
+from keras_prune.training.stepped_run import SteppedRun
 
 __all__ = ["Goal", "StructuredRun"]
 
@@ -67,7 +67,7 @@ class Goal:
         }
 
 
-class StructuredRun(SteppedSession):
+class StructuredRun(SteppedRun):
     """The state and the hands of one `StructuredPruning`.
 
     Args:

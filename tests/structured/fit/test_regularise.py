@@ -191,9 +191,9 @@ def test_growing_regularisation_moves_what_units_do_before_they_go():
 
     class Look(keras.callbacks.Callback):
         def on_train_batch_end(self, batch, logs=None):
-            on = pruning._session._read_strengths() > 0
+            on = pruning._run._read_strengths() > 0
             norm = float(unit_norms(model)[on].max()) if on.any() else 0.0
-            seen.append((int(on.sum()), float(pruning._session._read_strengths().max()), norm, logs["params_left"]))
+            seen.append((int(on.sum()), float(pruning._run._read_strengths().max()), norm, logs["params_left"]))
 
     model.fit(x, y, batch_size=32, epochs=25, verbose=0, callbacks=[pruning, Look()])
     chosen, strength, norms, left = (np.array(column) for column in zip(*seen, strict=True))

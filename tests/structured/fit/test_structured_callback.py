@@ -127,8 +127,8 @@ def test_closed_units_count_for_nothing():
     model = net()
     pruning = StructuredPruning(params=0.6, end_step=4, frequency=4, scope="global")
     fit(model, [pruning], epochs=1)
-    session, keep = pruning._session, pruning.gates.keep
-    scores = session._scores(keep)
+    run, keep = pruning._run, pruning.gates.keep
+    scores = run._scores(keep)
     smaller = pruning.shrink()
     made = plan(smaller, params=0.5, scope="global")
     np.testing.assert_allclose(scores[keep], L2()(smaller, made.analysis), rtol=1e-5)
@@ -265,7 +265,7 @@ def test_parts_leave_the_step_and_gates_stay():
     assert [type(part).__name__ for part in hooked(model.optimizer, object)] == ["_ClosedGradients"]
     fit(model, [], epochs=1)
     assert_same(model, pruning.shrink())
-    assert pruning._session.gates.settle() == 0
+    assert pruning._run.gates.settle() == 0
 
 
 def test_a_ramp_scales_a_part():
@@ -274,7 +274,7 @@ def test_a_ramp_scales_a_part():
     pruning = StructuredPruning(params=0.9, end_step=4, parts=[GroupLasso(1e-3, ramp=ramp)])
     pruning.attach(model)
     pruning.on_step(0)
-    (level,) = (found.variable for found in pruning._session._levels)
+    (level,) = (found.variable for found in pruning._run._levels)
     levels = [float(level.value)]
     x, y = data()
     for _ in range(8):

@@ -1,4 +1,4 @@
-"""Follow an optimizer step by step: when a change may be due, and what a session does then."""
+"""A training followed step by step of its optimizer: when a change may be due, and what is done then."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from keras_prune.schedules import Schedule
 from keras_prune.schedules.spans import Extent, Span
 from keras_prune.training.parts import Part
 
-__all__ = ["SteppedSession"]
+__all__ = ["SteppedRun"]
 
 LOOKAHEAD = 256
 """How many steps ahead the next change is looked for at a time."""
 
 
-class SteppedSession(ABC):
+class SteppedRun(ABC):
     """One training that changes at certain steps of the optimizer that moves some variables.
 
     Args:
@@ -33,7 +33,7 @@ class SteppedSession(ABC):
         state: of the model.
         variables: the ones whose moves count.
         parts: what else acts in the step.
-        run: the History of the `fit` that this is of; None in a loop of the user's own.
+        history: the History of the `fit` that this is of; None in a loop of the user's own.
 
     Attributes:
         started: whether the training has begun.
@@ -47,15 +47,15 @@ class SteppedSession(ABC):
         state: TrainingState,
         variables: Sequence[keras.Variable],
         parts: Sequence[Part],
-        run: Any,
+        history: Any,
     ) -> None:
         self.model = model
         self.parts = tuple(parts)
         self._optimizers = tuple(optimizers)
         self._state = state
-        self._run = run if in_fit(model) else None
+        self._history = history if in_fit(model) else None
         self._clock = Clock(
-            model, variables, optimizers, exact=len(optimizers) == 1 and (run is None or not has_own_step(model))
+            model, variables, optimizers, exact=len(optimizers) == 1 and (history is None or not has_own_step(model))
         )
         self._installed: list[tuple[Any, StepPart]] = []
         self._levels: list[_Level] = []
@@ -253,7 +253,7 @@ class SteppedSession(ABC):
     @property
     def is_over(self) -> bool:
         """Whether the `fit` that this is of has ended without saying so: by an exception, by an interrupt."""
-        return self._run is not None and (self.model.history is not self._run or not in_fit(self.model))
+        return self._history is not None and (self.model.history is not self._history or not in_fit(self.model))
 
     @property
     def at_target(self) -> bool:
@@ -286,7 +286,7 @@ class SteppedSession(ABC):
 
     @abstractmethod
     def _key(self) -> str:
-        """Return what tells this session from others of the model, in files."""
+        """Return what tells this run from others of the model, in files."""
 
     @abstractmethod
     def _given(self) -> Schedule:
@@ -318,7 +318,7 @@ class SteppedSession(ABC):
     def _enlist(self) -> None:
         """Count as one that follows the model; the last thing that a constructor does."""
         self._clock.watch()
-        self._state.sessions.append(self)
+        self._state.runs.append(self)
         _guard(self.model, self._state)
         # A function compiled before would train without what acts in the step.
         self.model.train_function = None
@@ -335,8 +335,8 @@ class SteppedSession(ABC):
             unhook(optimizer, part)
         self._installed = []
         self._clock.release()
-        if self in self._state.sessions:
-            self._state.sessions.remove(self)
+        if self in self._state.runs:
+            self._state.runs.remove(self)
         _guard(self.model, self._state)
 
     def _level_of(self, part: Part, name: str) -> keras.Variable | float:
@@ -400,7 +400,7 @@ def _guard(model: keras.Model, state: TrainingState) -> None:
     `fit` says nothing to its callbacks when an exception ends it, and its compiled step stays on the model, with all
     that acts in it.
     """
-    if not state.sessions:
+    if not state.runs:
         if state.guard is not None and vars(model).get("make_train_function") is state.guard:
             del model.make_train_function
         state.guard = None
@@ -410,9 +410,9 @@ def _guard(model: keras.Model, state: TrainingState) -> None:
     plain = model.make_train_function
 
     def make_train_function(force: bool = False) -> Any:
-        for session in list(state.sessions):
-            if session.is_over:
-                session.finish()
+        for run in list(state.runs):
+            if run.is_over:
+                run.finish()
         return plain(force)
 
     state.guard = model.make_train_function = make_train_function

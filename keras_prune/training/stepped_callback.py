@@ -1,4 +1,4 @@
-"""Drives a session: from the hooks of `fit`, or by hand in a training loop of one's own."""
+"""The callback that follows a training: from the hooks of `fit`, or by hand in a training loop of one's own."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from keras_prune.keras_seam import print_msg
 from keras_prune.models.keras2 import refuse_keras2
 from keras_prune.schedules import Schedule
 from keras_prune.schedules.spans import Extent
-from keras_prune.training.optimizer_steps import SteppedSession
+from keras_prune.training.stepped_run import SteppedRun
 
 __all__ = ["SteppedCallback"]
 
@@ -21,15 +21,15 @@ NEVER_KNOWN = (
     "was pruned. Give fit(..., steps_per_epoch=...), train for two epochs or more, or write a schedule in steps."
 )
 
-Running = TypeVar("Running", bound=SteppedSession)
+Running = TypeVar("Running", bound=SteppedRun)
 
 
 class SteppedCallback(keras.callbacks.Callback, Generic[Running]):
-    """Drives a session from the hooks of `fit`, or from `attach`, `on_step` and `detach` in a loop of one's own."""
+    """Drives a `SteppedRun` from the hooks of `fit`, or by `attach`, `on_step` and `detach` in a loop of one's own."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._session: Running | None = None
+        self._run: Running | None = None
         self._last_batch = -1
         self._foreseen = False
         self._told = False
@@ -37,34 +37,39 @@ class SteppedCallback(keras.callbacks.Callback, Generic[Running]):
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy has: everything but the training that this one is in."""
-        return {**vars(self), "_session": None, "_model": None}
+        return {**vars(self), "_run": None, "_model": None}
 
     # -- what a callback says of itself -------------------------------------------------------------------------------
 
     @abstractmethod
-    def _begin(self, model: keras.Model, run: Any) -> Running:
-        """Return a session on a model."""
+    def _begin(self, model: keras.Model, history: Any) -> Running:
+        """Return the run that follows a model.
+
+        Args:
+            model: built and compiled.
+            history: the History of the `fit` that this is of; None in a loop of the user's own.
+        """
 
     @abstractmethod
-    def _shown(self, session: Running) -> dict[str, float]:
+    def _shown(self, run: Running) -> dict[str, float]:
         """Return what is shown beside the loss."""
 
-    def _counted(self, session: Running) -> dict[str, float]:
+    def _counted(self, run: Running) -> dict[str, float]:
         """Return the same for the history, where it may take a look at the weights."""
-        return self._shown(session)
+        return self._shown(run)
 
     @abstractmethod
-    def _too_late(self, session: Running, total: int, end: str) -> str:
+    def _too_late(self, run: Running, total: int, end: str) -> str:
         """Return what is said, as training begins, of a target that lies after its end, at step `total`.
 
         Args:
-            session: it.
+            run: the training.
             total: the step at which training ends.
             end: that in words.
         """
 
     @abstractmethod
-    def _fell_short(self, session: Running) -> str:
+    def _fell_short(self, run: Running) -> str:
         """Return what is said, as training ends, of a target that was not reached."""
 
     @abstractmethod
@@ -72,12 +77,12 @@ class SteppedCallback(keras.callbacks.Callback, Generic[Running]):
         """Return what is said of so many weights that another callback wrote to, and that are zero again."""
 
     def _running(self) -> Running:
-        if self._session is None:
+        if self._run is None:
             raise RuntimeError(
                 f"{type(self).__name__} is not attached to a model. Hand it to model.fit(callbacks=[...]), "
                 "or call attach(model)."
             )
-        return self._session
+        return self._run
 
     @property
     def resolved_schedule(self) -> Schedule:
@@ -114,18 +119,18 @@ class SteppedCallback(keras.callbacks.Callback, Generic[Running]):
         self._extent = Extent(total=total, epoch_steps=steps_per_epoch)
         if self._running().is_relative and total_steps is None:
             self._running().abandon()
-            self._session = None
+            self._run = None
             raise ValueError(
                 f"{type(self).__name__}: the schedule counts in shares or epochs of a training, whose length a loop of "
                 "your own has to say. Received: total_steps=None. Write attach(model, total_steps=...), or a schedule "
                 "in steps."
             )
 
-    def _attach(self, model: keras.Model, run: Any) -> None:
+    def _attach(self, model: keras.Model, history: Any) -> None:
         refuse_keras2(type(self).__name__, model)
-        if self._session is not None:
-            self._session.abandon()
-        self._session = self._begin(model, run)
+        if self._run is not None:
+            self._run.abandon()
+        self._run = self._begin(model, history)
         self._foreseen = self._told = False
         self._extent = Extent()
 
@@ -134,84 +139,84 @@ class SteppedCallback(keras.callbacks.Callback, Generic[Running]):
 
         Call it once before the first step with `steps=0`, if there is something to do at step 0, and after every step.
         """
-        session = self._running()
-        if not session.started:
-            session.start(self._extent)
+        run = self._running()
+        if not run.started:
+            run.start(self._extent)
         if steps:
-            session.on_step(steps)
+            run.on_step(steps)
 
     def detach(self) -> None:
         """End the training: what is pruned is exactly zero and stays so; everything else leaves the step."""
         self._end()
 
     def _end(self) -> None:
-        session = self._running()
-        if session.started:
-            session.look()
-        if session.started and not session.at_target and not self._foreseen:
-            unknown = session.is_relative and session.span is None
-            text = NEVER_KNOWN if unknown else self._fell_short(session)
+        run = self._running()
+        if run.started:
+            run.look()
+        if run.started and not run.at_target and not self._foreseen:
+            unknown = run.is_relative and run.span is None
+            text = NEVER_KNOWN if unknown else self._fell_short(run)
             warnings.warn(f"{type(self).__name__}: {text}", stacklevel=3)
-        self._warn_of(session.end(), stacklevel=4)
+        self._warn_of(run.end(), stacklevel=4)
 
     # -- Keras's hooks ------------------------------------------------------------------------------------------------
 
     def set_model(self, model: keras.Model) -> None:
         """Take hold before anything is traced or restored; called by `fit`, once the model is built."""
         super().set_model(model)
-        self._attach(model, run=getattr(model, "history", None))
+        self._attach(model, getattr(model, "history", None))
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Begin the session with the first epoch: by then every callback has restored what it restores."""
+        """Begin the run with the first epoch: by then every callback has restored what it restores."""
         self._last_batch = -1
-        session = self._running()
-        if not session.started:
-            session.start(Extent(epoch, self.params.get("epochs"), self.params.get("steps")))
-            self._tell(session)
-            self._foresee(session, epoch)
+        run = self._running()
+        if not run.started:
+            run.start(Extent(epoch, self.params.get("epochs"), self.params.get("steps")))
+            self._tell(run)
+            self._foresee(run, epoch)
 
-    def _tell(self, session: Running) -> None:
+    def _tell(self, run: Running) -> None:
         """Print, once, in which steps a schedule was put that had none."""
-        if session.span is None or self._told:
+        if run.span is None or self._told:
             return
         self._told = True
         if self.params.get("verbose", 0) != 0:
-            schedule = session.schedule_in_steps
+            schedule = run.schedule_in_steps
             print_msg(
                 f"{type(self).__name__}: from step {schedule.first_step} on, the target of {schedule.final:g} in force "
-                f"at step {schedule.target_step}; training ends at step {session.span.end}."
+                f"at step {schedule.target_step}; training ends at step {run.span.end}."
             )
 
-    def _foresee(self, session: Running, epoch: int) -> None:
+    def _foresee(self, run: Running, epoch: int) -> None:
         """Warn of a schedule that will not be over when training is."""
         steps, epochs = self.params.get("steps"), self.params.get("epochs")
         if not steps or not epochs:
             return
         left = epochs - epoch
-        total = session.step_limit(steps * left)
-        if total is not None and session.last_step > total:
+        total = run.step_limit(steps * left)
+        if total is not None and run.last_step > total:
             self._foreseen = True
             end = f"{total} ({left} epoch{'s' if left > 1 else ''} of {steps} steps)"
-            warnings.warn(f"{type(self).__name__}: {self._too_late(session, total, end)}", stacklevel=3)
+            warnings.warn(f"{type(self).__name__}: {self._too_late(run, total, end)}", stacklevel=3)
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Follow the optimizer; show how far it is beside the loss."""
-        session = self._running()
-        session.on_step(batch - self._last_batch)
+        run = self._running()
+        run.on_step(batch - self._last_batch)
         self._last_batch = batch
         if logs is not None:
-            logs.update(self._shown(session))
+            logs.update(self._shown(run))
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Record how far it is in the history."""
-        session = self._running()
-        session.end_epoch()
-        self._tell(session)
-        amiss = session.look_back()
+        run = self._running()
+        run.end_epoch()
+        self._tell(run)
+        amiss = run.look_back()
         if amiss:
             warnings.warn(f"{type(self).__name__}: {amiss}", stacklevel=2)
         if logs is not None:
-            logs.update(self._counted(session))
+            logs.update(self._counted(run))
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Leave exact zeros behind, held against callbacks that end later, as those that restore weights do."""
