@@ -22,7 +22,6 @@ from keras_prune.reconstruction.layer_by_layer import Pruned
 from keras_prune.reconstruction.layer_by_layer import reconstruct as reconstruct_kernels
 from keras_prune.scope import Scope, Target
 from keras_prune.strategy import check_fraction
-from keras_prune.training.callbacks import check_data
 from keras_prune.training.pruning_run import NOTABLE
 from keras_prune.training.sensitivity import measure_curves, with_curves
 
@@ -72,7 +71,7 @@ def prune(
     """
     check_fraction("prune: sparsity", sparsity)
     recipe = resolve_recipe(criterion, pattern, allocation, default="global")
-    check_data("prune", recipe.criterion, training=False)
+    recipe.check_data("prune", training=False)
     survey, recipe = choose_tensors(model, scope, recipe, target, "prune", sparsity)
     targets = survey.targets
     rounds = recipe.criterion.rounds

@@ -10,7 +10,8 @@ from keras_prune.allocation import Allocation, Explicit
 from keras_prune.criteria import Criterion
 from keras_prune.growth import Growth
 from keras_prune.patterns import ByPath, Pattern
-from keras_prune.strategy import STATISTICS, check_needs, resolve
+from keras_prune.statistics import INPUTS, WITHOUT_DATA
+from keras_prune.strategy import ONLY_FROM_TRAINING, STATISTICS, Measuring, check_needs, resolve
 
 __all__ = ["Recipe", "resolve_allocation", "resolve_pattern", "resolve_recipe"]
 
@@ -36,6 +37,20 @@ class Recipe:
         check_needs(self.criterion)
         if self.growth is not None:
             check_needs(self.growth, STATISTICS - {"seed"})
+
+    def check_data(self, owner: str, *, training: bool = True) -> None:
+        """Refuse a criterion or a growth with statistics that nobody can give: neither training, data nor the tensor.
+
+        Args:
+            owner: who asks, for messages.
+            training: whether there is a training that can give some.
+
+        Raises:
+            ValueError: with the way out.
+        """
+        _check_data(owner, self.criterion, training)
+        if self.growth is not None:
+            _check_data(owner, self.growth, training)
 
 
 def resolve_pattern(value: Any) -> Pattern | ByPath:
@@ -71,4 +86,29 @@ def resolve_recipe(criterion: Any, pattern: Any, allocation: Any, growth: Any = 
         resolve_allocation(default if allocation is None else allocation),
         None if growth is None else resolve(growth, Growth),  # type: ignore[type-abstract]
         frozenset(stated),
+    )
+
+
+def _check_data(name: str, strategy: Measuring, training: bool) -> None:
+    served = WITHOUT_DATA | (strategy.from_training if training else frozenset())
+    served |= frozenset() if strategy.data is None else strategy.from_data
+    missing = sorted(strategy.needs - served)
+    if not missing:
+        return
+    kind = type(strategy).__name__
+    if not training and (ONLY_FROM_TRAINING.intersection(missing) or not strategy.takes_data):
+        raise ValueError(
+            f"{name}: {kind} takes {missing} from training. Received: no training. "
+            f"Use a callback: model.fit(..., callbacks=[keras_prune.GradientPruning(schedule, {kind}())])."
+        )
+    if not strategy.takes_data:
+        raise ValueError(
+            f"{name}: {kind} takes {missing} from data. Received: a {strategy.kind} without data. Give the class a "
+            "field `data: Any = keras_prune.strategy.data_field()`."
+        )
+    place = "criteria." if type(strategy).__module__ == Criterion.__module__ else ""
+    example = "x" if strategy.needs <= INPUTS | WITHOUT_DATA else "(x, y)"
+    raise ValueError(
+        f"{name}: {kind} takes {missing} from data. Received: data=None. "
+        f"Write {place}{kind}(data={example}) with a few hundred samples."
     )

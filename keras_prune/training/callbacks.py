@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import numbers
-from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import keras
 
@@ -13,10 +11,10 @@ from keras_prune.criteria import Criterion, Gradient, InputActivation, Magnitude
 from keras_prune.devices import Device, resolve_device
 from keras_prune.growth import Growth
 from keras_prune.masks.recipe import Recipe, resolve_recipe
-from keras_prune.schedules import PolynomialDecay, Schedule, Threshold
+from keras_prune.schedules import Schedule, Threshold
+from keras_prune.schedules.decays import as_schedule
 from keras_prune.scope import Scope, Skipped, check_scope
-from keras_prune.statistics import INPUTS, WITHOUT_DATA
-from keras_prune.strategy import FROM_TRAINING, ONLY_FROM_TRAINING, Measuring, check_fraction, resolve
+from keras_prune.strategy import FROM_TRAINING
 from keras_prune.training.parts import Part, check_parts
 from keras_prune.training.pruning_run import PruningRun
 from keras_prune.training.stepped_callback import SteppedCallback
@@ -31,9 +29,12 @@ class PruningCallback(SteppedCallback[PruningRun]):
     `on_step()` after each step, and `detach()` at the end.
 
     Args:
-        recipe: how masks are found.
-        schedule: when, and how much.
-        scope: which tensors.
+        schedule: as for `Pruning`; likewise all others but `growth`.
+        criterion: None for the callback's own, `default_criterion`.
+        pattern: None for single weights, or what the target chooses.
+        allocation: None for the callback's own, `default_allocation`, or what the target chooses.
+        growth: what comes back, a name or an instance; None for nothing.
+        scope: which tensors; None for all kernels.
         parts: what else acts in the step.
         target: a device that chooses the tensors and their patterns, or None.
 
@@ -50,30 +51,45 @@ class PruningCallback(SteppedCallback[PruningRun]):
         0.5
     """
 
+    default_criterion: ClassVar[str] = "magnitude"
+    default_allocation: ClassVar[str] = "global"
+
     def __init__(
         self,
-        recipe: Recipe,
         schedule: Schedule | float,
-        scope: Scope | None,
-        parts: Sequence[Part],
+        criterion: Any = None,
+        pattern: Any = None,
+        allocation: Any = None,
+        *,
+        growth: Any = None,
+        scope: Scope | None = None,
+        parts: Part | Sequence[Part] = (),
         target: str | Device | None = None,
     ) -> None:
         super().__init__()
         name = type(self).__name__
-        schedule = as_schedule(name, schedule)
+        self.schedule = as_schedule(name, schedule)
+        self.recipe = resolve_recipe(
+            self.default_criterion if criterion is None else criterion,
+            pattern,
+            allocation,
+            growth,
+            default=self.default_allocation,
+        )
         check_scope(name, scope)
-        for one in (recipe.criterion, recipe.growth):
-            if one is not None:
-                check_data(name, one)
-        self.recipe = recipe
-        self.schedule = schedule
+        self._check(self.recipe)
+        self.recipe.check_data(name)
         self.scope = scope if scope is not None else Scope()
         self.parts = check_parts(name, parts)
         self.target = None if target is None else resolve_device(target)
 
-    @abstractmethod
+    def _check(self, recipe: Recipe) -> None:
+        """Refuse what this callback cannot do."""
+
     def __repr__(self) -> str:
-        raise NotImplementedError
+        recipe = self.recipe
+        chosen = [self.schedule, recipe.growth, recipe.criterion, recipe.pattern, recipe.allocation]
+        return f"{type(self).__name__}({', '.join(str(one) for one in chosen if one is not None)})"
 
     # -- what the user can ask ----------------------------------------------------------------------------------------
 
@@ -129,55 +145,6 @@ class PruningCallback(SteppedCallback[PruningRun]):
         )
 
 
-def as_schedule(name: str, schedule: Any) -> Schedule:
-    """Return a schedule; for a number, one that comes to that sparsity in the training that it is given to.
-
-    Cubic, from a tenth to seven tenths of the training, so that the rest of it is there to recover.
-
-    Raises:
-        TypeError: it is neither. ValueError: the number is no fraction in [0, 1).
-    """
-    if isinstance(schedule, numbers.Real) and not isinstance(schedule, bool):
-        check_fraction(f"{name}: the sparsity", schedule)  # type: ignore[arg-type]
-        return PolynomialDecay(0.0, float(schedule), begin="10%", end="70%")
-    if not isinstance(schedule, Schedule):
-        raise TypeError(
-            f"{name}: schedule must be a keras_prune.schedules.Schedule, or a number, the sparsity at the end. "
-            f"Received: {schedule!r} of type {type(schedule).__name__}."
-        )
-    return schedule
-
-
-def check_data(name: str, strategy: Measuring, *, training: bool = True) -> None:
-    """Refuse a criterion or a growth whose statistics nobody can give: neither training, nor data, nor the tensor.
-
-    Raises:
-        ValueError: with the way out.
-    """
-    served = WITHOUT_DATA | (strategy.from_training if training else frozenset())
-    served |= frozenset() if strategy.data is None else strategy.from_data
-    missing = sorted(strategy.needs - served)
-    if not missing:
-        return
-    kind = type(strategy).__name__
-    if not training and (ONLY_FROM_TRAINING.intersection(missing) or not strategy.takes_data):
-        raise ValueError(
-            f"{name}: {kind} takes {missing} from training. Received: no training. "
-            f"Use a callback: model.fit(..., callbacks=[keras_prune.GradientPruning(schedule, {kind}())])."
-        )
-    if not strategy.takes_data:
-        raise ValueError(
-            f"{name}: {kind} takes {missing} from data. Received: a {strategy.kind} without data. Give the class a "
-            "field `data: Any = keras_prune.strategy.data_field()`."
-        )
-    place = "criteria." if type(strategy).__module__ == Criterion.__module__ else ""
-    example = "x" if strategy.needs <= INPUTS | WITHOUT_DATA else "(x, y)"
-    raise ValueError(
-        f"{name}: {kind} takes {missing} from data. Received: data=None. "
-        f"Write {place}{kind}(data={example}) with a few hundred samples."
-    )
-
-
 class Pruning(PruningCallback):
     """Prunes to a schedule while `fit` trains.
 
@@ -225,23 +192,6 @@ class Pruning(PruningCallback):
         (0.875, 10, 22)
     """
 
-    def __init__(
-        self,
-        schedule: Schedule | float,
-        criterion: Any = "magnitude",
-        pattern: Any = None,
-        allocation: Any = None,
-        *,
-        scope: Scope | None = None,
-        parts: Sequence[Part] = (),
-        target: str | Device | None = None,
-    ) -> None:
-        recipe = resolve_recipe(criterion, pattern, allocation, default="global")
-        super().__init__(recipe, schedule, scope, parts, target)
-
-    def __repr__(self) -> str:
-        return f"Pruning({self.schedule}, {self.recipe.criterion}, {self.recipe.pattern}, {self.recipe.allocation})"
-
 
 class ThresholdPruning(PruningCallback):
     r"""Prunes what does not exceed a threshold: $|w| \le \theta$, mean $|g| \le \theta$, or mean $|a| \le \theta$.
@@ -255,9 +205,7 @@ class ThresholdPruning(PruningCallback):
         pattern: where zeros may fall; a unit goes when its own score does not exceed the threshold.
         frequency: steps between two updates, when `threshold` is a number; gradients are first seen after so many
             steps.
-        scope: as for `Pruning`.
-        parts: as for `Pruning`.
-        target: as for `Pruning`.
+        scope, parts, target: as for `Pruning`.
 
     Source: Han et al. 2015, "Learning both weights and connections", section 3.
 
@@ -273,6 +221,7 @@ class ThresholdPruning(PruningCallback):
         [[0.5, 0.0], [0.0, 1.0]]
     """
 
+    default_allocation: ClassVar[str] = "uniform"
     MEASURES = ("weight", "gradient", "activation")
 
     def __init__(
@@ -283,9 +232,7 @@ class ThresholdPruning(PruningCallback):
         data: Any = None,
         pattern: Any = None,
         frequency: int = 100,
-        scope: Scope | None = None,
-        parts: Sequence[Part] = (),
-        target: str | Device | None = None,
+        **options: Any,
     ) -> None:
         if on not in self.MEASURES:
             raise ValueError(f"ThresholdPruning: on must be one of {self.MEASURES}. Received: on={on!r}")
@@ -308,8 +255,7 @@ class ThresholdPruning(PruningCallback):
             criterion = Gradient(data=data)
         elif on == "activation":
             criterion = InputActivation(data=data)
-        recipe = resolve_recipe(criterion, pattern, None, default="uniform")
-        super().__init__(recipe, threshold, scope, parts, target)
+        super().__init__(threshold, criterion, pattern, **options)
 
     def __repr__(self) -> str:
         return f"ThresholdPruning({self.schedule}, on={self.on!r})"
@@ -322,12 +268,8 @@ class GradientPruning(PruningCallback):
         schedule: target by step, or the sparsity at the end, as for `Pruning`; it begins at step 1 or later, when
             gradients have been seen.
         criterion: a name or an instance that takes gradients: "taylor" (|w g|), "gradient" (|g|), "fisher",
-            "movement", "snip".
-        pattern: as for `Pruning`.
-        allocation: as for `Pruning`.
-        scope: as for `Pruning`.
-        parts: as for `Pruning`.
-        target: as for `Pruning`.
+            "movement", "snip"; None for "taylor".
+        pattern, allocation, scope, parts, target: as for `Pruning`.
 
     Example:
         >>> import keras, numpy as np
@@ -340,29 +282,14 @@ class GradientPruning(PruningCallback):
         0.75
     """
 
-    def __init__(
-        self,
-        schedule: Schedule | float,
-        criterion: Any = "taylor",
-        pattern: Any = None,
-        allocation: Any = None,
-        *,
-        scope: Scope | None = None,
-        parts: Sequence[Part] = (),
-        target: str | Device | None = None,
-    ) -> None:
-        chosen = resolve(criterion, Criterion)  # type: ignore[type-abstract]
-        if not chosen.needs & FROM_TRAINING:
-            raise ValueError(
-                f"GradientPruning: the criterion must take gradients. Received: {chosen}, which needs "
-                f"{sorted(chosen.needs)}. "
-                "Use Pruning for it."
-            )
-        recipe = resolve_recipe(chosen, pattern, allocation, default="global")
-        super().__init__(recipe, schedule, scope, parts, target)
+    default_criterion: ClassVar[str] = "taylor"
 
-    def __repr__(self) -> str:
-        return f"GradientPruning({self.schedule}, {self.recipe.criterion})"
+    def _check(self, recipe: Recipe) -> None:
+        if not recipe.criterion.needs & FROM_TRAINING:
+            raise ValueError(
+                f"GradientPruning: the criterion must take gradients. Received: {recipe.criterion}, which needs "
+                f"{sorted(recipe.criterion.needs)}. Use Pruning for it."
+            )
 
 
 class DynamicPruning(PruningCallback):
@@ -380,9 +307,7 @@ class DynamicPruning(PruningCallback):
         pattern: as for `Pruning`; its units have to be the same weights always (not N:M).
         allocation: as for `Pruning`, None for "erk"; "erk" and "uniform" keep each tensor's share constant, as SET and
             RigL have it.
-        scope: as for `Pruning`.
-        parts: as for `Pruning`.
-        target: as for `Pruning`.
+        scope, parts, target: as for `Pruning`.
 
     Example:
         >>> import keras, numpy as np
@@ -396,23 +321,23 @@ class DynamicPruning(PruningCallback):
         0.5
     """
 
+    default_allocation: ClassVar[str] = "erk"
+
     def __init__(
         self,
         schedule: Schedule | float,
         growth: str | Growth = "rigl",
-        criterion: Any = "magnitude",
+        criterion: Any = None,
         pattern: Any = None,
         allocation: Any = None,
-        *,
-        scope: Scope | None = None,
-        parts: Sequence[Part] = (),
-        target: str | Device | None = None,
+        **options: Any,
     ) -> None:
-        recipe = resolve_recipe(criterion, pattern, allocation, growth, default="erk")
-        schedule = as_schedule("DynamicPruning", schedule)
-        if schedule.gives == "threshold":
+        super().__init__(schedule, criterion, pattern, allocation, growth=growth, **options)
+
+    def _check(self, recipe: Recipe) -> None:
+        if self.schedule.gives == "threshold":
             raise ValueError(
-                f"DynamicPruning: the schedule must give a sparsity. Received: {schedule}. The two thresholds of "
+                f"DynamicPruning: the schedule must give a sparsity. Received: {self.schedule}. The two thresholds of "
                 "surgery follow the sparsity; growth.Surgery(margin=...) sets their distance."
             )
         if not recipe.pattern.fixed_units:
@@ -420,7 +345,3 @@ class DynamicPruning(PruningCallback):
                 f"DynamicPruning: nothing can grow back in {recipe.pattern}, whose units are not fixed. "
                 "Take Block or Unstructured."
             )
-        super().__init__(recipe, schedule, scope, parts, target)
-
-    def __repr__(self) -> str:
-        return f"DynamicPruning({self.schedule}, {self.recipe.growth}, {self.recipe.criterion})"
