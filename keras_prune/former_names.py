@@ -37,7 +37,7 @@ NAMES = {
     "keras_prune.pruner": "keras_prune.masks.update",
     "keras_prune.samples": "keras_prune.models.samples",
     "keras_prune.selection": "keras_prune.arrays.selection",
-    "keras_prune.sensitivity": "keras_prune.training.sensitivity",
+    "keras_prune.sensitivity": "keras_prune.training.measuring",
     "keras_prune.session": "keras_prune.training.pruning_run",
     "keras_prune.shares": "keras_prune.arrays.splitting",
     "keras_prune.slots": "keras_prune.optimizers.slots",

@@ -22,8 +22,8 @@ from keras_prune.reconstruction.layer_by_layer import Pruned
 from keras_prune.reconstruction.layer_by_layer import reconstruct as reconstruct_kernels
 from keras_prune.scope import Scope, Target
 from keras_prune.strategy import check_fraction
+from keras_prune.training.measuring import measure_curves, with_curves
 from keras_prune.training.pruning_run import NOTABLE
-from keras_prune.training.sensitivity import measure_curves, with_curves
 
 __all__ = ["prune"]
 

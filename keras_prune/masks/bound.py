@@ -21,13 +21,10 @@ from keras_prune.models.variables import assign, read, resource_of
 from keras_prune.optimizers.averages import averages_of
 from keras_prune.scope import Target
 
-__all__ = ["Mask", "MaskConstraint", "Writer", "bind", "mask_of", "release", "select"]
+__all__ = ["Mask", "MaskConstraint", "bind", "mask_of", "release", "select"]
 
 LARGE = 1 << 24
 """From so many weights on, an array of zeros of a tensor's size is too much to make."""
-
-TOGETHER = 1 << 20
-"""Up to so many weights in all, the masks of a training are written by one compiled function."""
 
 
 class MaskConstraint(keras.constraints.Constraint):
@@ -181,54 +178,6 @@ class Mask:
             return type(variable).assign(variable, value)
 
         variable.assign = assign
-
-
-class Writer:
-    """Puts new masks in force, all of a training's at once.
-
-    Where the tensors are small, calls into TensorFlow cost more than the work: then one compiled function does it all.
-
-    Args:
-        masks: always written together, in this order.
-    """
-
-    def __init__(self, masks: Sequence[Mask]) -> None:
-        self.masks = tuple(masks)
-        size = sum(int(np.prod(mask.target.variable.shape)) for mask in self.masks)
-        plain = all(resource_of(mask.variable) is not None for mask in self.masks)
-        self._together = self._compile() if plain and size <= TOGETHER else None
-
-    def __call__(self, values: Sequence[npt.NDArray[np.bool_]]) -> None:
-        """Set every mask, and put pruned weights at +0.0."""
-        if self._together is None:
-            for mask, value in zip(self.masks, values, strict=True):
-                mask.write(value)
-            return
-        import tensorflow as tf
-
-        self._together(tf.constant(np.concatenate([value.reshape(-1) for value in values])))
-        for mask, value in zip(self.masks, values, strict=True):
-            mask.count(value)
-
-    def _compile(self) -> Any:
-        import tensorflow as tf
-
-        shapes = [tuple(mask.variable.shape) for mask in self.masks]
-        sizes = [math.prod(shape) for shape in shapes]
-
-        def write(packed: Any) -> None:
-            for mask, part, shape in zip(self.masks, tf.split(packed, sizes), shapes, strict=True):
-                value = tf.reshape(part, shape)
-                mask.variable.assign(value)
-                if mask.target.mask is not None:
-                    mask.target.mask.assign(value)
-                if not mask.target.straight_through:
-                    for held in (mask.target.variable, *mask.averages):
-                        held.assign(select(value, held.value))
-
-        # One argument, and no look for the function that fits it: on small models TensorFlow takes longer to check a
-        # call than to run it.
-        return tf.function(write).get_concrete_function(tf.TensorSpec((sum(sizes),), tf.bool))
 
 
 def bind(target: Target, state: TrainingState, *, hold: bool = True) -> Mask:

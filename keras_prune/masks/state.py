@@ -42,14 +42,13 @@ class TrainingState(Saved):
         variables: state of the compiled step, by key.
         arrays: state of the host (snapshots, curves), and values read from a file that no variable has claimed yet.
         runs: the trainings that follow the model now; `keras_prune.training.stepped_run`.
-        guard: what ends those of them that were interrupted, while there are any.
     """
 
     def __init__(self) -> None:
         self.variables: dict[str, keras.Variable] = {}
         self.arrays: dict[str, npt.NDArray[Any]] = {}
         self.runs: list[Any] = []
-        self.guard: Any = None
+        self._guard: Any = None
         self.restored: set[str] = set()
         self.left_alone: tuple[Skipped, ...] = ()
         self._owners: dict[int, tuple[Any, Any]] = {}
@@ -145,6 +144,29 @@ class TrainingState(Saved):
     def unclaim(self, claimant: Any) -> None:
         """Forget one whose training is over."""
         self._owners = {key: value for key, value in self._owners.items() if value[0] is not claimant}
+
+    def guard(self, model: keras.Model) -> None:
+        """While a model is followed by `runs`, let it end those that were interrupted before it trains again.
+
+        `fit` says nothing to its callbacks when an exception ends it, and its compiled step stays on the model, with
+        all that acts in it. Call this after each change of `runs`.
+        """
+        if not self.runs:
+            if self._guard is not None and vars(model).get("make_train_function") is self._guard:
+                del model.make_train_function
+            self._guard = None
+            return
+        if self._guard is not None:
+            return
+        plain = model.make_train_function
+
+        def make_train_function(force: bool = False) -> Any:
+            for run in list(self.runs):
+                if run.is_over:
+                    run.finish()
+            return plain(force)
+
+        self._guard = model.make_train_function = make_train_function
 
     # -- files --------------------------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""What acts inside the compiled step: weights that learn while pruned, clipping, the L1 objective.
+"""What a user adds to the compiled step: gradient clipping, the L1 objective, parts of one's own.
 
 All of it is traced with the optimizer's step, on every backend; nothing here runs on the host while training.
 """
@@ -6,7 +6,6 @@ All of it is traced with the optimizer's step, on every backend; nothing here ru
 from __future__ import annotations
 
 import dataclasses
-import functools
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -15,11 +14,9 @@ import keras
 from keras import ops
 from keras.saving import register_keras_serializable
 
-from keras_prune.keras_seam import calls_counted
 from keras_prune.masks.bound import select
 from keras_prune.models.variables import dense
-from keras_prune.optimizers.averages import averages_of
-from keras_prune.optimizers.finding import StepPart, leaves, owns, rates_of
+from keras_prune.optimizers.finding import StepPart, rates_of
 from keras_prune.schedules import Schedule
 from keras_prune.strategy import Strategy, to_numbers
 
@@ -27,52 +24,12 @@ __all__ = [
     "L1",
     "ActivePart",
     "ClipGradients",
-    "HiddenWeights",
     "MaskedGradients",
     "Part",
-    "Snapshot",
     "check_parts",
-    "merge",
 ]
 
 _register = register_keras_serializable(package="keras_prune")
-
-
-class HiddenWeights:
-    r"""Lets pruned weights learn on out of sight: all $w \leftarrow w - \alpha\, \partial L / \partial (w \odot m)$.
-
-    The variable holds w where the mask is on and 0 elsewhere, so that the loss, checkpoints and exports see the
-    sparse model; before the optimizer's step the hidden values are put in, after it they are taken out again.
-
-    Args:
-        hidden: for each weight (by id) its mask and the variable for the values of pruned weights.
-        optimizer: the one in whose step they learn.
-
-    Source: Guo et al. 2016, "Dynamic network surgery for efficient DNNs", equation 2.
-    """
-
-    def __init__(self, hidden: Mapping[int, tuple[keras.Variable, keras.Variable]], optimizer: Any = None) -> None:
-        self.hidden = hidden
-        self.optimizer = optimizer
-
-    def before(self, gradients: list[Any], variables: list[keras.Variable]) -> list[Any]:
-        """Put the hidden values in."""
-        for variable in variables:
-            if id(variable) in self.hidden:
-                mask, values = self.hidden[id(variable)]
-                # Past what guards the variable.
-                type(variable).assign(variable, merge(mask, variable, values))
-        return gradients
-
-    def after(self, variables: list[keras.Variable]) -> None:
-        """Take the values of pruned weights out again."""
-        for variable in variables:
-            if id(variable) in self.hidden:
-                mask, values = self.hidden[id(variable)]
-                values.assign(ops.convert_to_tensor(variable))
-                variable.assign(select(mask, variable))
-                for average in averages_of(self.optimizer, variable):
-                    average.assign(select(mask, average))
 
 
 class MaskedGradients:
@@ -94,56 +51,6 @@ class MaskedGradients:
 
     def after(self, variables: list[keras.Variable]) -> None:
         """Nothing: the masks hold the weights."""
-
-
-class Snapshot:
-    """Keeps the weights that an optimizer has made in so many steps, whatever else happens between two looks.
-
-    Args:
-        at: a scalar, the number of steps.
-        kept: for each weight (by id) the variable that its value is put in.
-        optimizer: whose steps count; of a MultiOptimizer, those of the one that a weight belongs to.
-    """
-
-    def __init__(self, at: keras.Variable, kept: Mapping[int, keras.Variable], optimizer: Any) -> None:
-        self.at = at
-        self.kept = kept
-        self.optimizer = optimizer
-
-    def before(self, gradients: list[Any], variables: list[keras.Variable]) -> list[Any]:
-        """Nothing: weights are kept once they have moved."""
-        return gradients
-
-    def after(self, variables: list[keras.Variable]) -> None:
-        """Keep the weights, if this is the step."""
-        for leaf in leaves(self.optimizer):
-            own = [variable for variable in variables if id(variable) in self.kept and owns(leaf, variable)]
-            steps = calls_counted(leaf) // (leaf.gradient_accumulation_steps or 1)
-            reached = ops.equal(ops.cast(steps, "int32"), ops.convert_to_tensor(self.at))
-            if own and _may_branch():
-                ops.cond(reached, functools.partial(self._keep, own), lambda: None)
-            elif own:
-                self._keep(own, reached)
-
-    def _keep(self, variables: list[keras.Variable], reached: Any = True) -> None:
-        for variable in variables:
-            kept, value = self.kept[id(variable)], ops.convert_to_tensor(variable)
-            kept.assign(value if reached is True else ops.where(reached, value, ops.convert_to_tensor(kept)))
-
-
-def _may_branch() -> bool:
-    """Whether variables may be set in a branch of the step: not by JAX, and not by one replica of several."""
-    if keras.backend.backend() != "tensorflow":
-        return keras.backend.backend() != "jax"
-    import tensorflow as tf
-
-    context = tf.distribute.get_replica_context()
-    return context is not None and context.num_replicas_in_sync == 1
-
-
-def merge(mask: Any, weight: Any, hidden: Any) -> Any:
-    """Return the weight where the mask is on and the hidden value elsewhere."""
-    return ops.where(ops.convert_to_tensor(mask), ops.convert_to_tensor(weight), ops.convert_to_tensor(hidden))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,14 +16,12 @@ from typing import Any
 import keras
 import numpy as np
 import numpy.typing as npt
-from keras import ops
 
-from keras_prune import statistics
 from keras_prune.devices import Device
 from keras_prune.devices.pruned_tensors import choose_tensors
-from keras_prune.growth import Growth
-from keras_prune.masks.bound import Mask, Writer, bind, select
+from keras_prune.masks.bound import Mask, bind
 from keras_prune.masks.hold import loose_zeros
+from keras_prune.masks.mask_set import MaskSet
 from keras_prune.masks.recipe import Recipe
 from keras_prune.masks.state import TrainingState, strategy_scope
 from keras_prune.masks.update import Tensor, masks_at_sparsity, masks_at_threshold, off_in_units
@@ -33,10 +31,11 @@ from keras_prune.optimizers.slots import restart
 from keras_prune.schedules import Schedule
 from keras_prune.schedules.spans import Span
 from keras_prune.scope import Scope, Skipped, Target
-from keras_prune.strategy import FROM_TRAINING, Measuring
-from keras_prune.training.gradient_sums import TrainingSums
-from keras_prune.training.parts import HiddenWeights, MaskedGradients, Part, Snapshot, merge
-from keras_prune.training.sensitivity import Curve, measure_curves, with_curves
+from keras_prune.strategy import FROM_TRAINING
+from keras_prune.training.hidden_weights import HiddenWeights, change_mask, read_merged
+from keras_prune.training.measuring import Measurements
+from keras_prune.training.parts import MaskedGradients, Part
+from keras_prune.training.rewinding import Rewinding
 from keras_prune.training.stepped_run import SteppedRun
 
 __all__ = ["NOTABLE", "PruningRun"]
@@ -87,7 +86,6 @@ class PruningRun(SteppedRun):
             model, scope, recipe, device, _name(self.owner), None if schedule.gives == "threshold" else schedule.final
         )
         self.targets: tuple[Target, ...] = survey.targets
-        self._size = sum(int(np.prod(target.variable.shape)) for target in self.targets)
         self.skipped: tuple[Skipped, ...] = survey.skipped
         with strategy_scope(model):
             if model.optimizer is not None and not model.optimizer.built:
@@ -107,32 +105,20 @@ class PruningRun(SteppedRun):
         self._keys = [str(target.index) for target in self.targets]
         self._units_off: float | None = None
         grows_hidden = bool(self.recipe.growth and self.recipe.growth.keeps_learning)
-        self._masks = [bind(target, self._state, hold=not grows_hidden) for target in self.targets]
-        self._write = Writer(self._masks)
+        self._masks = MaskSet([bind(target, self._state, hold=not grows_hidden) for target in self.targets])
         self._loose = [0] * len(self._masks)
         self._hidden: dict[int, tuple[keras.Variable, keras.Variable]] = {}
-        self._sums = self._attach_sums()
+        self._measurements = Measurements(_name(self.owner), self.model, self.targets, self.recipe, self._state)
+        sums = self._measurements.sums
+        if sums is not None:
+            self._install(lambda _: sums.part())
         self._restarting: list[Mask] = []
         if grows_hidden:
             self._attach_hidden()
         elif self.recipe.growth is not None:
             self._attach_restarts()
         self._attach_parts()
-        self._attach_snapshot()
-
-    def _attach_sums(self) -> TrainingSums | None:
-        kinds = self._kinds_from_training()
-        if not kinds:
-            return None
-        sums = TrainingSums(self._state, self.targets, kinds)
-        self._install(lambda _: sums.part())
-        return sums
-
-    def _kinds_from_training(self) -> frozenset[str]:
-        return self.recipe.criterion.from_training.union(*(one.from_training for one in self._growths()))
-
-    def _growths(self) -> list[Growth]:
-        return [] if self.recipe.growth is None else [self.recipe.growth]
+        self._attach_rewinding()
 
     def _attach_hidden(self) -> None:
         for target, key, mask in zip(self.targets, self._keys, self._masks, strict=True):
@@ -164,43 +150,25 @@ class PruningRun(SteppedRun):
             level = self._level_of(part, f"level{i}:{self._keys[0]}")
             self._install(functools.partial(part.bind, self.model, weights, level))
 
-    def _attach_snapshot(self) -> None:
+    def _attach_rewinding(self) -> None:
         """Keep, inside the step, the weights that the schedule rewinds to."""
-        self._kept: list[tuple[keras.Variable, keras.Variable]] = []
-        if not self.schedule.rewinds:
-            return
-        for i, variable in enumerate(self.model.trainable_variables):
-            kept = self._state.variable(f"rewind:{i}", variable.shape, str(variable.dtype), 0.0)
-            self._kept.append((variable, kept))
-        self._rewind_at = self._state.variable(f"rewind_at:{self._keys[0]}", (), "int32", -1)
-        table = {id(variable): kept for variable, kept in self._kept}
-        self._install(lambda optimizer: Snapshot(self._rewind_at, table, optimizer))
+        self._rewinding: Rewinding | None = None
+        if self.schedule.rewinds:
+            self._rewinding = Rewinding(self.model, self._state, self._keys[0])
+            self._install(self._rewinding.part)
 
     # -- running ------------------------------------------------------------------------------------------------------
 
     @property
     def sparsity(self) -> float:
-        """The share of the targets' weights that are pruned and zero, counted now, a fraction in [0, 1].
-
-        Weights that have just come back as 0, and are there to learn, do not count.
-        """
+        """The share of the targets' weights that are pruned and zero, counted now, a fraction in [0, 1]."""
         synchronise(self.model)
-        return sum(self._zeros(pruned=True)) / self._size
+        return self._masks.sparsity
 
     @property
     def off(self) -> float:
         """The share of the targets' weights that masks have off, as known from their last change, without a look."""
-        return sum(mask.zeros for mask in self._masks) / self._size
-
-    def _zeros(self, pruned: bool = False) -> list[int]:
-        """How many weights of each target, or pruned ones only, are zero for the layer that computes with them."""
-        found = []
-        for mask in self._masks:
-            zero = read(mask.target.variable) == 0
-            wrapped = mask.target.mask
-            zero = zero if wrapped is None else zero | (read(wrapped) == 0)
-            found.append(int(np.count_nonzero(zero & ~mask.read() if pruned else zero)))
-        return found
+        return self._masks.off
 
     @property
     def last_step(self) -> int:
@@ -218,21 +186,21 @@ class PruningRun(SteppedRun):
 
     def _take_up(self) -> None:
         self._resume()
-        zeros = zip(self._masks, self._keys, self._zeros(), strict=True)
+        zeros = zip(self._masks, self._keys, self._masks.zeros(), strict=True)
         # Zeros that were there without a mask: they may be lost, and that is said at the end. What has just grown back
         # in a training that goes on is 0, too, and there to learn.
         self._loose = [
             0
-            if self._growths() and f"mask:{key}" in self._state.restored
+            if self.recipe.growth is not None and f"mask:{key}" in self._state.restored
             else loose_zeros(mask.target.variable, mask.read()) and number
             for mask, key, number in zeros
         ]
-        for mask in self._masks:
-            mask.guard()
+        self._masks.guard()
 
     def _act_first(self) -> None:
         self._refuse_lost_weights()
-        self._remember()
+        if self._rewinding is not None and self.schedule.rewind_step is not None:
+            self._rewinding.remember(self.schedule.rewind_step, self._step)
         self._warn_of_late_begin()
         if self._changes(self._step) and not self._is_done():
             self._update()
@@ -255,8 +223,8 @@ class PruningRun(SteppedRun):
         return 0
 
     def _warn_of_lost_zeros(self) -> None:
-        lost = sum(max(0, before - now) for before, now in zip(self._loose, self._zeros(), strict=True) if before)
-        if lost > NOTABLE * self._size:
+        lost = sum(max(0, before - now) for before, now in zip(self._loose, self._masks.zeros(), strict=True) if before)
+        if lost > NOTABLE * self._masks.size:
             warnings.warn(
                 f"{_name(self.owner)}: {lost:,} of {sum(self._loose):,} zeros that the weights had before training "
                 "are gone, since no mask held them. Was the model pruned, and then copied or loaded by plain Keras? "
@@ -266,25 +234,16 @@ class PruningRun(SteppedRun):
 
     def settle(self) -> int:
         """Put pruned weights that something wrote to after `finish` back at zero; return how many there were."""
-        written = 0
-        for mask in self._masks:
-            if not mask.target.straight_through:
-                written += int(np.count_nonzero(read(mask.target.variable)[~mask.read()]))
-        if written:
-            for mask in self._masks:
-                mask.apply()
-        return written
+        return self._masks.settle()
 
     def recount(self) -> None:
         """Take note of masks that something else has set."""
-        for mask in self._masks:
-            mask.count(mask.read())
+        self._masks.recount()
 
     def abandon(self) -> None:
         """Take the run's parts out of the step, whatever state it is in."""
         self._uninstall()
-        for mask in self._masks:
-            mask.guard(False)
+        self._masks.guard(False)
         self._state.unclaim(self)
         self.model.train_function = None
 
@@ -353,7 +312,7 @@ class PruningRun(SteppedRun):
 
     def _warn_of_lost_state(self, begun: bool) -> None:
         wanted = [f"hidden:{key}" for key in self._keys if self._hidden]
-        wanted += self._sums.keys if self._sums is not None else []
+        wanted += self._measurements.sums.keys if self._measurements.sums is not None else []
         lost = [key for key in wanted if key not in self._state.restored]
         if begun and self._resumed and lost:
             warnings.warn(
@@ -362,16 +321,6 @@ class PruningRun(SteppedRun):
                 "keras_prune.load_model, or use BackupAndRestore in the same fit.",
                 stacklevel=2,
             )
-
-    def _remember(self) -> None:
-        """Say at which step weights are to be kept in the step; those that nothing moves until then are kept now."""
-        rewind = self.schedule.rewind_step
-        if rewind is None:
-            return
-        self._rewind_at.assign(rewind)
-        if self._step <= rewind:
-            for variable, kept in self._kept:
-                kept.assign(variable.value)
 
     # -- updating -----------------------------------------------------------------------------------------------------
 
@@ -399,12 +348,14 @@ class PruningRun(SteppedRun):
         del tensors
         if self._hidden:
             for mask, values in zip(self._masks, masks, strict=True):
-                self._commit_hidden(mask, values)
+                change_mask(mask, self._hidden[id(mask.target.variable)][1], values)
         else:
-            self._write(masks)
-        self._rewind()
-        if self._sums is not None:
-            self._sums.reset()
+            self._masks.write(masks)
+        if self._rewinding is not None:
+            self._rewinding.rewind()
+            self._masks.apply()
+        if self._measurements.sums is not None:
+            self._measurements.sums.reset()
         self._state.arrays[f"updated:{self._keys[0]}"] = self._mark()
 
     def _restart(self, masks: Sequence[npt.NDArray[np.bool_]]) -> None:
@@ -421,70 +372,20 @@ class PruningRun(SteppedRun):
             return False
         if self._units_off is None:
             off = [off_in_units(m.target.path, m.read(), m.target.layout, self.recipe) for m in self._masks]
-            self._units_off = sum(off) / self._size
+            self._units_off = sum(off) / self._masks.size
         return target <= self._units_off
 
     def _read_tensors(self) -> list[Tensor]:
-        tensors = []
-        found = [self._measure_for(one) for one in (self.recipe.criterion, *self._growths())]
-        statistics, gains = found[0], found[-1] if self._growths() else [{} for _ in self.targets]
+        recipe, tensors = self.recipe, []
+        statistics = self._measurements.statistics_for(recipe.criterion, self._step)
+        gains = self._measurements.statistics_for(recipe.growth, self._step)
         for target, mask, values, gain in zip(self.targets, self._masks, statistics, gains, strict=True):
             weight = read(target.variable)
             if id(target.variable) in self._hidden:
                 weight = read_merged(mask, self._hidden[id(target.variable)][1])
             on = mask.read() if mask.zeros else None
             tensors.append(Tensor(target.path, weight, on, target.layout, values, target.index, gains=gain))
-        return with_curves(tensors, self._curves(tensors)) if self.recipe.allocation.needs_curves else tensors
-
-    def _measure_for(self, strategy: Measuring) -> list[dict[str, Any]]:
-        """The statistics that a criterion or a growth needs, for each target, from training and from data."""
-        gathered: list[dict[str, Any]] = [{} for _ in self.targets]
-        if strategy.from_training and self._sums is not None:
-            if self._sums.steps == 0:
-                way_out = f", or give the {strategy.kind} data=(x, y)" * strategy.takes_data
-                raise ValueError(
-                    f"{_name(self.owner)} has seen no gradients at step {self._step}, and takes them from training. "
-                    f"Begin the schedule at step 1 or later{way_out}."
-                )
-            gathered = self._sums.read(strategy.from_training)
-        if strategy.from_data:
-            more = statistics.collect(self.model, self.targets, strategy.from_data, strategy.data)
-            for values, others in zip(gathered, more, strict=True):
-                values.update(others)
-        return gathered
-
-    def _curves(self, tensors: list[Tensor]) -> list[Curve]:
-        """Loss against sparsity, tensor by tensor: measured once, and saved with the training."""
-        names = [f"curve:{key}" for key in self._keys]
-        if not all(name in self._state.arrays for name in names):
-            curves = measure_curves(self.model, self.targets, tensors, self.recipe)
-            if self.recipe.allocation.data is None:
-                return curves
-            for name, curve in zip(names, curves, strict=True):
-                self._state.arrays[name] = np.array(curve, dtype=np.float64)
-        return [tuple((float(s), float(loss)) for s, loss in self._state.arrays[name]) for name in names]
-
-    def _commit_hidden(self, mask: Mask, values: Any) -> None:
-        """Put a new mask in force; the hidden weights keep what the pruned ones have learnt."""
-        variable = mask.target.variable
-        hidden = self._hidden[id(variable)][1]
-        hidden.assign(merge(mask.variable, variable.value, hidden.value))
-        mask.put(values)
-        variable.assign(select(mask.variable, hidden.value))
-        mask.apply_to_averages()
-
-    def _rewind(self) -> None:
-        if not self._kept:
-            return
-        for variable, kept in self._kept:
-            variable.assign(kept.value)
-        for mask in self._masks:
-            mask.apply()
-
-
-def read_merged(mask: Mask, hidden: keras.Variable) -> Any:
-    """Return a weight with the hidden values of what is pruned."""
-    return np.asarray(ops.convert_to_numpy(merge(mask.variable, mask.target.variable.value, hidden.value)))
+        return self._measurements.with_curves(tensors)
 
 
 def _name(thing: Any) -> str:

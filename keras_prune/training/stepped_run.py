@@ -17,6 +17,7 @@ from keras_prune.optimizers.finding import StepPart, has_own_step, hook, in_fit,
 from keras_prune.schedules import Schedule
 from keras_prune.schedules.spans import Extent, Span
 from keras_prune.training.parts import Part
+from keras_prune.training.ramp_level import RampLevel
 
 __all__ = ["SteppedRun"]
 
@@ -58,7 +59,7 @@ class SteppedRun(ABC):
             model, variables, optimizers, exact=len(optimizers) == 1 and (history is None or not has_own_step(model))
         )
         self._installed: list[tuple[Any, StepPart]] = []
-        self._levels: list[_Level] = []
+        self._levels: list[RampLevel] = []
         self.started = False
         self._acting = False
         self._complained = False
@@ -319,7 +320,7 @@ class SteppedRun(ABC):
         """Count as one that follows the model; the last thing that a constructor does."""
         self._clock.watch()
         self._state.runs.append(self)
-        _guard(self.model, self._state)
+        self._state.guard(self.model)
         # A function compiled before would train without what acts in the step.
         self.model.train_function = None
 
@@ -337,14 +338,14 @@ class SteppedRun(ABC):
         self._clock.release()
         if self in self._state.runs:
             self._state.runs.remove(self)
-        _guard(self.model, self._state)
+        self._state.guard(self.model)
 
     def _level_of(self, part: Part, name: str) -> keras.Variable | float:
         """Return where the ramp of a part stands: a variable that is set at each change, or 1.0."""
         if part.ramp is None:
             return 1.0
         level = self._state.variable(name, (), "float32", 0.0)
-        self._levels.append(_Level(part.ramp, level))
+        self._levels.append(RampLevel(part.ramp, level))
         return level
 
     def _find_wake(self) -> None:
@@ -357,62 +358,3 @@ class SteppedRun(ABC):
         self._patience = max(1, math.floor((self._wake - self._step) / self._fastest))
         if self._clock.open:
             self._patience = min(self._patience, max(1, self._seen))
-
-
-class _Level:
-    """Where a part's ramp stands: its value at its last change, also where a training goes on between two changes.
-
-    Args:
-        ramp: the schedule.
-        variable: a scalar that takes the share of the ramp's final value.
-    """
-
-    def __init__(self, ramp: Schedule, variable: keras.Variable) -> None:
-        self.ramp = self._asked = ramp
-        self.variable = variable
-
-    def resolve(self, span: Span) -> None:
-        """Put the ramp into the steps of a training."""
-        self.ramp = self._asked.resolve(span)
-
-    def changes(self, step: int) -> bool:
-        """Whether the ramp changes at a step: where it says so, and always where its final value begins."""
-        return self.ramp.should_update(step) or step == self.ramp.target_step
-
-    def start(self, step: int) -> None:
-        """Set the variable for a training that begins at a step or goes on from it."""
-        changes = range(min(step, self.ramp.last_step), self.ramp.first_step - 1, -1)
-        self._set(next(filter(self.changes, changes), min(step, self.ramp.first_step)))
-
-    def follow(self, passed: range) -> None:
-        """Set the variable if the ramp changes at one of the steps that have passed."""
-        last = next(filter(self.changes, reversed(passed)), None)
-        if last is not None:
-            self._set(last)
-
-    def _set(self, step: int) -> None:
-        self.variable.assign(self.ramp(step) / self.ramp.final if self.ramp.final else 0.0)
-
-
-def _guard(model: keras.Model, state: TrainingState) -> None:
-    """While a model is followed, let it end what was interrupted before it trains again.
-
-    `fit` says nothing to its callbacks when an exception ends it, and its compiled step stays on the model, with all
-    that acts in it.
-    """
-    if not state.runs:
-        if state.guard is not None and vars(model).get("make_train_function") is state.guard:
-            del model.make_train_function
-        state.guard = None
-        return
-    if state.guard is not None:
-        return
-    plain = model.make_train_function
-
-    def make_train_function(force: bool = False) -> Any:
-        for run in list(state.runs):
-            if run.is_over:
-                run.finish()
-        return plain(force)
-
-    state.guard = model.make_train_function = make_train_function

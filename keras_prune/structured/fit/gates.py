@@ -16,8 +16,9 @@ import numpy.typing as npt
 
 from keras_prune.arrays.layouts import Layout
 from keras_prune.keras_seam import moved_by, slots_by_weight
-from keras_prune.masks.bound import Mask, MaskConstraint, Writer, put_zeros
+from keras_prune.masks.bound import Mask, MaskConstraint, put_zeros
 from keras_prune.masks.hold import is_held
+from keras_prune.masks.mask_set import MaskSet
 from keras_prune.masks.state import TrainingState, strategy_scope
 from keras_prune.models.variables import read
 from keras_prune.optimizers.averages import all_optimizers
@@ -95,7 +96,7 @@ class Gates:
             self._optimizers = optimizers_of(model)
             self.state = TrainingState.of(model)
             self._masks = [self._bind(target, run) for target in _targets(analysis)]
-            self._write = Writer(self._masks)
+            self._write = MaskSet(self._masks).write
             self._part = _ClosedGradients({id(m.target.variable): m.variable for m in self._masks})
             for optimizer in self._optimizers:
                 for part in hooked(optimizer, _ClosedGradients):
