@@ -1,4 +1,4 @@
-"""One global target -> a target per tensor: how much each layer gives."""
+"""One global target -> a target for each tensor: how much of each layer is pruned."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ _register = register_keras_serializable(package="keras_prune")
 class Allocation(Measuring):
     """A target for each tensor, which together remove the global target's share of all weights.
 
-    Every tensor keeps at least the share `floor` of its units and at least one unit, so none is emptied; what a floor
-    holds back, the others give. A global target that no split can reach is refused.
+    Every tensor keeps at least the share `floor` of its units, and at least one unit, so none is emptied; what a floor
+    keeps in one tensor is pruned in the others. A global target that no split can reach is refused.
 
     Example:
         >>> tensors = [Scored("a", (1, 4), np.array([1.0, 2.0, 3.0, 4.0]), 1),
@@ -75,7 +75,7 @@ class Allocation(Measuring):
 @_register
 @dataclasses.dataclass(frozen=True)
 class Uniform(Allocation, name="uniform"):
-    """The same target everywhere: $s_l = s$; where a tensor has more off already, the others give so much less.
+    """The same target everywhere: $s_l = s$; where a tensor has more off already, less of the others is pruned.
 
     Args:
         floor: the share of its units that every tensor keeps; at least one unit always stays.
@@ -96,7 +96,7 @@ class Uniform(Allocation, name="uniform"):
 @_register
 @dataclasses.dataclass(frozen=True)
 class Global(Allocation, name="global"):
-    r"""One bar for all, $s_l = |\{u \in l: score(u) \le \theta\}| / |l|$: the lowest of the whole model go.
+    r"""One threshold for all tensors, $s_l = |\{u \in l: score(u) \le \theta\}| / |l|$: the model's lowest scores go.
 
     Args:
         floor: the share of its units that every tensor keeps.
@@ -115,9 +115,9 @@ class Global(Allocation, name="global"):
 @_register
 @dataclasses.dataclass(frozen=True)
 class LAMP(Allocation, name="lamp"):
-    r"""A global bar on scores that know their layer: $u^2 / \sum_{v \ge u} v^2$ over the same tensor.
+    r"""One threshold for all tensors, on scores relative to their tensor: $u^2 / \sum_{v \ge u} v^2$.
 
-    Within a tensor the order is that of the scores; between tensors it minimises a bound on the model's distortion.
+    Within a tensor the order is that of the scores; between tensors, a bound on the model's distortion is minimised.
     Costs a sort of each tensor.
 
     Args:
@@ -133,7 +133,7 @@ class LAMP(Allocation, name="lamp"):
 
     def __call__(self, tensors: Sequence[Scored], target: float, final: float | None = None) -> list[float]:
         caps = reachable_caps(tensors, self.floor, target)
-        # The bar is one for LAMP's scores, so it says nothing about the criterion's.
+        # The threshold is one for LAMP's scores, so it says nothing about the criterion's.
         lamp = [dataclasses.replace(t, scores=lamp_scores(t.lowered), on=None) for t in tensors]
         return [float(share) for share in lowest_together(lamp, caps, target)]
 
@@ -158,7 +158,7 @@ def lamp_scores(scores: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
 class ERK(Allocation, name="erk"):
     r"""Erdős–Rényi-Kernel: densities in proportion to $\sum_d n_d / \prod_d n_d$ over the kernel's dimensions.
 
-    Small tensors stay dense, large ones give more; one factor makes the whole meet the target.
+    Small tensors stay dense, and more of large ones is pruned; one factor makes the whole meet the target.
 
     Args:
         floor: the share of its units that every tensor keeps.
@@ -181,10 +181,10 @@ class ERK(Allocation, name="erk"):
 @_register
 @dataclasses.dataclass(frozen=True)
 class Sensitivity(Allocation):
-    r"""Each layer gives what it can at the same measured rise of the loss, $\Delta L_l(s_l) = \tau$ for all l.
+    r"""Each tensor is pruned until the loss has risen by the same amount, $\Delta L_l(s_l) = \tau$ for all l.
 
-    Each tensor alone is pruned to each of `points`, and the loss on `data` is taken; between points the curve is a
-    straight line. One tolerance $\tau$ for all tensors is then found that meets the global target.
+    The loss on `data` is measured with each tensor alone pruned to each of `points`; between points the curve is a
+    straight line. The tolerance $\tau$ is the one that meets the global target.
 
     Args:
         data: what the loss is measured on: `(x, y)`, or batches of it. Cost: one evaluation a tensor and point, once.
@@ -228,7 +228,7 @@ class Sensitivity(Allocation):
 
     @staticmethod
     def _increasing(curve: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
-        """The curve as points and losses from (0, 0), made strictly increasing: noise never rewards pruning more."""
+        """Return the points and losses from (0, 0), made strictly increasing: noise never rewards pruning more."""
         points, losses = [0.0], [0.0]
         for sparsity, loss in curve:
             points.append(sparsity)
@@ -239,16 +239,17 @@ class Sensitivity(Allocation):
 @_register
 @dataclasses.dataclass(frozen=True)
 class Paying(Allocation):
-    r"""Zeros where they save time: each tensor's lowest $b_l$, with which its kernel pays, then the lowest of all.
+    r"""Zeros where they save time: first the share $b_l$ that makes a tensor's kernel faster, then the lowest scores.
 
-    As many kernels are brought to where they pay as the target has zeros for, those with the most multiplications
-    first; $b_l = 0$ for the others. What is left of the target goes to the lowest scores of the whole model, as under
-    `Global`. While the schedule rises, so do the $b_l$: at s(t) they are $b_l \cdot s(t) / s_f$.
+    A sparse kernel is faster than the dense one from a certain share of zeros on: it pays. The kernels with the most
+    multiplications are brought to that share first, as many as the target has zeros for; $b_l = 0$ for the others. What
+    is left of the target goes to the lowest scores of the whole model, as under `Global`. While the schedule rises, so
+    do the $b_l$: at s(t) they are $b_l \cdot s(t) / s_f$.
 
     Args:
         pays_from: path -> share of a tensor's units above which its kernel pays; 0 for a path that is missing.
         work: path -> multiplications that a weight takes part in; 1 for a path that is missing.
-        together: groups of paths whose kernels switch on together only.
+        together: groups of paths whose kernels switch to sparse inference together or not at all.
         floor: the share of its units that every tensor keeps.
 
     Example:
@@ -280,7 +281,7 @@ class Paying(Allocation):
         return lowest_together(taken, caps, target)
 
     def needed(self, tensors: Sequence[Scored], target: float) -> list[int]:
-        """Return the units off from which each tensor's kernel pays; 0 where a target has too few zeros for it.
+        """Return how many units have to be off for each tensor's kernel to pay; 0 if the target has too few zeros.
 
         Args:
             tensors: their scores do not matter.
@@ -309,17 +310,17 @@ class Paying(Allocation):
         share = self.pays_from.get(tensor.path, 0.0)
         if not share or math.isinf(share):
             return 0
-        # One more than the share: it is to be passed.
+        # One more than the share, which has to be exceeded.
         return math.floor(share * tensor.units + 1e-9) + 1
 
 
 @_register
 @dataclasses.dataclass(frozen=True)
 class Explicit(Allocation):
-    r"""Targets by name: a tensor that a key names ends there.
+    r"""Targets by name: a tensor that a key fits ends at the target of that key.
 
-    While the schedule rises, a named tensor rises in step, $s_l(t) = s_l \cdot s(t) / s_f$; tensors that no key names
-    take the schedule's own target. The first key that fits counts.
+    While the schedule rises, the target of such a tensor rises in step, $s_l(t) = s_l \cdot s(t) / s_f$. A tensor that
+    no key fits takes the schedule's own target. The first key that fits counts.
 
     Args:
         targets: layer, name, path, glob or regular expression -> sparsity, a fraction in [0, 1).

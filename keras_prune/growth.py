@@ -1,4 +1,4 @@
-r"""Which pruned units come back, and which go in their place, at a given number of units off."""
+"""Which pruned units come back, and which are pruned in their place, at a given number of units off."""
 
 from __future__ import annotations
 
@@ -91,8 +91,15 @@ def _take_one_gain(cls: type[Growth], call: Callable[..., Mask]) -> None:
 def _exchange(on: Mask, scores: Array, gain: Array, off: int, fraction: float) -> Mask:
     """Keep the best units that are on, all but a fraction of what is to be on; fill up with the best gains.
 
-    Those that were off have the first claim. Where they are fewer than what is wanted (a first mask, a schedule that
-    rises), the best gains among the units that have just lost their place keep it.
+    Units that were off grow first. Where they are fewer than what is wanted (a first mask, a schedule that rises), the
+    best gains among the units that would have been pruned stay on.
+
+    Args:
+        on: `[units]`, the units that are on now.
+        scores: `[units]`, larger is kept.
+        gain: `[units]`, larger comes first.
+        off: units to be off.
+        fraction: of the units to be on, the share to be exchanged.
     """
     total = on.size - off
     swap = min(math.floor(fraction * total), off)
@@ -103,7 +110,7 @@ def _exchange(on: Mask, scores: Array, gain: Array, off: int, fraction: float) -
 
 
 def _best(values: Array, count: int, among: Mask) -> Mask:
-    """Mark the units with the largest values, `count` of them or as many as there are."""
+    """Return which units have the largest values, `[units]`: `count` of those `among`, or as many as there are."""
     return all_but_smallest(values, values.size - count, on=among)
 
 
@@ -114,7 +121,7 @@ def _check_fraction(rule: Growth, fraction: float) -> None:
 @_register
 @dataclasses.dataclass(frozen=True)
 class SET(Growth, name="set"):
-    r"""Sparse evolutionary training: the share $\zeta$ with the lowest scores goes, as many random ones come, as 0.
+    r"""Sparse evolutionary training: the share $\zeta$ with the lowest scores is pruned, and as many random ones grow.
 
     Args:
         fraction: $\zeta$, a fraction in [0, 1).
@@ -136,9 +143,9 @@ class SET(Growth, name="set"):
 @_register
 @dataclasses.dataclass(frozen=True)
 class RigL(Growth, name="rigl"):
-    r"""The share $\frac{\alpha}{2}(1 + \cos \pi p)$ with the lowest scores goes, the largest $|\bar g|$ come, as 0.
+    r"""The share $\frac{\alpha}{2}(1 + \cos \pi p)$ with the lowest scores is pruned, and the largest $|\bar g|$ grow.
 
-    The gradient is that of training, averaged since the last exchange; pruned weights have one too.
+    They grow from 0. The gradient is that of training, averaged since the last exchange; pruned weights have one too.
 
     Args:
         fraction: $\alpha$, a fraction in [0, 1).
@@ -165,13 +172,14 @@ class RigL(Growth, name="rigl"):
 @_register
 @dataclasses.dataclass(frozen=True)
 class Surgery(Growth, name="surgery"):
-    r"""Dynamic network surgery: all weights learn on; a unit goes below $a$, comes back above $b = (1 + margin)\,a$.
+    r"""Dynamic network surgery: all weights go on learning; a unit that is on has an advantage over one that is off.
 
-    The paper fixes a and b; here they follow the schedule: a unit that is on defends its place with its score s and
-    $margin\,|s|$ more, and the best for the place keep it, so the number of units off is exact.
+    In the paper, a weight is pruned below a threshold a and comes back above $b = (1 + margin)\,a$. Here the thresholds
+    follow the schedule: $margin\,|s|$ is added to the score s of a unit that is on, and the units with the best scores
+    are on, so that the number of units off is exact.
 
     Args:
-        margin: the distance of the two thresholds, 0 or more.
+        margin: the distance of the two thresholds as a share of the score, 0 or more.
 
     Source: Guo et al. 2016, "Dynamic network surgery for efficient DNNs", equations 2 and 3.
     """

@@ -42,7 +42,7 @@ def prune(
     """Prune a model at once, in place, without training.
 
     The masks stay on the model: a later `fit` keeps pruned weights at zero, and another `prune` or a callback goes on
-    from them. Criteria that take gradients or activations take them from their `data`.
+    from them. Criteria that need gradients or activations take them on their `data`.
 
     Args:
         model: a built model; compiled, if the criterion takes gradients.
@@ -50,7 +50,7 @@ def prune(
         criterion: a name or an instance, as for `Pruning`.
         pattern: a name or an instance, as for `Pruning`.
         allocation: a name, a mapping or an instance, as for `Pruning`.
-        scope: which tensors; None for all kernels.
+        scope: which tensors are pruned; None for all kernels.
         target: the device that the model is for, as for `Pruning`.
         reconstruct: inputs, or batches of them (labels are not looked at; a thousand are enough). Layer after layer,
             the weights that are kept, and biases, are solved again by least squares, so that each layer gives what

@@ -93,9 +93,9 @@ class Mask:
         variable: a boolean variable of its shape. On the JAX backend the compiled step sees only state that is handed
             to it, so for a mask that changes during training it has to be one of the optimizer's (`masks.state`
             makes it so).
-        hold: keep pruned weights at zero by a constraint. False where they go on learning: the one who binds then
-            holds them.
-        averages: what an optimizer keeps as averages of the weight, which are held like it.
+        hold: keep pruned weights at zero by a constraint. False where they go on learning; then the caller keeps
+            them at zero.
+        averages: the optimizer's averages of the weight, which are kept at zero like it.
 
     Attributes:
         zeros: how many weights are off.
@@ -159,10 +159,10 @@ class Mask:
             average.assign(select(self.variable, average.value))
 
     def guard(self, on: bool = True) -> None:
-        """Let nothing but an optimizer write to what is pruned, or end that.
+        """Keep pruned weights at zero whatever else than an optimizer writes to the kernel; or end that.
 
-        Between two steps of a training other callbacks write weights: those that average them, or restore some. What
-        they write is pruned too, at once, so that the next one to look (validation, a checkpoint) sees zeros.
+        Between two steps of a training, other callbacks write weights: those that average them, or restore earlier
+        ones. What they write is pruned at once, so that whatever reads it next (validation, a checkpoint) sees zeros.
         """
         variable = self.target.variable
         vars(variable).pop("assign", None)

@@ -1,4 +1,4 @@
-"""Zeros that stay: masks for a model whose zeros come from a file, a copy, or anybody."""
+"""Zeros that stay: masks for a model whose zeros come from a file, from a copy, or from another library."""
 
 from __future__ import annotations
 
@@ -25,10 +25,11 @@ NAME = "pruning_held"
 def hold(model: keras.Model) -> keras.Model:
     """Keep the zeros of a model at zero in whatever training follows, in place.
 
-    Every kernel that has zeros gets a mask, as pruning would give it: $w_i$ stays 0 where it is 0 now. For models
-    whose zeros nobody holds: of `keras.saving.load_model`, `load_weights`, `copy.deepcopy`, `pickle`, `clone_model`,
-    `kp.strip`, or of another library. `kp.load_model` does it by itself. Where a mask is there already, or the file
-    had one, that counts. A kernel that is zero throughout is left alone: it was not pruned, it has not been trained.
+    Every kernel that has zeros gets a mask, as pruning would give it: $w_i$ stays 0 where it is 0 now. This is for
+    models whose zeros no mask holds: those of `keras.saving.load_model`, `load_weights`, `copy.deepcopy`, `pickle`,
+    `clone_model`, `kp.strip`, or of another library. `kp.load_model` does it by itself. Where a mask is there already,
+    or the file had one, that counts. A kernel that is zero throughout is left alone: it was not pruned, but has not
+    been trained.
 
     A later `fit`, compiled anew or not, with or without a callback, keeps the zeros; a callback goes on from them;
     `kp.strip` takes the masks off again. Call it on the model that is trained, not on a part of it.
@@ -69,7 +70,7 @@ def hold(model: keras.Model) -> keras.Model:
 
 
 def is_held(constraint: Any) -> bool:
-    """Whether a constraint is a mask that `hold` has made, of zeros that were there."""
+    """Return whether a constraint is a mask that `hold` has made of zeros that were there."""
     return isinstance(constraint, MaskConstraint) and constraint.mask.name.startswith(NAME)
 
 

@@ -1,4 +1,4 @@
-"""The masks of one training: written together, counted together, held together."""
+"""The masks of one training, written and counted together."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from keras_prune.models.variables import read, resource_of
 __all__ = ["MaskSet"]
 
 TOGETHER = 1 << 20
-"""Up to so many weights in all, the masks of a training are written by one compiled function."""
+"""Up to this many weights in all, the masks of a training are written by one compiled function."""
 
 
 class MaskSet:
@@ -56,7 +56,7 @@ class MaskSet:
             mask.apply()
 
     def guard(self, on: bool = True) -> None:
-        """Let nothing but an optimizer write to what is pruned, or end that."""
+        """Keep pruned weights at zero whatever else than an optimizer writes to the kernels; or end that."""
         for mask in self.masks:
             mask.guard(on)
 
@@ -67,7 +67,7 @@ class MaskSet:
 
     @property
     def off(self) -> float:
-        """The share of the weights that masks have off, as known from their last change, without a look."""
+        """The share of the weights that masks have off, counted when they last changed."""
         return sum(mask.zeros for mask in self.masks) / self.size
 
     @property

@@ -1,4 +1,4 @@
-"""How masks are found: a criterion, a pattern, an allocation and perhaps a growth, from names or instances."""
+"""How masks are found: a criterion, a pattern, an allocation and perhaps a growth, given by name or as instances."""
 
 from __future__ import annotations
 
@@ -18,9 +18,13 @@ __all__ = ["Recipe", "resolve_allocation", "resolve_pattern", "resolve_recipe"]
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """How masks are found: what counts, where zeros may fall, who gives how much, and what comes back.
+    """How masks are found.
 
     Attributes:
+        criterion: scores every weight.
+        pattern: says where zeros may fall.
+        allocation: says how much of each tensor is pruned.
+        growth: says which pruned weights come back; None if none do.
         stated: which of "pattern" and "allocation" the user chose; a device chooses the others.
 
     Raises:
@@ -73,10 +77,10 @@ def resolve_recipe(criterion: Any, pattern: Any, allocation: Any, growth: Any = 
     """Return the recipe of names and instances; it notes which of pattern and allocation are stated.
 
     Args:
-        criterion: what counts.
-        pattern: where zeros may fall; None for single weights, or what a device chooses.
-        allocation: who gives how much; None for `default`, or what a device chooses.
-        growth: what comes back; None for nothing.
+        criterion: a name or an instance; likewise the others.
+        pattern: or a mapping of paths to patterns; None for single weights, or what a device chooses.
+        allocation: or a mapping of paths to targets; None for `default`, or what a device chooses.
+        growth: None if nothing comes back.
         default: the name of an allocation.
     """
     stated = {name for name, value in (("pattern", pattern), ("allocation", allocation)) if value is not None}

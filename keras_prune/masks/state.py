@@ -34,13 +34,13 @@ def strategy_scope(model: keras.Model) -> Any:
 
 
 class TrainingState(Saved):
-    """Variables and arrays that pruning adds to one model.
+    """The variables and arrays that pruning adds to a model.
 
     The model holds it as `model._pruning_state`, where Keras finds it when it saves.
 
     Attributes:
         variables: state of the compiled step, by key.
-        arrays: state of the host (snapshots, curves), and values read from a file that no variable has claimed yet.
+        arrays: state of the host (snapshots, curves), and values from a file whose variable is not made yet.
         runs: the trainings that follow the model now; `keras_prune.training.stepped_run`.
     """
 
@@ -86,7 +86,7 @@ class TrainingState(Saved):
                 self._keep_out_of_optimizer_files(optimizer)
 
     def variable(self, key: str, shape: Sequence[int], dtype: str, fill: float) -> keras.Variable:
-        """Return the variable of this key, made if need be: with the value that was loaded for it, or filled."""
+        """Return the variable of this key; a new one has the value that was loaded for it, or is filled with `fill`."""
         if key in self.variables:
             # Of an earlier run of the same optimizer: its value goes on.
             self.restored.add(key)
@@ -138,7 +138,7 @@ class TrainingState(Saved):
 
     @property
     def owners(self) -> list[Any]:
-        """Who prunes the model's variables now; each has `recount()`, for masks that something else has set."""
+        """Those that prune the model's variables now; each has `recount()`, for masks that something else has set."""
         return list({id(claimant): claimant for claimant, _ in self._owners.values()}.values())
 
     def unclaim(self, claimant: Any) -> None:

@@ -35,7 +35,7 @@ class Tensor:
 
     Attributes:
         path: for messages.
-        weight: the kernel in its own layout; with a growth that keeps pruned weights learning, their hidden values too.
+        weight: the kernel in its own layout; with the hidden values of pruned weights, if these go on learning.
         mask: True where kept, of the same shape; None while nothing is pruned.
         layout: how the axes read as `[..., in, out]`.
         statistics: what the criterion needs, by name, each of the weight's shape or broadcasting to it.
@@ -71,13 +71,13 @@ def masks_at_sparsity(
         tensors: at least one.
         recipe: the strategies.
         target: the share of weights to be off, a fraction in [0, 1).
-        final: the target at the end of the schedule.
+        final: the target at the end of the schedule; None when it is `target`.
         progress: where the schedule stands, from 0 to 1, for growth that anneals.
         seed: for growth that draws at random; give another at each update.
 
     Raises:
-        ValueError: a weight is not finite, a pattern does not divide a shape, or a tensor would lose every unit; with
-        its path.
+        ValueError: a weight is not finite, a pattern does not divide a shape, a tensor would lose every unit, or a
+            strategy does not keep its contract; with the path.
     """
     growth = recipe.growth
     scored = [_score(tensor, recipe) for tensor in tensors]
@@ -109,7 +109,7 @@ def masks_at_threshold(
 
     Args:
         tensors: at least one.
-        recipe: the strategies; the allocation has no say.
+        recipe: the strategies; the allocation does not matter.
         threshold: $\theta$, or with `relative_to="std"` its factor of each tensor's standard deviation (of the
             weights on).
         relative_to: None or "std".
@@ -132,9 +132,15 @@ def masks_at_threshold(
 
 
 def off_in_units(path: str, mask: MaskArray, layout: Layout, recipe: Recipe) -> int:
-    """Return how many weights of a tensor are off in whole units of its pattern, under a mask (True: kept).
+    """Return how many weights of a tensor are off in whole units of its pattern.
 
-    It is what a schedule's target speaks of. Where the mask is finer than the pattern, more weights are off.
+    A schedule's target counts these. Where the mask is finer than the pattern, more weights are off.
+
+    Args:
+        path: of the tensor.
+        mask: True where kept, of the kernel's shape.
+        layout: of the kernel.
+        recipe: has the pattern.
     """
     pattern = recipe.pattern.at(path)
     canonical = layout_for(layout, pattern).to_canonical(mask)
@@ -148,9 +154,9 @@ def layout_for(layout: Layout, pattern: Pattern) -> Layout:
 
 
 def _score(tensor: Tensor, recipe: Recipe) -> tuple[Pattern, npt.NDArray[np.floating], Scored]:
-    """The tensor's pattern, its scores as the pattern reads them, and those of its units.
+    """Return the tensor's pattern, its scores `[..., in, out]`, and those of its units.
 
-    Without growth, units that are off already are told by `Scored.on`, and a single weight that is off in a larger unit
+    Without growth, `Scored.on` says which units are off already, and a single weight that is off in a larger unit
     costs nothing any more, whatever its own score.
     """
     pattern = recipe.pattern.at(tensor.path)
@@ -172,14 +178,14 @@ def _score(tensor: Tensor, recipe: Recipe) -> tuple[Pattern, npt.NDArray[np.floa
 
 
 def _units_on(tensor: Tensor, pattern: Pattern) -> MaskArray | None:
-    """The units that have something on; None for all."""
+    """Return which units have a weight on, `[units]`; None for all."""
     if tensor.mask is None:
         return None
     return pattern.units_on(layout_for(tensor.layout, pattern).to_canonical(tensor.mask))
 
 
 def _scores(tensor: Tensor, recipe: Recipe, pattern: Pattern) -> npt.NDArray[np.floating]:
-    """Scores of single weights; in units of several, those of weights that are off say that they cost nothing."""
+    """Return the scores of single weights, `[..., in, out]`; in larger units, a weight that is off costs nothing."""
     raw = np.asarray(recipe.criterion(tensor.weight, tensor.statistics))
     if raw.shape != tensor.weight.shape:
         raise ValueError(
@@ -201,7 +207,7 @@ def _scores(tensor: Tensor, recipe: Recipe, pattern: Pattern) -> npt.NDArray[np.
                 "Training has diverged: lower the learning rate, clip gradients, or go back to a checkpoint."
             )
         raise ValueError(
-            f"{kind} gives scores for {tensor.path!r} that are NaN or infinite; received data may hold some."
+            f"{kind} gives scores for {tensor.path!r} that are NaN or infinite. Look for such values in its data."
         )
     scores = layout.to_canonical(raw)
     check_shape(pattern, tensor.path, scores.shape)
@@ -247,7 +253,16 @@ def _is_finite(raw: npt.NDArray[np.floating], mask: MaskArray | None, *, lowest:
 
 
 def check_shape(pattern: Pattern, path: str, shape: tuple[int, ...]) -> None:
-    """Let the pattern refuse a shape, and say which tensor it is."""
+    """Let the pattern refuse a shape, and name the tensor.
+
+    Args:
+        pattern: of the tensor.
+        path: for the message.
+        shape: `[..., in, out]`.
+
+    Raises:
+        ValueError: the pattern does not divide the shape.
+    """
     try:
         pattern.check(shape)
     except ValueError as error:

@@ -23,7 +23,7 @@ class OneShot(Schedule):
     Args:
         sparsity: a fraction in [0, 1).
         step: when; 0, which is before training, or `"10%"` or `"2 epochs"` of the training.
-        begin: the same as a text alone, as other schedules have it: `begin="10%"`.
+        begin: the same, named as in other schedules: `begin="10%"`.
         begin_epoch: the same as an epoch, counted from 0.
 
     Example:
@@ -113,7 +113,7 @@ class Iterative(Schedule):
         interval: steps of training between two prunings; or `"10%"` or `"2 epochs"` of the training.
         begin_step: the step of the first pruning; likewise.
         rewind_to: a step not after `begin_step`, likewise; None to go on from the trained weights.
-        begin: `begin_step` as a text alone, as other schedules have it: `begin="10%"`.
+        begin: the same, named as in other schedules: `begin="10%"`.
         begin_epoch: the same as an epoch, counted from 0.
 
     Source: Frankle and Carbin 2019, "The lottery ticket hypothesis"; rewinding to an early step: Frankle et al. 2020,

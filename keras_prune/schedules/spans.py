@@ -24,7 +24,7 @@ class Span:
         total: how many steps it has.
         epoch_steps: how many of them an epoch has, None in a loop without epochs.
         first_epoch: the number of its first epoch; with `initial_epoch` of `fit` not 0.
-        now: nothing can happen before this step; later than `start`, where the length came out late.
+        now: nothing can happen before this step; it is later than `start` if the length became known late.
 
     Raises:
         ValueError: a number is negative, or there is no step at all.
@@ -54,9 +54,11 @@ class Span:
         return self.start + self.total
 
     def step(self, time: Time) -> int:
-        """Return the step at which something is to happen: not before `start` or `now`, if it is not given as a step.
+        """Return the step that a time stands for.
 
-        A share above 0 is one step after the start at least.
+        Args:
+            time: a step, which is returned as it is; or a text, whose step is not before `start` or `now`. A share
+                above 0 is at least one step after the start.
         """
         if isinstance(time, int):
             return time
@@ -67,7 +69,7 @@ class Span:
         return max(self.start + round((number - self.first_epoch) * self._epoch(time)), self.start, self.now)
 
     def length(self, time: Time) -> int:
-        """Return how many steps a share of the training, or so many epochs, are: one at least."""
+        """Return how many steps a share of the training, or a number of epochs, comes to: one at least."""
         if isinstance(time, int):
             return time
         number, is_share = _parse(time)
@@ -84,7 +86,7 @@ class Span:
 
 @dataclasses.dataclass(frozen=True)
 class Extent:
-    """What is known of a training when it begins.
+    """What is known of a training's length when it begins.
 
     Attributes:
         epoch: the number of its first epoch.

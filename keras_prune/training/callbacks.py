@@ -162,16 +162,17 @@ class Pruning(PruningCallback):
         pattern: where zeros may fall: "unstructured", "filter", "channel", an instance, `keras_prune.patterns`, or a
             mapping of paths (or regular expressions) to patterns. None takes "unstructured", or what the target
             chooses.
-        allocation: how much each tensor gives: "global", "uniform", "erk", "lamp", a mapping of paths (or regular
-            expressions) to targets, or an instance, `keras_prune.allocation`. None takes "global"; with a target,
-            each tensor gets the share from which zeros make it faster, or more (`allocation.Paying`).
-        scope: which tensors, `keras_prune.Scope`; None for all kernels.
+        allocation: how much of each tensor is pruned: "global", "uniform", "erk", "lamp", a mapping of paths (or
+            regular expressions) to targets, or an instance, `keras_prune.allocation`. None takes "global"; with a
+            target, each tensor gets the share from which zeros make it faster, or more (`allocation.Paying`).
+        scope: which tensors are pruned, `keras_prune.Scope`; None for all kernels.
         parts: gradient clipping and objectives that act in the step, `keras_prune.ClipGradients`, `keras_prune.L1`; one
             or several.
-        target: the device that the model is for: "android", "ios", "arm64", "web", "x86" (`keras_prune.devices`). It
-            chooses the tensors in which its runtime skips zeros, the pattern of each and how much it gives, and leaves
-            alone what gives the answers, and embeddings, unless scope= or a mapping names them; what is stated holds.
-            Where zeros will speed up nothing, a warning says why. None for all kernels.
+        target: the device that the model is for: "android", "ios", "arm64", "web", "x86" (`keras_prune.devices`), or
+            one of your own. It chooses the tensors in which its runtime skips zeros, the pattern of each, and how much
+            of each is pruned. Heads, which give the model's answers, and embeddings are left alone, unless scope= or a
+            mapping names them. What you state yourself holds. Where zeros will speed up nothing, a warning says why.
+            None for all kernels.
 
     Raises:
         ValueError: the model is not built or not compiled, nothing is prunable, another callback prunes the same
@@ -262,7 +263,7 @@ class ThresholdPruning(PruningCallback):
 
 
 class GradientPruning(PruningCallback):
-    """Prunes to a schedule by the gradients that training sees anyway; no second pass.
+    """Prunes to a schedule by the gradients that training computes anyway, without a second pass.
 
     Args:
         schedule: target by step, or the sparsity at the end, as for `Pruning`; it begins at step 1 or later, when
@@ -296,17 +297,18 @@ class DynamicPruning(PruningCallback):
     """Prunes to a schedule, and lets pruned weights come back while training goes on.
 
     With "surgery" all weights go on learning, the pruned ones out of sight. With "set" and "rigl" the weights that come
-    back start at 0, and the optimizer's momentum or moments with them: it sees no gradient of what is pruned. (Under a
-    wrapper with straight-through updates they learn on in any case.) The number of zeros follows the schedule exactly;
-    with a constant schedule only their places change. Updates go on until the schedule's `end_step`.
+    back start at 0, and so does what the optimizer keeps of them (momentum, moments): it sees no gradient of what is
+    pruned. (Under a wrapper with straight-through updates, pruned weights go on learning in any case.) The number of
+    zeros follows the schedule exactly; with a constant schedule only their places change. Updates go on until the
+    schedule's `end_step`.
 
     Args:
         schedule: target by step, or the sparsity at the end, as for `Pruning`.
         growth: "surgery", "set", "rigl" or an instance, `keras_prune.growth`.
         criterion: as for `Pruning`.
         pattern: as for `Pruning`; its units have to be the same weights always (not N:M).
-        allocation: as for `Pruning`, None for "erk"; "erk" and "uniform" keep each tensor's share constant, as SET and
-            RigL have it.
+        allocation: as for `Pruning`; None for "erk". "erk" and "uniform" keep each tensor's share constant, as in the
+            papers of SET and RigL.
         scope, parts, target: as for `Pruning`.
 
     Example:

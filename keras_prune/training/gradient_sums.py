@@ -1,4 +1,4 @@
-"""Statistics that training gives away: sums of the optimizer's own gradients, taken inside the compiled step."""
+"""Statistics of the gradients of training itself, summed up inside the compiled step."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["GradientSums", "TrainingSums"]
 
 
 def _over_replicas(gradient: Any) -> Any:
-    """The gradient of the whole batch: under `tf.distribute` a step sees that of its replica's share."""
+    """Return the gradient of the whole batch: under `tf.distribute` a step sees that of its replica's share."""
     if keras.backend.backend() != "tensorflow":
         return gradient
     import tensorflow as tf

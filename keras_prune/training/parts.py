@@ -55,10 +55,10 @@ class MaskedGradients:
 
 @dataclasses.dataclass(frozen=True)
 class Part(Strategy):
-    """A part of pruning-aware training that combines with any pruning callback: `kp.Pruning(..., parts=[kp.L1(1e-4)])`.
+    """Something that acts in the training step beside any pruning callback: `kp.Pruning(..., parts=[kp.L1(1e-4)])`.
 
-    `before` may change the gradient of a weight, `after` the weight itself, once the optimizer has moved it. Both are
-    traced.
+    `before` may change the gradient of a weight; `after` may change the weight itself, once the optimizer has moved it.
+    Both are traced with the step, so they see tensors and use `keras.ops`.
 
     Example:
         >>> class Shrink(Part):
@@ -95,7 +95,7 @@ class Part(Strategy):
         return None
 
     def bind(self, model: keras.Model, weights: Sequence[int], level: Any, optimizer: Any) -> StepPart:
-        """Return what acts in the step: this part on each of the weights alone; one that acts otherwise overrides it.
+        """Return what acts in the step. By default this part acts on each weight by itself; others override this.
 
         Args:
             model: compiled.
@@ -132,7 +132,6 @@ class ClipGradients(Part):
 
     Args:
         gamma: $\gamma$, above 0.
-        ramp: not used for clipping; leave None.
 
     Example:
         >>> ClipGradients(gamma=1.0).before(ops.convert_to_tensor([-3.0, 0.5]), None, 1.0).numpy()
@@ -161,7 +160,7 @@ class ClipGradients(Part):
 class L1(Part):
     r"""The objective $f = g + \lambda h$ with $h = \sum |w|$, by its gradient or by its proximal step.
 
-    Plain: $\lambda\, sign(w)$ is added to the gradient; weights come near zero and never reach it. Proximal: after
+    Plain: $\lambda\, sign(w)$ is added to the gradient; weights come near zero but do not reach it. Proximal: after
     the optimizer's step $w \leftarrow sign(w) \max(|w| - \eta \lambda, 0)$ with the learning rate $\eta$, which gives
     exact zeros. The loss that Keras reports is g alone.
 

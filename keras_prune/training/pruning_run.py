@@ -1,8 +1,4 @@
-"""One pruned training: brings the pure strategies, the model's variables and the step together.
-
-A run is what every callback drives, and what a custom training loop drives by hand: attach, on_step after each
-step, finish.
-"""
+"""One pruned training: brings the pure strategies, the model's variables and the training step together."""
 
 from __future__ import annotations
 
@@ -48,7 +44,7 @@ NOTABLE = 0.01
 
 
 class PruningRun(SteppedRun):
-    """The state and the hands of one pruning callback.
+    """One pruned training: what a pruning callback drives.
 
     Args:
         model: built and compiled.
@@ -57,7 +53,7 @@ class PruningRun(SteppedRun):
         scope: which tensors; None for all kernels.
         device: what the model is for, which chooses the tensors and their patterns; or None.
         parts: what else acts in the step.
-        owner: who is named in messages and holds the tensors.
+        owner: the callback, which is named in messages.
         history: the History of the `fit` that this is of; two owners of one tensor in one `fit` are refused.
 
     Attributes:
@@ -127,7 +123,7 @@ class PruningRun(SteppedRun):
         self._install(functools.partial(HiddenWeights, self._hidden))
 
     def _attach_restarts(self) -> None:
-        """Weights that come back begin anew, so the optimizer is to know nothing of them while they are off."""
+        """Hide what is off from the optimizer: weights that come back begin anew."""
         self._restarting = [mask for mask in self._masks if not mask.target.straight_through]
         masked = MaskedGradients({id(mask.target.variable): mask.variable for mask in self._restarting})
         self._install(lambda _: masked)
@@ -167,7 +163,7 @@ class PruningRun(SteppedRun):
 
     @property
     def off(self) -> float:
-        """The share of the targets' weights that masks have off, as known from their last change, without a look."""
+        """The share of the targets' weights that masks have off, counted when they last changed."""
         return self._masks.off
 
     @property
@@ -274,7 +270,7 @@ class PruningRun(SteppedRun):
     # -- taking up an earlier run -------------------------------------------------------------------------------------
 
     def _resume(self) -> None:
-        """Masks come from the file, from the variable, or from the zeros of a training that had begun to prune."""
+        """Take up the masks: from the file, from the variable, or from the zeros of a training that had begun."""
         unknown = self._asked.is_relative and self.span is None
         begun = self._step > (0 if unknown else self.schedule.first_step)
         restored = [f"mask:{key}" in self._state.restored for key in self._keys]

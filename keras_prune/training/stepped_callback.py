@@ -55,26 +55,30 @@ class SteppedCallback(keras.callbacks.Callback, Generic[Running]):
         """Return what is shown beside the loss."""
 
     def _counted(self, run: Running) -> dict[str, float]:
-        """Return the same for the history, where it may take a look at the weights."""
+        """Return what the history records at the end of an epoch, for which the weights may be read."""
         return self._shown(run)
 
     @abstractmethod
     def _too_late(self, run: Running, total: int, end: str) -> str:
-        """Return what is said, as training begins, of a target that lies after its end, at step `total`.
+        """Return the warning, as training begins, that the target lies after its end.
 
         Args:
             run: the training.
             total: the step at which training ends.
-            end: that in words.
+            end: the same in words.
         """
 
     @abstractmethod
     def _fell_short(self, run: Running) -> str:
-        """Return what is said, as training ends, of a target that was not reached."""
+        """Return the warning, as training ends, that the target was not reached."""
 
     @abstractmethod
     def _written(self, number: int) -> str:
-        """Return what is said of so many weights that another callback wrote to, and that are zero again."""
+        """Return the warning that another callback wrote to pruned weights, which are zero again.
+
+        Args:
+            number: of these weights.
+        """
 
     def _running(self) -> Running:
         if self._run is None:
@@ -99,11 +103,11 @@ class SteppedCallback(keras.callbacks.Callback, Generic[Running]):
         total_steps: int | None = None,
         steps_per_epoch: float | None = None,
     ) -> None:
-        """Take hold of a built and compiled model, in a training loop of your own.
+        """Follow a built and compiled model, in a training loop of your own.
 
         Args:
-            model: what will be trained; the steps of its optimizer count, or of others that it holds and that move
-                what is pruned.
+            model: what will be trained. The steps of its optimizer count, or those of other optimizers that it holds,
+                if they move what is pruned.
             run: which training this is; `fit` gives its History.
             total_steps: how many steps of the optimizer the loop makes from now, for schedules in shares of a training.
             steps_per_epoch: how many of them an epoch has, for schedules in epochs.
@@ -162,7 +166,7 @@ class SteppedCallback(keras.callbacks.Callback, Generic[Running]):
     # -- Keras's hooks ------------------------------------------------------------------------------------------------
 
     def set_model(self, model: keras.Model) -> None:
-        """Take hold before anything is traced or restored; called by `fit`, once the model is built."""
+        """Attach to the model before anything is traced or restored; called by `fit`, once the model is built."""
         super().set_model(model)
         self._attach(model, getattr(model, "history", None))
 
@@ -176,7 +180,7 @@ class SteppedCallback(keras.callbacks.Callback, Generic[Running]):
             self._foresee(run, epoch)
 
     def _tell(self, run: Running) -> None:
-        """Print, once, in which steps a schedule was put that had none."""
+        """Print, once, the steps that a schedule in shares or epochs has come to."""
         if run.span is None or self._told:
             return
         self._told = True
@@ -200,7 +204,7 @@ class SteppedCallback(keras.callbacks.Callback, Generic[Running]):
             warnings.warn(f"{type(self).__name__}: {self._too_late(run, total, end)}", stacklevel=3)
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Follow the optimizer; show how far it is beside the loss."""
+        """Follow the optimizer, and show the sparsity beside the loss."""
         run = self._running()
         run.on_step(batch - self._last_batch)
         self._last_batch = batch
@@ -208,7 +212,7 @@ class SteppedCallback(keras.callbacks.Callback, Generic[Running]):
             logs.update(self._shown(run))
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Record how far it is in the history."""
+        """Record the sparsity in the history."""
         run = self._running()
         run.end_epoch()
         self._tell(run)

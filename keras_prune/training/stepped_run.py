@@ -1,4 +1,4 @@
-"""A training followed step by step of its optimizer: when a change may be due, and what is done then."""
+"""A training that is followed step by step: when a change may be due, and what is done then."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LOOKAHEAD = 256
 
 
 class SteppedRun(ABC):
-    """One training that changes at certain steps of the optimizer that moves some variables.
+    """A training in which something changes at certain steps of the optimizer that moves given variables.
 
     Args:
         model: built and compiled.
@@ -104,10 +104,10 @@ class SteppedRun(ABC):
         return self.step + batches // self._clock.calls if self._clock.exact else None
 
     def start(self, extent: Extent | None = None) -> None:
-        """Begin, once weights are loaded: take up what an earlier run did, and act if that is due at once.
+        """Begin, once weights are loaded: take up what an earlier run did, and act if a change is due at once.
 
         Args:
-            extent: how long the training is, as far as that is known.
+            extent: how long the training is, as far as known.
         """
         self.started = True
         self._extent = extent if extent is not None else Extent()
@@ -121,17 +121,18 @@ class SteppedRun(ABC):
             self._begin_acting()
 
     def end(self) -> int:
-        """End, also before anything has begun, as when a finished training is started once more; see `finish`."""
+        """End the run, even one that never began, as when a finished training is started once more; see `finish`."""
         if not self.started:
             self._step = self.step
             self._take_up()
         return self.finish()
 
     def on_step(self, batches: int = 1) -> None:
-        """Note that so many batches more were trained on; act if that is due.
+        """Note that some more batches were trained on, and act if a change is due.
 
         Args:
-            batches: since the last time; the count of steps is read from the optimizer only when a change may be due.
+            batches: number of batches since the last call. The optimizer's count of steps is read only when a change
+                may be due.
         """
         if not self.started:
             raise RuntimeError(f"{type(self).__name__}.start() comes before on_step().")
@@ -140,7 +141,7 @@ class SteppedRun(ABC):
             self.look()
 
     def look(self) -> None:
-        """Read how many steps were done, and act if that is due."""
+        """Read how many steps were done, and act if a change is due."""
         batches, self._behind = self._behind, 0
         self._seen += batches
         self._clock.look()
@@ -157,7 +158,7 @@ class SteppedRun(ABC):
         self._find_wake()
 
     def _can_act(self) -> bool:
-        """Begin to act, if it is known by now whose steps count and how long the training is."""
+        """Begin to act, if it is known by now which optimizer's steps count and how long the training is."""
         if not self._clock.known:
             return False
         self._step = self._clock.first
@@ -173,7 +174,7 @@ class SteppedRun(ABC):
         return True
 
     def end_epoch(self) -> None:
-        """Note that an epoch is over: where that tells how long the training is, schedules get their steps now."""
+        """Note that an epoch is over. If that tells how long the training is, schedules get their steps now."""
         self._epochs += 1
         known = self._went_on or (self._span is not None and self._clock.exact)
         if self._epochs > 1 or known or not self.is_relative or self._extent.epochs is None:
@@ -215,7 +216,7 @@ class SteppedRun(ABC):
             level.resolve(self._span)
 
     def _kept_span(self, step: int) -> tuple[int, int, float | None, int] | None:
-        """What an interrupted run of this very training found out: its steps are those of one that was not stopped."""
+        """Return what an interrupted run of this very training found out, so that going on keeps its steps."""
         kept = self._state.arrays.get(f"span:{self._key()}")
         if kept is None or kept[0] != self._fingerprint():
             return None
@@ -229,7 +230,7 @@ class SteppedRun(ABC):
         return zlib.crc32(repr([schedule.get_config() for schedule in self._schedules()]).encode())
 
     def look_back(self) -> str:
-        """Look at the end of an epoch, by when all that is trained should have moved; say, once, what has not."""
+        """Check at the end of an epoch, by when all trained weights should have moved; say, once, which have not."""
         self.look()
         if self._clock.exact:
             return ""
@@ -275,7 +276,7 @@ class SteppedRun(ABC):
 
     @abstractmethod
     def finish(self) -> int:
-        """End; return how many weights that should be zero something else had written to."""
+        """End the run; return how many weights that should be zero something else had written to."""
 
     @abstractmethod
     def settle(self) -> int:
@@ -283,7 +284,7 @@ class SteppedRun(ABC):
 
     @abstractmethod
     def abandon(self) -> None:
-        """Leave the step, in whatever state this is."""
+        """Take all parts out of the step, whatever the state of the run."""
 
     @abstractmethod
     def _key(self) -> str:
@@ -317,7 +318,7 @@ class SteppedRun(ABC):
         """Return whether a step asks for more than the ramps of parts do."""
 
     def _enlist(self) -> None:
-        """Count as one that follows the model; the last thing that a constructor does."""
+        """Register as a run that follows the model; the last statement of a constructor."""
         self._clock.watch()
         self._state.runs.append(self)
         self._state.guard(self.model)
@@ -325,7 +326,11 @@ class SteppedRun(ABC):
         self.model.train_function = None
 
     def _install(self, part_of: Callable[[Any], StepPart]) -> None:
-        """Let a part act in the step of each optimizer; it is made for that one, whose learning rate it may take."""
+        """Let a part act in the step of each optimizer.
+
+        Args:
+            part_of: makes the part for an optimizer, whose learning rate it may use.
+        """
         for optimizer in self._optimizers:
             part = part_of(optimizer)
             hook(optimizer, part, lambda: self.is_over)
