@@ -17,6 +17,7 @@ from keras_prune.keras_seam import from_keras, layers_in, layers_of, own_variabl
 from keras_prune.layer_kinds import has_adapters, kernels_of, quantization_of, whole_layout
 from keras_prune.models.keras2 import refuse_keras2
 from keras_prune.models.keys import as_keys, check_keys, fits, key_of
+from keras_prune.models.masked_layers import mask_pairs_of
 from keras_prune.strategy import Strategy
 
 __all__ = ["Scope", "Skipped", "Survey", "Target", "check_scope", "paths_of"]
@@ -266,7 +267,7 @@ def _wrapper_masks(model: keras.Layer) -> dict[int, tuple[keras.Variable, bool]]
     """Kernel -> (mask weight, straight-through) for kernels under one of the library's wrapper layers."""
     found: dict[int, tuple[keras.Variable, bool]] = {}
     for layer in layers_in(model):
-        for kernel, mask in getattr(layer, "mask_pairs", ()):
+        for kernel, mask in mask_pairs_of(layer):
             found[id(kernel)] = (mask, layer.straight_through)
     return found
 

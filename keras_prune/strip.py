@@ -18,6 +18,7 @@ from keras_prune.layers.plain_copies import Copier, has_graph, is_plain_function
 from keras_prune.masks.bound import MaskConstraint, mask_of
 from keras_prune.models.agreement import check_agreement
 from keras_prune.models.keras2 import refuse_keras2
+from keras_prune.models.masked_layers import mask_pairs_of
 from keras_prune.models.variables import read
 from keras_prune.optimizers.compiling import compile_like
 
@@ -126,7 +127,7 @@ def effective_mask(model: keras.Layer, *, bound: bool = True) -> dict[int, MaskA
     """
     found: dict[int, MaskArray] = {}
     for layer in layers_in(model):
-        for kernel, mask in getattr(layer, "mask_pairs", ()):
+        for kernel, mask in mask_pairs_of(layer):
             values = read(mask)
             if not np.array_equal(found.setdefault(id(kernel), values), values):
                 raise ValueError(

@@ -14,6 +14,7 @@ from keras import layers as kl
 from keras_prune.graph.graph import Graph, Node
 from keras_prune.graph.trace import trace
 from keras_prune.layer_kinds import kinds_where
+from keras_prune.models.masked_layers import HoldsMasks
 
 __all__ = ["Call", "Wiring", "wire"]
 
@@ -167,6 +168,6 @@ def _entries(node: Node) -> Sequence[int] | None:
 
 
 def _unwrapped(operation: Any) -> Any:
-    while isinstance(operation, kl.Wrapper) and hasattr(operation, "mask_pairs"):
+    while isinstance(operation, kl.Wrapper) and issubclass(type(operation), HoldsMasks):
         operation = operation.layer
     return operation

@@ -18,12 +18,11 @@ from keras import ops
 from keras_prune.keras_seam import layers_in, set_value_now, value_held
 from keras_prune.layer_kinds import quantization_of
 from keras_prune.masks.bound import select
+from keras_prune.models.masked_layers import HoldsMasks, Pairs
 from keras_prune.models.variables import read
 from keras_prune.scope import Scope
 
 __all__ = ["MaskedKernels", "MaskedLayer"]
-
-Pairs = list[tuple[keras.Variable, keras.Variable]]
 
 
 class MaskedKernels(keras.StatelessScope):
@@ -142,7 +141,7 @@ def _quantized(layer: keras.Layer) -> str:
     )
 
 
-class MaskedLayer:
+class MaskedLayer(HoldsMasks):
     """What `Prunable` and the variants share: masks as weights, and a forward pass through masked kernels."""
 
     straight_through: bool

@@ -22,6 +22,7 @@ from keras_prune.layers.carrying import carry_attributes
 from keras_prune.layers.masking import MaskedLayer
 from keras_prune.layers.prunable import Prunable
 from keras_prune.layers.variants import VARIANTS
+from keras_prune.models.masked_layers import mask_pairs_of
 from keras_prune.optimizers.compiling import known_objects
 
 __all__ = ["Copier", "has_graph", "is_plain_functional", "masked_in", "signatures", "sources"]
@@ -200,5 +201,5 @@ def signatures(variables: Iterable[keras.Variable]) -> list[tuple[str, tuple[int
 
 def sources(model: keras.Layer) -> list[keras.Variable]:
     """The weights of a model, without its masks: those that a plain copy has, in its order."""
-    masks = {id(mask) for layer in layers_in(model) for _, mask in getattr(layer, "mask_pairs", ())}
+    masks = {id(mask) for layer in layers_in(model) for _, mask in mask_pairs_of(layer)}
     return [variable for variable in model.weights if id(variable) not in masks]

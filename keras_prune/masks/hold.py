@@ -12,8 +12,9 @@ import numpy.typing as npt
 
 from keras_prune.keras_seam import layers_in
 from keras_prune.masks.bound import MaskConstraint, mask_of
-from keras_prune.masks.state import strategy_scope
+from keras_prune.masks.state import TrainingState, strategy_scope
 from keras_prune.models.keras2 import refuse_keras2
+from keras_prune.models.masked_layers import mask_pairs_of
 from keras_prune.models.variables import read
 from keras_prune.scope import Scope
 
@@ -90,13 +91,14 @@ def _masks(model: keras.Model) -> Iterator[tuple[keras.Variable, npt.NDArray[np.
     """The variables to hold, each with its mask: from the file that the model was loaded from, or from the zeros."""
     weights = list(model.weights)
     known = {}
-    for key, array in getattr(getattr(model, "_pruning_state", None), "arrays", {}).items():
+    state = TrainingState.held_by(model)
+    for key, array in ({} if state is None else state.arrays).items():
         place = re.fullmatch(r"(mask|gate):(\d+)", key)
         if place and int(place[2]) < len(weights) and array.shape == tuple(weights[int(place[2])].shape):
             known[id(weights[int(place[2])])] = array.astype(bool)
     kernels = {id(variable) for _, variable, _, reason in Scope().walk(model) if reason is None}
     layers = layers_in(model)
-    wrapped = {id(kernel) for layer in layers for kernel, _ in getattr(layer, "mask_pairs", ())}
+    wrapped = {id(kernel) for layer in layers for kernel, _ in mask_pairs_of(layer)}
     for variable in weights:
         if id(variable) in wrapped or not str(variable.dtype).startswith(("float", "bfloat")):
             continue

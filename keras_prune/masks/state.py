@@ -57,11 +57,17 @@ class TrainingState(Saved):
     @classmethod
     def of(cls, model: keras.Model) -> TrainingState:
         """Return the state of a model, made on first use and following the model to a new optimizer."""
-        state = getattr(model, "_pruning_state", None)
+        state = cls.held_by(model)
         if state is None:
             state = cls()
             model._pruning_state = state
         state._bind(getattr(model, "optimizer", None))
+        return state
+
+    @staticmethod
+    def held_by(model: keras.Model) -> TrainingState | None:
+        """Return the state of a model as it is; None if pruning has added none."""
+        state: TrainingState | None = getattr(model, "_pruning_state", None)
         return state
 
     @property

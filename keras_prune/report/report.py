@@ -16,6 +16,8 @@ from rich.text import Text
 
 from keras_prune.keras_seam import layers_in
 from keras_prune.masks.hold import loose_zeros
+from keras_prune.masks.state import TrainingState
+from keras_prune.models.masked_layers import HoldsMasks, mask_pairs_of
 from keras_prune.models.variables import read
 from keras_prune.scope import Scope, Skipped
 from keras_prune.strip import effective_mask, strip, written_under
@@ -294,7 +296,7 @@ def report(model: keras.Layer, *, scope: Scope | None = None) -> Report:
     )
     whole = _total(_without_masks(model), masks)
     counts, not_known = _count(model)
-    known, state = {row.path for row in rows}, getattr(model, "_pruning_state", None)
+    known, state = {row.path for row in rows}, TrainingState.held_by(model)
     left_alone = tuple(one for one in (state.left_alone if state is not None else ()) if one.path in known)
     return Report(str(model.name), rows, survey.skipped, whole, counts, not_known, left_alone)
 
@@ -304,7 +306,7 @@ def _count(model: keras.Layer) -> tuple[Counts | None, str]:
     if not isinstance(model, keras.Model):
         return None, f"{type(model).__name__} is a layer, and only models have a graph of layers."
     try:
-        masked = any(hasattr(layer, "mask_pairs") for layer in layers_in(model))
+        masked = any(isinstance(layer, HoldsMasks) for layer in layers_in(model))
         return count(strip(model) if masked else model), ""
     except ValueError as error:
         return None, str(error)
@@ -316,7 +318,7 @@ def _nonzero(variable: keras.Variable, mask: Any) -> int:
 
 
 def _without_masks(model: keras.Layer) -> list[keras.Variable]:
-    own = {id(mask) for layer in layers_in(model) for _, mask in getattr(layer, "mask_pairs", ())}
+    own = {id(mask) for layer in layers_in(model) for _, mask in mask_pairs_of(layer)}
     return [variable for variable in model.weights if id(variable) not in own]
 
 

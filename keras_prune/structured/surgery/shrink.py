@@ -12,6 +12,7 @@ from keras import layers as kl
 from keras_prune.keras_seam import hidden_variables, layers_in, own_state
 from keras_prune.masks.bound import MaskConstraint, mask_of
 from keras_prune.masks.hold import is_held
+from keras_prune.masks.state import TrainingState
 from keras_prune.models.variables import read
 from keras_prune.optimizers.averages import all_optimizers
 from keras_prune.structured.analysis.groups import Analysis, Keep, analyse
@@ -106,7 +107,7 @@ def refuse_masks(model: keras.Model, own: set[int]) -> None:
 
 def rebuild_bare(model: keras.Model, analysis: Analysis, keep: Keep) -> keras.Model:
     """The smaller model; what pruning adds to the optimizer is none of its own state, and stays behind."""
-    state = getattr(model, "_pruning_state", None)
+    state = TrainingState.held_by(model)
     mine = {id(variable) for variable in state.variables.values()} if state is not None else set()
     with contextlib.ExitStack() as stack:
         for optimizer in all_optimizers(getattr(model, "optimizer", None)):
