@@ -15,7 +15,7 @@ from keras_prune.schedules import Schedule, Threshold
 from keras_prune.schedules.decays import as_schedule
 from keras_prune.scope import Scope, Skipped, check_scope
 from keras_prune.strategy import FROM_TRAINING
-from keras_prune.training.parts import Part, check_parts
+from keras_prune.training.parts import TrainingPart, check_parts
 from keras_prune.training.pruning_run import PruningRun
 from keras_prune.training.stepped_callback import SteppedCallback
 
@@ -63,7 +63,7 @@ class PruningCallback(SteppedCallback[PruningRun]):
         *,
         growth: Any = None,
         scope: Scope | None = None,
-        parts: Part | Sequence[Part] = (),
+        parts: TrainingPart | Sequence[TrainingPart] = (),
         target: str | Device | None = None,
     ) -> None:
         super().__init__()

@@ -26,6 +26,7 @@ __all__ = [
     "ClipGradients",
     "MaskedGradients",
     "Part",
+    "TrainingPart",
     "check_parts",
 ]
 
@@ -54,7 +55,36 @@ class MaskedGradients:
 
 
 @dataclasses.dataclass(frozen=True)
-class Part(Strategy):
+class TrainingPart(Strategy):
+    """Base of what acts in the training step beside a pruning callback: `bind` makes it act on a model.
+
+    `Part` acts on one weight at a time; `keras_prune.structured` has parts that act on units.
+    """
+
+    kind: ClassVar[str] = "part"
+    ramp: Schedule | None = dataclasses.field(default=None, kw_only=True)
+    """A schedule whose share of its final value scales the part; None: full strength at once."""
+
+    @property
+    def on_biases(self) -> bool:
+        """Whether the part acts on biases too, besides the tensors in scope."""
+        return False
+
+    @abstractmethod
+    def bind(self, model: keras.Model, weights: Sequence[int], level: Any, optimizer: Any) -> StepPart:
+        """Return what acts in the step of an optimizer.
+
+        Args:
+            model: compiled.
+            weights: ids of the variables in scope.
+            level: where the ramp stands, from 0 to 1: a scalar variable, or 1.0.
+            optimizer: gives the learning rate, by `rates_of`. A model with several optimizers has one part for each,
+                which sees the variables that this one moves.
+        """
+
+
+@dataclasses.dataclass(frozen=True)
+class Part(TrainingPart):
     """Something that acts in the training step beside any pruning callback: `kp.Pruning(..., parts=[kp.L1(1e-4)])`.
 
     `before` may change the gradient of a weight; `after` may change the weight itself, once the optimizer has moved it.
@@ -71,18 +101,9 @@ class Part(Strategy):
         array([1., 2.], dtype=float32)
     """
 
-    kind: ClassVar[str] = "part"
-    ramp: Schedule | None = dataclasses.field(default=None, kw_only=True)
-    """A schedule whose share of its final value scales the part; None: full strength at once."""
-
-    @property
-    def on_biases(self) -> bool:
-        """Whether the part acts on biases too, besides the tensors in scope."""
-        return False
-
     @abstractmethod
     def before(self, gradient: Any, weight: Any, level: Any) -> Any:
-        """Return the gradient that the optimizer is to use.
+        """Return the gradient that the optimizer is to use, of the weight's shape.
 
         Args:
             gradient: one tensor of the weight's shape, for an Embedding too.
@@ -91,31 +112,29 @@ class Part(Strategy):
         """
 
     def after(self, weight: Any, learning_rate: Any, level: Any) -> Any | None:
-        """Return the weight's new value, or None to leave it."""
+        """Return the weight's new value, of its shape, or None to leave it.
+
+        Args:
+            weight: the variable, after the step.
+            learning_rate: a scalar; 0 in a call that only adds up gradients.
+            level: where the ramp stands, from 0 to 1.
+        """
         return None
 
     def bind(self, model: keras.Model, weights: Sequence[int], level: Any, optimizer: Any) -> StepPart:
-        """Return what acts in the step. By default this part acts on each weight by itself; others override this.
-
-        Args:
-            model: compiled.
-            weights: ids of the variables in scope.
-            level: where the ramp stands, a scalar variable, or 1.0.
-            optimizer: gives the learning rate, by `rates_of`. A model with several optimizers
-                has one part for each, which sees the variables that this one moves.
-        """
+        """Return this part at work on each of the weights by itself."""
         return ActivePart(self, weights, level, optimizer)
 
 
-def check_parts(name: str, parts: Part | Sequence[Part]) -> tuple[Part, ...]:
+def check_parts(name: str, parts: TrainingPart | Sequence[TrainingPart]) -> tuple[TrainingPart, ...]:
     """Return the parts of a callback; a single one may stand for itself.
 
     Raises:
         TypeError: one is no part, or its ramp is no schedule.
     """
-    found = (parts,) if isinstance(parts, Part) else tuple(parts)
+    found = (parts,) if isinstance(parts, TrainingPart) else tuple(parts)
     for part in found:
-        if not isinstance(part, Part):
+        if not isinstance(part, TrainingPart):
             raise TypeError(f"{name}: each of parts must be a keras_prune.Part. Received: {part!r}")
         if part.ramp is not None and not isinstance(part.ramp, Schedule):
             raise TypeError(

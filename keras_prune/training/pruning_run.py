@@ -30,7 +30,7 @@ from keras_prune.scope import Scope, Skipped, Target
 from keras_prune.strategy import FROM_TRAINING
 from keras_prune.training.hidden_weights import HiddenWeights, change_mask, read_merged
 from keras_prune.training.measuring import Measurements
-from keras_prune.training.parts import MaskedGradients, Part
+from keras_prune.training.parts import MaskedGradients, TrainingPart
 from keras_prune.training.rewinding import Rewinding
 from keras_prune.training.stepped_run import SteppedRun
 
@@ -70,7 +70,7 @@ class PruningRun(SteppedRun):
         *,
         scope: Scope | None = None,
         device: str | Device | None = None,
-        parts: Sequence[Part] = (),
+        parts: Sequence[TrainingPart] = (),
         owner: Any = None,
         history: Any = None,
     ) -> None:

@@ -16,7 +16,7 @@ from keras_prune.optimizers.clock import Clock
 from keras_prune.optimizers.finding import StepPart, has_own_step, hook, in_fit, unhook
 from keras_prune.schedules import Schedule
 from keras_prune.schedules.spans import Extent, Span
-from keras_prune.training.parts import Part
+from keras_prune.training.parts import TrainingPart
 from keras_prune.training.ramp_level import RampLevel
 
 __all__ = ["SteppedRun"]
@@ -47,7 +47,7 @@ class SteppedRun(ABC):
         optimizers: Sequence[Any],
         state: TrainingState,
         variables: Sequence[keras.Variable],
-        parts: Sequence[Part],
+        parts: Sequence[TrainingPart],
         history: Any,
     ) -> None:
         self.model = model
@@ -345,7 +345,7 @@ class SteppedRun(ABC):
             self._state.runs.remove(self)
         self._state.guard(self.model)
 
-    def _level_of(self, part: Part, name: str) -> keras.Variable | float:
+    def _level_of(self, part: TrainingPart, name: str) -> keras.Variable | float:
         """Return where the ramp of a part stands: a variable that is set at each change, or 1.0."""
         if part.ramp is None:
             return 1.0

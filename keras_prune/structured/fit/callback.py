@@ -16,7 +16,7 @@ from keras_prune.structured.fit.structured_run import Goal, StructuredRun
 from keras_prune.structured.importances.importance import Importance
 from keras_prune.structured.importances.names import resolve_importance
 from keras_prune.structured.planning.unit_choice import OPTIONS
-from keras_prune.training.parts import Part, check_parts
+from keras_prune.training.parts import TrainingPart, check_parts
 from keras_prune.training.stepped_callback import SteppedCallback
 
 __all__ = ["StructuredPruning"]
@@ -90,7 +90,7 @@ class StructuredPruning(SteppedCallback[StructuredRun]):
         min_width: int | Mapping[str, int] = 1,
         max_share: float | Mapping[str, float] = 1.0,
         frozen: Iterable[str] = (),
-        parts: Sequence[Part] = (),
+        parts: Sequence[TrainingPart] = (),
         input_shape: Any = None,
     ) -> None:
         super().__init__()

@@ -23,7 +23,7 @@ from keras_prune.keras_seam import layers_in
 from keras_prune.models.variables import dense
 from keras_prune.optimizers.finding import StepPart, rates_of
 from keras_prune.structured.analysis.groups import Analysis, analyse
-from keras_prune.training.parts import L1, ActivePart, Part
+from keras_prune.training.parts import L1, ActivePart, TrainingPart
 
 __all__ = ["GroupLasso", "GrowingPenalty", "GrowingRegularisation", "Slimming", "UnitPart", "UnitSlices"]
 
@@ -96,7 +96,7 @@ class UnitSlices:
 
 
 @dataclasses.dataclass(frozen=True)
-class UnitPart(Part):
+class UnitPart(TrainingPart):
     """A part of pruning-aware training that acts on units: slices of several tensors at once."""
 
     @abstractmethod
@@ -108,15 +108,10 @@ class UnitPart(Part):
             level: where the ramp stands, from 0 to 1: a scalar variable, or 1.0.
             optimizer: gives the learning rate.
         """
-        raise NotImplementedError(f"{type(self).__name__} must define on_units(analysis, level, optimizer)")
 
     def bind(self, model: keras.Model, weights: Sequence[int], level: Any, optimizer: Any) -> StepPart:
         """Return what acts in the step of a callback that prunes single weights; `weights` has no say."""
         return self.on_units(analyse(model), level, optimizer)
-
-    def before(self, gradient: Any, weight: Any, level: Any) -> Any:
-        """Refuse: a unit is more than one tensor."""
-        raise TypeError(f"{type(self).__name__} acts on units, not on one tensor. Call bind(...) or on_units(...).")
 
 
 def _check_strength(part: Any) -> None:

@@ -27,7 +27,7 @@ from keras_prune.structured.fit.regularise import GrowingPenalty, GrowingRegular
 from keras_prune.structured.importances.importance import NORMALISATIONS, Importance, Scores
 from keras_prune.structured.planning.unit_choice import OPTIONS, Ranking, check_reachable, limits_of
 from keras_prune.structured.surgery.shrink import zero_units
-from keras_prune.training.parts import Part
+from keras_prune.training.parts import TrainingPart
 from keras_prune.training.stepped_run import SteppedRun
 
 __all__ = ["Goal", "StructuredRun"]
@@ -88,7 +88,7 @@ class StructuredRun(SteppedRun):
         model: keras.Model,
         goal: Goal,
         *,
-        parts: Sequence[Part] = (),
+        parts: Sequence[TrainingPart] = (),
         input_shape: Any = None,
         owner: Any = None,
         run: Any = None,
