@@ -270,6 +270,18 @@ def test_curves_are_those_of_the_points_on_the_data(way):
         assert sparsity == allocation.points[(10, 19).index(off)]
 
 
+@pytest.mark.parametrize(
+    ("pattern", "top"), [(kp.patterns.NofM(2, 4), 0.5), (kp.patterns.Filter(), 0.75), (own.Pairs(), 0.9375)]
+)
+@pytest.mark.parametrize("kind", [own.Curved, kp.allocation.Sensitivity])
+def test_curves_end_where_a_pattern_does(kind, pattern, top):
+    """At the limit of the pattern, or where the last unit of the tensor would go."""
+    model = kp.prune(linear(), 0.5, pattern=pattern, allocation=kind(OTHER))
+    assert (model.get_weights()[0] == 0).sum() == 16
+    for [curve] in seen("curves"):
+        assert [sparsity for sparsity, _ in curve] == [point for point in own.Curved().points if point < top] + [top]
+
+
 def test_without_data_curves_are_empty_and_who_needs_them_says_so():
     kp.prune(linear(), 0.5, allocation=own.Curved())
     assert seen("curves") == [[()]]

@@ -1,4 +1,4 @@
-"""Splitting one number of zeros among tensors: what each may give at most, and who gives how much. Pure arithmetic."""
+"""Splitting a number of zeros among tensors: the most that each may have, and how many it gets. Pure arithmetic."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class Scored:
         scores: one score a unit of the pattern, `[units]`; larger is kept, minus infinity is off already.
         weights_per_unit: weights that an off unit sets to zero.
         limit: the highest sparsity that the pattern gives, a fraction.
-        curve: for `Sensitivity`, pairs of (sparsity, loss increase), increasing.
-        on: where it is given, `[units]`, the scores of the others do not count: they are off already, and stay so.
+        curve: pairs of (sparsity, loss increase), increasing in sparsity, where the allocation needs them.
+        on: `[units]`, False where a unit is off already: it stays off, and its score does not count. None: all are on.
     """
 
     path: str
@@ -38,7 +38,7 @@ class Scored:
 
     @property
     def lowered(self) -> npt.NDArray[np.floating]:
-        """The scores, minus infinity where a unit is off already."""
+        """The scores, `[units]`, minus infinity where a unit is off already."""
         return self.scores if self.on is None else np.where(self.on, self.scores, -np.inf)
 
     @property
@@ -58,9 +58,9 @@ class Scored:
 
 
 class Share(float):
-    """A target that was cut at a score: the tensor's units at or below `bound` are the ones to go, ties aside.
+    """A target that was found as a bound of scores: the units at or below `bound` are pruned, except for ties.
 
-    A plain number does as well; a bound saves whoever makes the mask from looking for it again.
+    A plain number will do as well; the bound saves a search when the mask is made.
     """
 
     __slots__ = ("bound",)
@@ -74,9 +74,13 @@ class Share(float):
 
 
 def caps_of(tensors: Sequence[Scored], floor: float) -> list[int]:
-    """Return the most units that each tensor may have off, keeping the share `floor` and at least one.
+    """Return the most units that each tensor may have off, keeping the share `floor` and at least one unit.
 
     What is off already stays off, whatever the floor.
+
+    Args:
+        tensors: their scores do not matter.
+        floor: the share of its units that every tensor keeps, a fraction in [0, 1).
     """
     caps = []
     for tensor in tensors:
@@ -159,7 +163,13 @@ def _settle(tensors: Sequence[Scored], counts: list[int], off: Sequence[int], ca
 
 
 def lowest_together(tensors: Sequence[Scored], caps: Sequence[int], target: float) -> list[float]:
-    """Return the share of each tensor's units among the lowest of all; a tensor at its cap leaves the contest."""
+    """Return the share of each tensor's units that are among the lowest of all tensors, none above its cap.
+
+    Args:
+        tensors: with scores.
+        caps: the most units that each may have off.
+        target: the share of all weights to be zero, a fraction in [0, 1).
+    """
     counts = [0] * len(tensors)
     bounds = [-math.inf] * len(tensors)
     open_ = list(range(len(tensors)))

@@ -46,7 +46,7 @@ class Elements:
         return self._count
 
     def fresh(self, size: int) -> Labels:
-        """Return `size` new elements, each alone."""
+        """Return `size` new elements, `[size]`, each in a class of its own."""
         start, self._count = self._count, self._count + size
         if self._count > len(self._parent):
             room = max(2 * len(self._parent), self._count)
@@ -58,7 +58,7 @@ class Elements:
         return new
 
     def find(self, labels: Labels) -> Labels:
-        """Return for each element the lowest number of its class."""
+        """Return for each element the lowest number of its class, in the shape of `labels`."""
         parent = self._parent
         roots = parent[labels]
         while True:
@@ -70,7 +70,13 @@ class Elements:
         return roots
 
     def tie(self, a: Labels, b: Labels, reason: Any) -> None:
-        """Make a[i] and b[i] stay or go together; what is tied to the opaque element is frozen, for `reason`."""
+        """Make a[i] and b[i] stay or go together; what is tied to the opaque element is frozen.
+
+        Args:
+            a: elements, of any shape.
+            b: elements, of the same shape or broadcasting to it.
+            reason: why they are tied.
+        """
         a, b = np.broadcast_arrays(a, b)
         a, b = a.ravel(), b.ravel()
         opaque = (a == OPAQUE) | (b == OPAQUE)
@@ -86,7 +92,7 @@ class Elements:
         np.minimum.at(self._why, self.find(touched), why)
 
     def freeze(self, labels: Labels, reason: Any) -> None:
-        """Keep these elements, and all that are or will be tied to them."""
+        """Keep these elements (of any shape), and all that are or will be tied to them."""
         roots = self.find(labels.ravel())
         roots = roots[self._why[roots] == FREE]
         if roots.size:
@@ -94,7 +100,7 @@ class Elements:
             self.reasons.append(reason)
 
     def frozen(self, labels: Labels) -> npt.NDArray[np.bool_]:
-        """Say of each element whether it has to stay."""
+        """Return for each element whether it has to stay, in the shape of `labels`."""
         return np.asarray(self._why[self.find(labels)] != FREE)
 
     def reason(self, label: int) -> Any:

@@ -35,7 +35,7 @@ class MaskedKernels(keras.StatelessScope):
         straight_through: let the gradient of a masked weight pass as if it were not masked.
 
     Attributes:
-        pending: losses added inside that no scope outside collects; who opened the scope adds them to its layer.
+        pending: losses added inside that no scope outside collects; whatever opened the scope adds them to its layer.
     """
 
     def __init__(self, pairs: Pairs, straight_through: bool) -> None:
@@ -62,7 +62,7 @@ class MaskedKernels(keras.StatelessScope):
         return masked
 
     def _outside(self, variable: keras.Variable) -> Any:
-        """What the scope outside holds, in the variable's own type: Keras casts it where the layer reads it."""
+        """Return what the scope outside holds, in the variable's own type: Keras casts it where the layer reads it."""
         value = None if self.original_scope is None else self.original_scope.get_current_value(variable)
         if value is None:
             held = value_held(variable)

@@ -123,18 +123,22 @@ class Mask:
             kernel.constraint = MaskConstraint(self.variable, inner)
 
     def read(self) -> npt.NDArray[np.bool_]:
-        """Return the mask (True: kept), to be read only."""
+        """Return the mask (True: kept), of the kernel's shape, to be read only."""
         return read(self.variable)
 
     def put(self, values: npt.NDArray[np.bool_]) -> None:
-        """Set the mask, here and in the wrapper layer if there is one; the weights stay as they are."""
+        """Set the mask, here and in the wrapper layer if there is one; the weights stay as they are.
+
+        Args:
+            values: True where kept, of the kernel's shape; likewise below.
+        """
         assign(self.variable, values)
         if self.target.mask is not None:
             self.target.mask.assign(values)
         self.count(values)
 
     def count(self, values: npt.NDArray[np.bool_]) -> None:
-        """Take note of a mask that is in force already."""
+        """Count the zeros of a mask that is in force already."""
         self.zeros = int(values.size - np.count_nonzero(values))
 
     def write(self, values: npt.NDArray[np.bool_]) -> None:
@@ -181,12 +185,12 @@ class Mask:
 
 
 def bind(target: Target, state: TrainingState, *, hold: bool = True) -> Mask:
-    """Return the mask of a target: that of the loaded file, of the weight or its layer, or a new one with all on.
+    """Return the mask of a target: that of the loaded file, of the weight or of its layer; else a new one, all on.
 
     Args:
         target: the tensor.
         state: of the target's model; it makes the variable.
-        hold: as for `Mask`; a target whose weights learn straight through is never held.
+        hold: as for `Mask`; without effect for a target whose weights learn straight through.
     """
     earlier = mask_of(target.variable)
     if earlier is None and target.mask is not None:
@@ -203,7 +207,7 @@ def bind(target: Target, state: TrainingState, *, hold: bool = True) -> Mask:
 
 
 def mask_of(variable: keras.Variable) -> npt.NDArray[np.bool_] | None:
-    """Return the mask that is bound to a variable, or None.
+    """Return the mask that is bound to a variable, of its shape (True: kept), or None.
 
     Example:
         >>> layer = keras.layers.Dense(2)

@@ -80,7 +80,7 @@ def loose_zeros(variable: keras.Variable, mask: npt.NDArray[np.bool_] | None) ->
 
     Args:
         variable: the kernel.
-        mask: its mask, True where kept, or None.
+        mask: its mask, True where kept, of its shape; or None.
     """
     zeros = read(variable) == 0
     loose = int(np.count_nonzero(zeros if mask is None else zeros & mask))

@@ -39,7 +39,11 @@ class MaskSet:
         return len(self.masks)
 
     def write(self, values: Sequence[npt.NDArray[np.bool_]]) -> None:
-        """Set every mask, and put pruned weights at +0.0."""
+        """Set every mask, and put pruned weights at +0.0.
+
+        Args:
+            values: for each mask, True where kept, of the kernel's shape.
+        """
         if self._together is None:
             for mask, value in zip(self.masks, values, strict=True):
                 mask.write(value)
@@ -61,7 +65,7 @@ class MaskSet:
             mask.guard(on)
 
     def recount(self) -> None:
-        """Take note of masks that something else has set."""
+        """Count the zeros of masks that something else has set."""
         for mask in self.masks:
             mask.count(mask.read())
 

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from keras_prune.allocation import Scored, Share
 from keras_prune.arrays.layouts import Layout
 from keras_prune.arrays.selection import all_but_smallest, in_pieces
+from keras_prune.arrays.splitting import caps_of
 from keras_prune.growth import Gains, Growth
 from keras_prune.masks.recipe import Recipe
 from keras_prune.patterns import Pattern
@@ -20,6 +21,7 @@ __all__ = [
     "Recipe",
     "Tensor",
     "check_shape",
+    "highest_sparsity",
     "layout_for",
     "masks_at_sparsity",
     "masks_at_threshold",
@@ -63,7 +65,7 @@ def masks_at_sparsity(
     progress: float = 0.0,
     seed: int = 0,
 ) -> list[MaskArray]:
-    """Return the masks that bring the tensors to a sparsity of `target` together.
+    """Return the masks, in the kernels' shapes, that bring the tensors to a sparsity of `target` together.
 
     Without growth a mask only shrinks: what is off stays off, and a target below what is reached changes nothing.
 
@@ -105,7 +107,7 @@ def masks_at_sparsity(
 def masks_at_threshold(
     tensors: Sequence[Tensor], recipe: Recipe, threshold: float, *, relative_to: str | None = None
 ) -> list[MaskArray]:
-    r"""Return the masks in which every unit with a score $\le \theta$ is off, besides what was off before.
+    r"""Return the masks, in the kernels' shapes, with every unit off that scores $\le \theta$ or was off before.
 
     Args:
         tensors: at least one.
@@ -146,6 +148,19 @@ def off_in_units(path: str, mask: MaskArray, layout: Layout, recipe: Recipe) -> 
     canonical = layout_for(layout, pattern).to_canonical(mask)
     on = pattern.units_on(canonical)
     return (on.size - int(np.count_nonzero(on))) * pattern.weights_per_unit(canonical.shape)
+
+
+def highest_sparsity(tensor: Tensor, recipe: Recipe) -> float:
+    """Return the highest sparsity that a tensor can have, a fraction in [0, 1]: at its pattern's limit, or one unit on.
+
+    Args:
+        tensor: its scores do not matter.
+        recipe: has the pattern.
+    """
+    pattern = recipe.pattern.at(tensor.path)
+    shape = layout_for(tensor.layout, pattern).canonical_shape(tensor.weight.shape)
+    entry = Scored(tensor.path, shape, np.zeros(0), pattern.weights_per_unit(shape), pattern.limit(shape))
+    return caps_of([entry], 0.0)[0] / entry.units
 
 
 def layout_for(layout: Layout, pattern: Pattern) -> Layout:

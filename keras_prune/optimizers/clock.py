@@ -1,4 +1,4 @@
-"""Whose steps count: those of the optimizers that move given variables, found by what they do."""
+"""Which optimizer's steps count: that of the one that moves given variables, found by what it does."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ def synchronise(model: keras.Model) -> None:
 
 
 def optimizers_for(model: keras.Model, name: str, instead: str) -> list[Any]:
-    """Return the optimizers whose steps may count: that of `compile`, and where the step is the model's own, all held.
+    """Return the optimizers whose steps may count: that of `compile`; all, if the model has a step of its own.
 
     Args:
         model: compiled.
         name: who asks, for messages.
-        instead: what does the like without training, for messages.
+        instead: what to do without training, for messages.
 
     Raises:
         ValueError: there is none.
@@ -69,7 +69,7 @@ class Clock:
         model: what is trained.
         variables: whose moves count.
         optimizers: that may move them.
-        exact: whether each batch takes one step at most, of the first optimizer.
+        exact: whether each batch takes at most one step, of the first optimizer.
 
     Attributes:
         exact: the same.
@@ -137,7 +137,7 @@ class Clock:
             self.close()
 
     def close(self) -> None:
-        """Go by what is known now; variables that nothing has moved have no say."""
+        """Decide by what is known now; variables that nothing has moved do not count."""
         self.open = False
         self.release()
 
@@ -165,7 +165,7 @@ class Clock:
         return [leaf for leaf in self._leaves() if owns(leaf, variable)]
 
     def _candidates(self) -> list[Any]:
-        """What may move one of the variables: an optimizer that is not built yet may move anything."""
+        """Return what may move one of the variables; an optimizer that is not built yet may move any."""
         return [
             leaf
             for leaf in self._leaves()

@@ -130,7 +130,7 @@ class Pattern(Strategy):
 
 
 def pool(array: Array, axes: tuple[int, ...], pooling: str) -> Array:
-    """Return the "mean" or the "max" of an array over axes."""
+    """Return the "mean" or the "max" of an array over axes, whose dimensions go."""
     return np.asarray(np.max(array, axis=axes) if pooling == "max" else np.mean(array, axis=axes))
 
 

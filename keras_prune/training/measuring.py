@@ -14,7 +14,7 @@ from keras_prune import statistics
 from keras_prune.allocation import Uniform
 from keras_prune.masks.recipe import Recipe
 from keras_prune.masks.state import TrainingState
-from keras_prune.masks.update import Tensor, masks_at_sparsity
+from keras_prune.masks.update import Tensor, highest_sparsity, masks_at_sparsity
 from keras_prune.scope import Target
 from keras_prune.strategy import Measuring
 from keras_prune.training.gradient_sums import TrainingSums
@@ -30,6 +30,7 @@ def measure_curves(
 ) -> list[Curve]:
     """Return each tensor's curve: the rise of the loss at each of the allocation's points; the model stays as it was.
 
+    A point above what a tensor's pattern can give, or that would empty it, is measured at the most that is possible.
     Without data the curves are empty.
     """
     allocation = recipe.allocation
@@ -37,10 +38,16 @@ def measure_curves(
         return [()] * len(tensors)
     alone = Recipe(recipe.criterion, recipe.pattern, Uniform())
 
-    def mask_alone(index: int, sparsity: float) -> MaskArray:
-        return masks_at_sparsity([tensors[index]], alone, sparsity)[0]
+    most = [highest_sparsity(tensor, recipe) for tensor in tensors]
 
-    return statistics.sensitivity_curves(model, targets, mask_alone, allocation.points, allocation.data)
+    def mask_alone(index: int, sparsity: float) -> MaskArray:
+        return masks_at_sparsity([tensors[index]], alone, min(sparsity, most[index]))[0]
+
+    curves = statistics.sensitivity_curves(model, targets, mask_alone, allocation.points, allocation.data)
+    return [
+        tuple({min(sparsity, top): rise for sparsity, rise in curve}.items())
+        for top, curve in zip(most, curves, strict=True)
+    ]
 
 
 def with_curves(tensors: Sequence[Tensor], curves: Sequence[Curve]) -> list[Tensor]:

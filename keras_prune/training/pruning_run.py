@@ -233,7 +233,7 @@ class PruningRun(SteppedRun):
         return self._masks.settle()
 
     def recount(self) -> None:
-        """Take note of masks that something else has set."""
+        """Count the zeros of masks that something else has set."""
         self._masks.recount()
 
     def abandon(self) -> None:
