@@ -66,5 +66,8 @@ def test_the_contract_holds(backend):
         # The step itself keeps what is pruned at zero, from one update to the next.
         assert all(zeros >= told for zeros, told in result["seen"]), name
         assert len({told for _, told in result["seen"]}) >= 4, f"{name}: the masks changed during training"
-        assert result["after"] == result["later"] == 132 or (name == "parts" and result["later"] >= 132), name
+        # The proximal step makes zeros of its own, beside those of the masks.
+        least, most = (132, 176) if name == "parts" else (132, 132)
+        assert least <= result["after"] <= most, name
+        assert least <= result["later"] <= most, name
         assert result["strip"] == 0.0, name

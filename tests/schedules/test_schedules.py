@@ -88,6 +88,6 @@ def test_ramps_rise_from_the_first_to_the_last_target(low, high, begin, length, 
     ramp = kind(low, high, begin_step=begin, end_step=begin + length)
     values = [ramp(step) for step in range(begin, begin + length + 2)]
     assert values[-1] == high
-    assert length == 0 or values[0] == low
+    assert values[0] == (low if length else high)
     assert all(b >= a - 1e-12 for a, b in itertools.pairwise(values))
     assert all(0.0 <= value < 1.0 for value in values)
