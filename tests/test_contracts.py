@@ -131,6 +131,24 @@ def test_names_belong_to_classes():
     assert resolve("mine", Base) == again()
 
 
+@pytest.mark.parametrize(
+    ("base", "chosen"),
+    [
+        (own.Largest, lambda: kp.Pruning(0.5, "by a test").recipe.criterion),
+        (own.Pairs, lambda: kp.Pruning(0.5, pattern={".*": "by a test"}).recipe.pattern.at("x")),
+        (own.Curved, lambda: kp.Pruning(0.5, allocation="by a test").recipe.allocation),
+        (own.Swap, lambda: kp.DynamicPruning(0.5, "by a test").recipe.growth),
+        (kp.structured.L2, lambda: kp.StructuredPruning(params=0.5, importance="by a test").goal.importance),
+    ],
+)
+def test_a_strategy_of_ones_own_is_chosen_by_its_name(base, chosen):
+    named = type("Named", (base,), {}, name="by a test")
+    try:
+        assert type(chosen()) is named
+    finally:
+        del named.known_names["by a test"]
+
+
 def test_data_is_given_to_what_takes_some_and_has_none():
     assert own.Scores().on(OTHER).data is OTHER
     assert own.Scores(data=X).on(OTHER).data is X

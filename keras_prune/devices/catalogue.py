@@ -5,15 +5,13 @@ To add a device, add an instance here, with a line in `DEVICES`: nothing else te
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from typing import Any
-
-import keras
 
 from keras_prune.devices.device import Clusters, Device, Kernel
 from keras_prune.devices.encoding import Encoding
 from keras_prune.devices.gains import PAYS_ANYWHERE, SWITCHES_ON, Measured
+from keras_prune.strategy import resolve
 
 __all__ = ["ANDROID", "ANY", "ARM64", "DEVICES", "IOS", "MCU", "WEB", "X86", "resolve_device"]
 
@@ -228,16 +226,4 @@ def resolve_device(value: str | Device | Mapping[str, Any]) -> Device:
         >>> resolve_device("web") is WEB, resolve_device(WEB) is WEB
         (True, True)
     """
-    if isinstance(value, Mapping) and "class_name" in value:
-        value = keras.saving.deserialize_keras_object(dict(value))
-    if isinstance(value, Device):
-        return value
-    if not isinstance(value, str):
-        raise TypeError(
-            f"target must be one of the names {sorted(DEVICES)}, or a keras_prune.devices.Device. Received: {value!r}"
-        )
-    if value not in DEVICES:
-        near = difflib.get_close_matches(value, DEVICES, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"Unknown target: {value!r}. Known names: {sorted(DEVICES)}.{hint}")
-    return DEVICES[value]
+    return resolve(value, Device, DEVICES)

@@ -449,11 +449,9 @@ def test_a_model_that_no_zero_makes_faster_is_refused_with_the_reasons():
 
 def test_what_is_no_target_is_refused():
     schedule = kp.schedules.OneShot(0.5)
-    with pytest.raises(ValueError, match=r"Unknown target: 'andriod'.*Did you mean 'android'\?"):
+    with pytest.raises(ValueError, match=r"Unknown device: 'andriod'.*Did you mean 'android'\?"):
         kp.Pruning(schedule, target="andriod")
-    with pytest.raises(
-        TypeError, match=r"target must be one of the names .* a keras_prune.devices.Device. Received: 7"
-    ):
+    with pytest.raises(TypeError, match=r"A device is one of the names .* or an instance of Device. Received: 7"):
         kp.Pruning(schedule, target=7)
 
 

@@ -36,4 +36,4 @@ NAMES: Mapping[str, type[Importance]] = {
 
 def resolve_importance(value: Any, data: Any = None) -> Importance:
     """Turn a name into an importance, which takes `data` if it has none and needs some."""
-    return resolve(value, Importance, NAMES).on(data)  # type: ignore[type-abstract]
+    return resolve(value, Importance, {**NAMES, **Importance.known_names}).on(data)
