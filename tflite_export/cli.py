@@ -284,7 +284,7 @@ def parse_shapes(given: list[str]) -> dict[str, tuple[int | None, ...]] | None:
 
 
 def load_data(path: Path | None) -> Any:
-    """Load inputs from a `.npy` or `.npz`; the array of a file that holds one, whatever its name.
+    """Load inputs from a `.npy` or `.npz` file; the only array of a `.npz` file may have any name.
 
     Raises:
         ExportError: it cannot be read.

@@ -72,7 +72,7 @@ class Candidate:
 
 @dataclasses.dataclass(frozen=True)
 class DemoResult:
-    """What the demonstration found.
+    """The two files of the demonstration.
 
     Attributes:
         dense, sparse: the two files.
@@ -217,7 +217,7 @@ def run(folder: Path, verbose: int = 1) -> DemoResult:
 
 
 def _outputs(path: Path, x: NDArray[np.float32]) -> NDArray[np.float32]:
-    """What the file itself answers, in the runtime."""
+    """Return the outputs of the file in LiteRT."""
     session = open_own(load(path), path.name)
     return session.run([x], list(session.inputs), list(session.outputs))[0]
 

@@ -53,6 +53,34 @@ class _Sample:
     bounds: list[float]
 
 
+@dataclass(frozen=True, eq=False)
+class _Served:
+    """A file as the page gets it: its sizes fixed, its names in the first file's order, samples to check it on."""
+
+    subject: str
+    content: bytes
+    inputs: list[str]
+    outputs: list[str]
+    samples: list[_Sample]
+
+    def described(self, blobs: list[bytes]) -> dict[str, Any]:
+        """Return what the page needs to know; the arrays of the samples go to the end of the blobs."""
+        outputs = []
+        for place, name in enumerate(self.outputs):
+            bound = max(sample.bounds[place] for sample in self.samples)
+            scale = max(scale_of(sample.outputs[place]) for sample in self.samples)
+            outputs.append({"name": name, "bound": bound, "scale": scale})
+        return {
+            "bytes": len(self.content),
+            "inputs": self.inputs,
+            "outputs": outputs,
+            "samples": [
+                {"feeds": _append(blobs, sample.feeds), "outputs": _append(blobs, sample.outputs)}
+                for sample in self.samples
+            ],
+        }
+
+
 def make_server(
     paths: Sequence[str | os.PathLike[str]],
     *,
@@ -89,40 +117,14 @@ def make_server(
         refusal = web_refusal(content, subject)
         if refusal is not None:
             raise ExportError(f"'{subject}'", "must run in LiteRT.js", refusal, "Leave it out.")
-    allowed = (limits or Limits()).for_files(*contents)
-
-    open_file = partial(open_foreign, limits=allowed)
-    sessions = [open_file(content, subject) for content, subject in zip(contents, subjects, strict=True)]
-    inputs, outputs = matching_inputs(sessions), matching_outputs(sessions)
     if isinstance(golden, (str, os.PathLike)):
         golden = read_golden(golden)
-    for place, session in enumerate(sessions):
-        feeds = _feeds(session, inputs[place], outputs[place], data, golden)
-        named = {name: feed[: session.batch_size or 1] for name, feed in zip(inputs[place], feeds, strict=True)}
-        contents[place] = with_fixed_sizes(contents[place], 1, subjects[place], named, open_file=open_file)
-    sessions = [open_file(content, subject) for content, subject in zip(contents, subjects, strict=True)]
+    served = _served(subjects, contents, data, golden, (limits or Limits()).for_files(*contents))
     blobs: list[bytes] = []
     files: list[dict[str, Any]] = []
-    for place, (session, path, content) in enumerate(zip(sessions, paths, contents, strict=True)):
-        samples = _samples(session, inputs[place], outputs[place], data, golden)
-        bounds = [max(column) for column in zip(*(sample.bounds for sample in samples), strict=True)]
-        scales = [max(scale_of(sample.outputs[i]) for sample in samples) for i in range(len(bounds))]
-        files.append(
-            {
-                "name": _distinct(Path(path).name, [file["name"] for file in files]),
-                "bytes": len(content),
-                "path": f"models/{place}",
-                "inputs": inputs[place],
-                "outputs": [
-                    {"name": name, "bound": bound, "scale": scale}
-                    for name, bound, scale in zip(outputs[place], bounds, scales, strict=True)
-                ],
-                "samples": [
-                    {"feeds": _append(blobs, sample.feeds), "outputs": _append(blobs, sample.outputs)}
-                    for sample in samples
-                ],
-            }
-        )
+    for place, file in enumerate(served):
+        name = _distinct(Path(file.subject).name, [other["name"] for other in files])
+        files.append({"name": name, "path": f"models/{place}", **file.described(blobs)})
     header = {
         "tool": f"tflite-export {version('keras-prune')}",
         "runtime": f"LiteRT.js {litertjs.VERSION}",
@@ -133,7 +135,7 @@ def make_server(
         "": Resource((ASSETS / "serve.html").read_bytes(), "html"),
         "job.bin": Resource(pack(header, blobs), "bin"),
         **{name: Resource((ASSETS / name).read_bytes(), name.rpartition(".")[2]) for name in PAGES},
-        **{f"models/{place}": Resource(content, "bin") for place, content in enumerate(contents)},
+        **{f"models/{place}": Resource(file.content, "bin") for place, file in enumerate(served)},
         **web_files(runtime),
     }
     token = "" if host in LOOPBACK else secrets.token_urlsafe(16)
@@ -202,6 +204,29 @@ def address_of_this_machine() -> str:
             return socket.gethostname()
 
 
+def _served(
+    subjects: Sequence[str], contents: Sequence[bytes], data: Any, golden: Golden | None, limits: Limits
+) -> list[_Served]:
+    """Return the files with their sizes fixed, and what each must give.
+
+    Raises:
+        ExportError: a file does not run, or differs from the first in its inputs or outputs.
+    """
+    open_file = partial(open_foreign, limits=limits)
+    sessions = [open_file(content, subject) for content, subject in zip(contents, subjects, strict=True)]
+    served = []
+    for subject, content, session, inputs, outputs in zip(
+        subjects, contents, sessions, matching_inputs(sessions), matching_outputs(sessions), strict=True
+    ):
+        feeds = _feeds(session, inputs, outputs, data, golden)
+        named = {name: feed[: session.batch_size or 1] for name, feed in zip(inputs, feeds, strict=True)}
+        fixed = with_fixed_sizes(content, 1, subject, named, open_file=open_file)
+        with open_file(fixed, subject) as again:
+            samples = _samples(again, inputs, outputs, data, golden)
+        served.append(_Served(subject, fixed, inputs, outputs, samples))
+    return served
+
+
 def _feeds(
     session: Session, inputs: list[str], outputs: list[str], data: Any, golden: Golden | None
 ) -> list[NDArray[Any]]:
@@ -239,7 +264,7 @@ def _samples(
 
 
 def _bound(answer: NDArray[Any]) -> float:
-    """Return the largest difference allowed; garbage is off by the whole scale."""
+    """Return the largest difference that is allowed; garbage is off by the whole scale."""
     return OTHER_RUNTIME * scale_of(answer)
 
 

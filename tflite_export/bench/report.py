@@ -41,7 +41,7 @@ class Timing:
 
     @property
     def median_ms(self) -> float:
-        """The median, of a report whose unit is milliseconds."""
+        """The median in milliseconds, which is the unit of the report then."""
         return self.median
 
 

@@ -28,7 +28,7 @@ FEWEST, ROUNDS = 10, 60
 SECONDS = 2.0
 """For the rounds of one weight, once the fewest are done."""
 NOISE = 0.03
-"""Files whose median ratios differ by less are as fast as each other; then the smaller one is taken."""
+"""Files whose median ratios differ by less count as equally fast; of those, the smallest is taken."""
 
 
 def tune_plan(dense: TFLiteFile, plan: Plan, weights: list[Weight], target: Device, reference: Reference) -> Plan:
@@ -40,7 +40,7 @@ def tune_plan(dense: TFLiteFile, plan: Plan, weights: list[Weight], target: Devi
 
     Args:
         dense: the converter's file.
-        plan: by the target's table; lines without a choice stay as they are.
+        plan: by the target's table; lines without a choice stay.
         weights: that it was made from.
         target: of this machine.
         reference: its inputs are what is run.
@@ -75,7 +75,7 @@ def _fastest(
         except ExportError:
             if encoding is Encoding.DENSE:
                 raise
-            # Not a candidate then; the reason is in the table of ratios by its absence.
+            # No candidate: the reason of the chosen encoding lists only those that were timed.
             continue
     ratios = measure(sessions)
     best = max(ratios.values())

@@ -193,7 +193,7 @@ def instructions(counts: str, rounds: int, files: int) -> NDArray[np.float64]:
     r"""Return instructions a run, [rounds, files], from the counter's lines: at the start and the end of each.
 
     Raises:
-        ExportError: there are not so many lines.
+        ExportError: the number of lines is another.
 
     Example:
         >>> instructions("100\n350\n400\n600\n", rounds=1, files=2).tolist()

@@ -28,9 +28,9 @@ from tflite_export.runtimes.sessions import MeasuredFile, Measurement, Session
 __all__ = ["SHARE", "TIMES_EXPECTED", "IsolatedSession", "LiteRTProcess", "measure_isolated"]
 
 SHARE = 4
-"""Inputs, and outputs, may take one part in so many of the limit of memory: they exist on our side too."""
+"""The inputs together, and the outputs, may take 1 / SHARE of the limit of memory, since they exist on our side too."""
 TIMES_EXPECTED = 20
-"""A timed loop may take so many times what its runs took before it, on top of the limit of one step."""
+"""A timed loop may take this many times what its runs took before it, on top of the limit of one step."""
 _CHILD = "tflite_export.runtimes.litert_child"
 
 
@@ -281,7 +281,7 @@ def measure_isolated(
         sessions: the files, in one process.
         cases: what each is called, and its names.
         feeds: an array [batch, ...] for each input.
-        rounds: runs of each that are timed; 0 answers only.
+        rounds: timed runs of each; 0 gives outputs only.
         warm_up: runs before that.
 
     Raises:

@@ -64,7 +64,7 @@ def main() -> None:
             frame = pack({**answer, "arrays": described}, parts)
         except ExportError as error:
             frame = _refusal(error)
-        except Exception as error:  # whatever a file brings about is the answer to its request
+        except Exception as error:  # whatever goes wrong with a file is reported to the parent
             kind = LimitExceededError if isinstance(error, MemoryError) else ExportError
             rule = "must run in the runtime"
             frame = _refusal(kind(header["subject"], rule, _described(error), "Get or export the file again."))
@@ -87,7 +87,7 @@ def _refusal(error: ExportError) -> bytes:
 
 
 def _speaks_of_memory(said: str) -> bool:
-    """Return whether the runtime could not get memory: it says so in words, or, for its own arena, in none at all."""
+    """Return whether the runtime got no memory: it says so, or gives an error without a text, for its own arena."""
     words = ("failed to allocate", "bad_alloc", "out of memory")
     return said.strip() == "RuntimeError:" or any(each in said.lower() for each in words)
 

@@ -210,7 +210,7 @@ class MeasuredFile:
 
 @dataclass(frozen=True, eq=False)
 class Measurement:
-    """What files answered in a runtime, and what their runs took.
+    """The outputs of files in a runtime, and what their runs took.
 
     Args:
         description: the runtime.

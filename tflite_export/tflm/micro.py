@@ -26,8 +26,8 @@ _CHILD = "tflite_export.tflm.micro_child"
 class MicroSession(Session):
     """A file loaded into TensorFlow Lite Micro.
 
-    The interpreter aborts its process, or follows null pointers, where it cannot go on (seen with arenas that are too
-    small), so it has a process of its own. Inputs and outputs are real numbers: where the file is quantized, they are
+    The interpreter aborts its process, or follows null pointers, where it cannot go on, as in arenas that are
+    too small. So it runs in a child process. Inputs and outputs are real numbers: where the file is quantized, they are
     quantized on the way in and back on the way out.
 
     Args:
@@ -146,7 +146,7 @@ def require_micro() -> None:
 
 
 def _explain(subject: str, said: str, error: str) -> ExportError:
-    """Return the error for what the interpreter said."""
+    """Return the error that fits what the interpreter printed."""
     missing = re.search(r"Didn't find op for builtin opcode '(\w+)'", said)
     if missing:
         return ExportError(
@@ -172,4 +172,4 @@ def _explain(subject: str, said: str, error: str) -> ExportError:
 
 def _last_words(said: str) -> str:
     lines = [line.strip() for line in said.splitlines() if line.strip() and "RecordingMicroAllocator" not in line]
-    return "; ".join(lines[-3:])[:300] or "it said nothing"
+    return "; ".join(lines[-3:])[:300] or "it printed nothing"

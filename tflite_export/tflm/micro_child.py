@@ -1,4 +1,4 @@
-"""The process in which TensorFlow Lite Micro runs: it may die on a file, and the library must not die with it.
+"""The child process in which TensorFlow Lite Micro runs: a file may crash it.
 
 It imports NumPy and the interpreter, and of this package only the frames: see
 `tflite_export.processes.child_process.python_command`. What the interpreter prints goes to the standard error.
@@ -48,7 +48,7 @@ class Micro:
         return [interpreter.get_output(position) for position in range(self.counts[1])]
 
     def find_arena(self, feeds: list[Any]) -> int:
-        """Return the smallest arena, in bytes, in which the file allocates and answers the same.
+        """Return the smallest arena, in bytes, in which the file allocates and gives the same outputs.
 
         Doubled until it is enough, then halved in between. Each size is tried in a process of its own, since the
         interpreter follows null pointers where some sizes are too small.
@@ -67,7 +67,7 @@ class Micro:
                 low = middle
         wanted = self.run(feeds)
         if not self._succeeds(lambda: self._must_answer(high, feeds, wanted)):
-            raise RuntimeError(f"it allocates in {high} bytes and does not answer the same there")
+            raise RuntimeError(f"it allocates in {high} bytes, and gives other outputs there")
         return high
 
     def _must_answer(self, arena: int, feeds: list[Any], wanted: list[Any]) -> None:

@@ -1,4 +1,4 @@
-"""What a page needs of LiteRT.js, by the path under which our server answers it."""
+"""The files of LiteRT.js that a page loads, by the path under which our server has them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["web_files"]
 
 
 def web_files(folder: Path) -> dict[str, Resource]:
-    """Return what a page needs of the runtime, by the path under which a server answers it.
+    """Return the files of LiteRT.js that a page loads, by the path under which a server has them.
 
     The page imports `litertjs/core.mjs` and loads one of the two builds for one thread beside it.
 

@@ -1,4 +1,4 @@
-"""A web server that serves what is in its table, and nothing else on the disk.
+"""A web server that serves what is in its table, and nothing else from the disk.
 
 Every address is a key of a dictionary, so there is no path to climb out of and no folder to list. A server that the
 network can reach puts a random token in front of every address.
@@ -118,12 +118,12 @@ class GuardedServer(ThreadingHTTPServer):
         self.server_close()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing where a browser has gone away or reads no more; report what is a mistake of ours."""
+        """Ignore a browser that has gone away or reads no more; report mistakes of ours."""
         if not isinstance(sys.exc_info()[1], (ConnectionError, TimeoutError)):
             super().handle_error(request, client_address)
 
     def allows_host(self, header: str | None) -> bool:
-        """Return whether a Host header may ask."""
+        """Return whether a request with this Host header is admitted."""
         if self.token and self.host not in LOOPBACK:
             return True  # any name by which the network knows this machine; the token keeps others out
         names = {f"[{name}]" if ":" in name else name for name in LOOPBACK}
@@ -145,7 +145,7 @@ class _Answer(BaseHTTPRequestHandler):
     raw_requestline: bytes
     protocol_version = "HTTP/1.1"
     timeout = 120
-    """Seconds that a connection may say nothing."""
+    """Seconds that a connection may be silent."""
     # An answer leaves in one piece and at once. In two, the second waits for the acknowledgement of the first, which
     # the other side holds back for 40 ms.
     wbufsize = -1
@@ -154,7 +154,7 @@ class _Answer(BaseHTTPRequestHandler):
     default_request_version = "HTTP/1.1"
 
     def parse_request(self) -> bool:
-        """Read the request's head; answer one that is none."""
+        """Read the head of a request; answer a malformed one."""
         if self.raw_requestline.strip():
             return super().parse_request()
         self.command, self.requestline, self.request_version = "", "", self.default_request_version
@@ -162,7 +162,7 @@ class _Answer(BaseHTTPRequestHandler):
         return False
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
-        """Answer what Python's server refuses by itself, as this one answers all: nothing of the request in it."""
+        """Answer what Python's server refuses by itself, as this one answers all: without any text of the request."""
         status = HTTPStatus(code)
         self.close_connection = True
         self._send(status, f"{status.phrase.lower()}\n".encode(), "text/plain", {"Connection": "close"})
@@ -204,7 +204,7 @@ class _Answer(BaseHTTPRequestHandler):
     do_PUT = do_DELETE = do_PATCH = do_OPTIONS = do_TRACE = do_CONNECT = _other_method
 
     def _admitted(self) -> str | None:
-        """Return the path of a request that may ask; answer the others."""
+        """Return the path of a request that is admitted; answer the others."""
         if not self.server.allows_host(self.headers.get("Host")):
             self._send(HTTPStatus.FORBIDDEN, b"this name is not served\n", "text/plain")
             return None
@@ -253,4 +253,4 @@ class _Answer(BaseHTTPRequestHandler):
         return "tflite-export"
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Say nothing: the address, and so the token, does not belong on a terminal that is shared."""
+        """Print nothing: the address holds the token, which does not belong on a shared terminal."""

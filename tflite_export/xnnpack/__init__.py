@@ -1,1 +1,1 @@
-"""Where XNNPACK switches a .tflite to sparse inference, and where it would then answer wrongly."""
+"""Where XNNPACK switches a .tflite to sparse inference, and where the results would then be wrong."""

@@ -1,4 +1,4 @@
-"""Where XNNPACK would switch a .tflite to sparse inference, op by op, and where it would then answer wrongly.
+"""Where XNNPACK would switch a .tflite to sparse inference, op by op, and where the results would then be wrong.
 
 XNNPACK rewrites parts of a graph to channels first (NCHW), where 1x1 convolutions multiply by sparse matrices (SpMM):
 `xnn_subgraph_rewrite_for_nchw` in XNNPACK's `src/subgraph.c`, asked for by LiteRT's delegate as soon as one of
@@ -298,7 +298,7 @@ class _Part:
         return list(found.values())
 
     def _dangers(self, switched_on: set[int]) -> list[Danger]:
-        """Return the operators of active clusters that hand channels-first data to the outside, or misread it."""
+        """Return the operators of active clusters that hand channels-first data to others, or misread it."""
         graph = self.graph
         found = self._misread()
         for position in sorted(switched_on):
@@ -342,7 +342,7 @@ class _Part:
         ]
 
     def _cure_of_exit(self, output: int) -> str:
-        """Return what would let the operator after an exit join: its own cure, else none of the weights sparse."""
+        """Return what would let the operator after an exit join: its own cure, or else dense weights."""
         shape = self.graph.shape(output)
         if shape is not None and len(shape) == 4 and shape[1:3] == (1, 1):
             return "write the 1x1 convolution on a 1x1 map as Dense"

@@ -1,4 +1,4 @@
-"""What `tflite_export.xnnpack.clusters.analyse` says of a file: operators, clusters, weights, where it is wrong."""
+"""The result of `tflite_export.xnnpack.clusters.analyse`: operators, clusters, weights, and where a file is wrong."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class OperatorVerdict:
         name: of its first output.
         shape: of its first output; None where unknown.
         eligible: it can run in sparse inference, given enough zeros.
-        rule: why not, or what it does; empty where there is nothing to say.
-        cure: what would change that; empty where nothing does or need be.
+        rule: why it cannot, or what becomes of it; empty for an operator that runs as usual.
+        cure: what would change that; empty if nothing would, or nothing needs to change.
         cluster: index in `Analysis.clusters`, None outside.
-        code: the reason for `rule`; None where there is nothing to say.
+        code: the name of the rule; None if it is empty.
     """
 
     subgraph: int
@@ -84,7 +84,7 @@ class WeightUse:
 
 @dataclass(frozen=True)
 class Danger:
-    """A place where the file answers wrongly on a processor with the sparse kernels.
+    """A place where the file gives wrong results on a processor with the sparse kernels.
 
     Args:
         subgraph: number of the subgraph.
@@ -111,7 +111,7 @@ class Analysis:
         operators: one for each operator, in the file's order.
         clusters: those with a 1x1 convolution, switched on or not.
         weights: one for each constant that an operator reads: second inputs, and others of rank 2 and more.
-        dangers: where an answer would be wrong.
+        dangers: where results would be wrong.
     """
 
     operators: tuple[OperatorVerdict, ...]
