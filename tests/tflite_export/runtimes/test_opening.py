@@ -16,6 +16,7 @@ OWN = {
     "tflite_export.export",
     "tflite_export.latency",
     "tflite_export.runtimes.arm64_guest",
+    "tflite_export.verification.ports",
     "tflite_export.verification.verify",
     "tflite_export.web.limitations",
     "tflite_export.web.web_session",
