@@ -1,13 +1,16 @@
-"""Elements that stay or go together: a union-find over NumPy arrays."""
+"""What belongs together: a union-find over things with keys, and one over NumPy arrays that may be frozen."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Hashable, Iterable
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["OPAQUE", "Elements", "Labels"]
+__all__ = ["OPAQUE", "Elements", "Groups", "Labels"]
+
+K = TypeVar("K", bound=Hashable)
 
 Labels = npt.NDArray[np.int64]
 """For each index along an axis, the number of the element that it belongs to."""
@@ -16,6 +19,39 @@ OPAQUE = 0
 """The element of every index that nobody may remove, because nothing is known of it."""
 
 FREE = np.iinfo(np.int32).max
+
+
+class Groups(Generic[K]):
+    """Keys that are joined into groups, one pair at a time; a key that was never joined is alone.
+
+    Example:
+        >>> groups = Groups()
+        >>> groups.join("a", "c")
+        >>> groups.of(["a", "b", "c"])
+        [['a', 'c'], ['b']]
+        >>> groups.find("a") == groups.find("c")
+        True
+    """
+
+    def __init__(self) -> None:
+        self._above: dict[K, K] = {}
+
+    def find(self, key: K) -> K:
+        """Return the key that stands for the group of a key."""
+        while (above := self._above.get(key, key)) != key:
+            self._above[key] = key = self._above.get(above, above)
+        return key
+
+    def join(self, a: K, b: K) -> None:
+        """Make one group of those of two keys."""
+        self._above[self.find(a)] = self.find(b)
+
+    def of(self, keys: Iterable[K]) -> list[list[K]]:
+        """Return keys by group: groups in the order of their first key, keys in the order given."""
+        found: dict[K, list[K]] = {}
+        for key in keys:
+            found.setdefault(self.find(key), []).append(key)
+        return list(found.values())
 
 
 class Elements:

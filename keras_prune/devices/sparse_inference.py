@@ -20,6 +20,7 @@ from typing import Any
 import keras
 from keras import layers as kl
 
+from keras_prune.arrays.union_find import Groups
 from keras_prune.devices.sparse_layers import (
     CONVOLUTIONS,
     CURES,
@@ -101,7 +102,7 @@ class _Joining:
         self.reasons: dict[int, str] = {}
         self.roles: dict[int, Role] = {id(call): self._judge(call) for call in wiring.calls}
         self._squeezes()
-        self.leader = {id(call): id(call) for call in wiring.calls}
+        self.groups: Groups[int] = Groups()
         self.blockers: dict[int, list[Blocker]] = defaultdict(list)
 
     # -- each call ----------------------------------------------------------------------------------------------------
@@ -198,11 +199,6 @@ class _Joining:
 
     # -- together -----------------------------------------------------------------------------------------------------
 
-    def _find(self, key: int) -> int:
-        while self.leader[key] != key:
-            self.leader[key] = key = self.leader[self.leader[key]]
-        return key
-
     def clusters(self) -> list[Cluster]:
         wiring, joins = self.wiring, Role.INSIDE | Role.END
         members = [call for call in wiring.calls if self.roles[id(call)]]
@@ -213,7 +209,7 @@ class _Joining:
             for tensor in dict.fromkeys(call.inputs):
                 producer = wiring.producers.get(tensor)
                 if producer is not None and self.roles[id(producer)] & (Role.STEM | Role.INSIDE):
-                    self.leader[self._find(id(producer))] = self._find(id(call))
+                    self.groups.join(id(producer), id(call))
                 elif producer is not None:
                     blocked.append((call, self._blocker(producer, "stands before it")))
                 elif self.roles[id(call)] & Role.STEM == Role.NONE:
@@ -222,7 +218,7 @@ class _Joining:
             if self.roles[id(call)] == Role.INSIDE or self.roles[id(call)] == Role.STEM:
                 blocked += [(call, blocker) for blocker in self._exits(call)]
         for call, blocker in blocked:
-            found = self.blockers[self._find(id(call))]
+            found = self.blockers[self.groups.find(id(call))]
             if blocker not in found:
                 found.append(blocker)
         return self._collect(members)
@@ -245,13 +241,12 @@ class _Joining:
         return Blocker(call.path, self.reasons.get(id(call), f"{type(call.operation).__name__} {what}"))
 
     def _collect(self, members: list[Call]) -> list[Cluster]:
-        groups: defaultdict[int, list[Call]] = defaultdict(list)
-        for call in members:
-            groups[self._find(id(call))].append(call)
+        by_id = {id(call): call for call in members}
         clusters = []
-        for leader, calls in groups.items():
+        for group in self.groups.of(by_id):
+            calls = [by_id[key] for key in group]
             layers = {id(c.operation): c.operation for c in calls if self._multiplies_places(c)}
-            blockers = self.blockers[leader]
+            blockers = self.blockers[self.groups.find(group[0])]
             ends = any(self.roles[id(call)] & Role.END for call in calls)
             if layers and not ends and not blockers:
                 blockers = [Blocker(calls[-1].path, "no mean over the whole map ends it")]

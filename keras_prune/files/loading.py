@@ -20,6 +20,7 @@ import keras
 import numpy as np
 import numpy.typing as npt
 
+from keras_prune.files.archives import check_keras_archive, read_member
 from keras_prune.masks.hold import hold
 from keras_prune.masks.state import TrainingState
 from keras_prune.models.keras2 import WAY_OUT
@@ -28,9 +29,6 @@ __all__ = ["load_model"]
 
 SMALL = 1 << 16
 """So many elements may an array of the state have, whatever the model: curves and counters are small."""
-
-RATIO = 1000
-"""Nothing that a training has written is compressed further than this."""
 
 DAMAGE = (
     zipfile.BadZipFile,
@@ -156,27 +154,18 @@ def _version_of_h5(path: Path) -> str:
 def _version_of_zip(path: Path) -> str:
     try:
         with zipfile.ZipFile(path) as archive:
-            return str(json.loads(_read(archive, "metadata.json")).get("keras_version", ""))
+            return str(json.loads(read_member(archive, "metadata.json")).get("keras_version", ""))
     except (*DAMAGE, ValueError):
         return ""
 
 
 def _check_config(path: Path) -> None:
-    """Refuse an archive whose configuration is none, before Keras takes it for one."""
+    """Refuse an archive that is too large, or whose configuration is none, before Keras takes it for one."""
+    check_keras_archive(path)
     with zipfile.ZipFile(path) as archive:
-        config = json.loads(_read(archive, "config.json"))
+        config = json.loads(read_member(archive, "config.json"))
     if not isinstance(config, Mapping) or "class_name" not in config or not isinstance(config.get("config"), Mapping):
         raise KeyError("config.json describes no model")
-
-
-def _read(archive: zipfile.ZipFile, name: str) -> bytes:
-    """The content of a member, whose declared size is one that a training may have written."""
-    info = archive.getinfo(name)
-    if info.file_size > SMALL and info.file_size > RATIO * info.compress_size:
-        raise zipfile.BadZipFile(
-            f"{name} declares {info.file_size:,} bytes, and {info.compress_size:,} are stored: it would fill the memory"
-        )
-    return archive.read(name)
 
 
 # -- the pruning state ------------------------------------------------------------------------------------------------
@@ -187,7 +176,7 @@ def _state_of(path: Path, model: keras.Model) -> dict[str, npt.NDArray[Any]]:
     with zipfile.ZipFile(path) as archive:
         if "model.weights.h5" not in archive.namelist():
             return {}
-        content = _read(archive, "model.weights.h5")
+        content = read_member(archive, "model.weights.h5")
     sizes = [math.prod(variable.shape) for variable in model.weights]
     most, in_all = max([SMALL, *sizes]), SMALL + 32 * sum(sizes)
     with h5py.File(io.BytesIO(content), "r") as file:

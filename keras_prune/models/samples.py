@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
 import numpy as np
+import numpy.typing as npt
 from keras import ops, tree
 
 from keras_prune.keras_seam import IndexLookup, calls_of, layers_in
 
-__all__ = ["OPEN_SIZES", "draw_inputs", "first_inputs"]
+__all__ = ["OPEN_SIZES", "draw_array", "draw_inputs", "first_inputs", "readers_of"]
 
 SAMPLES = 4
 OPEN_SIZES = (8, 32, 128)
@@ -68,24 +69,41 @@ def _draw(rng: np.random.Generator, model: Any, symbol: Any, size: int) -> Any:
     batch = SAMPLES if symbol.shape[0] is None else symbol.shape[0]
     shape = (batch, *(size if one is None else one for one in symbol.shape[1:]))
     kind = keras.backend.standardize_dtype(symbol.dtype)
-    floating = kind.startswith(("float", "bfloat"))
-    direct = _readers(model, symbol)
-    inside = [one for layer in direct for one in layers_in(layer)] or layers_in(model)
-    words = [] if floating else _words(inside, text=kind == "string")
+    array = draw_array(rng, shape, kind, readers_of(model, symbol), layers_in(model))
     if kind == "string":
         import tensorflow as tf
 
-        return tf.constant(rng.choice(words or ["a", "b"], shape))
-    if words:
-        return ops.convert_to_tensor(rng.choice(words, shape), dtype=kind)
+        return tf.constant(array)
+    return ops.convert_to_tensor(array, dtype=kind)
+
+
+def draw_array(
+    rng: np.random.Generator, shape: tuple[int, ...], kind: str, readers: Sequence[Any], layers: Sequence[Any]
+) -> npt.NDArray[Any]:
+    """Return drawn values of one input, yet to be cast to its type.
+
+    Args:
+        rng: where the numbers come from.
+        shape: [samples, ...].
+        kind: the input's type, as Keras calls it.
+        readers: the layers that are given the input itself; none where that is not known.
+        layers: that may come to read it, or what is made of it.
+
+    Returns:
+        Of `shape`: a standard normal for floats; words for lookups; ids within the tables that may be indexed by them,
+        else 0 and 1.
+    """
+    inside = [one for layer in readers for one in layers_in(layer)] or layers
+    floating = kind.startswith(("float", "bfloat"))
+    words = [] if floating else _words(inside, text=kind == "string")
+    if words or kind == "string":
+        return np.asarray(rng.choice(words or ["a", "b"], shape))
     # Floats are ids only where an Embedding reads them itself, which casts them.
-    limit = _limit((direct or inside) if floating else inside)
-    if limit is None and floating:
-        return ops.convert_to_tensor(rng.standard_normal(shape), dtype=kind)
-    return ops.convert_to_tensor(rng.integers(0, limit or 2, shape), dtype=kind)
+    limit = _limit(readers or inside) if floating else _limit(inside) or _limit(layers)
+    return rng.standard_normal(shape) if limit is None and floating else rng.integers(0, limit or 2, shape)
 
 
-def _readers(model: Any, symbol: Any) -> list[Any]:
+def readers_of(model: Any, symbol: Any) -> list[Any]:
     """The layers that an input is given to."""
     return [
         layer
@@ -94,7 +112,7 @@ def _readers(model: Any, symbol: Any) -> list[Any]:
     ]
 
 
-def _words(layers: list[Any], *, text: bool) -> list[Any]:
+def _words(layers: Sequence[Any], *, text: bool) -> list[Any]:
     """Words that lookups know, and one that they do not, unless they refuse such."""
     tables = [layer for layer in layers if isinstance(layer, IndexLookup) and not layer.invert]
     tables = [layer for layer in tables if (layer.vocabulary_dtype == "string") == text]
@@ -107,7 +125,7 @@ def _words(layers: list[Any], *, text: bool) -> list[Any]:
     return [*known, unknown] if table.num_oov_indices else known
 
 
-def _limit(layers: list[Any]) -> int | None:
+def _limit(layers: Sequence[Any]) -> int | None:
     """What ids must stay below: the smallest table that they may index; None where there is none."""
     sizes = [layer.input_dim for layer in layers if isinstance(layer, keras.layers.Embedding)]
     sizes += [layer.num_tokens for layer in layers if isinstance(layer, keras.layers.CategoryEncoding)]

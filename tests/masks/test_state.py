@@ -245,6 +245,7 @@ DAMAGES = {
     ),
     "checksum": _flipped,
     "bomb": lambda path, parts: _write(path, {**parts, "config.json": b" " * 60_000_000}, zipfile.ZIP_DEFLATED),
+    "bomb beside": lambda path, parts: _write(path, {**parts, "assets": bytes(70_000_000)}, zipfile.ZIP_DEFLATED),
 }
 
 

@@ -12,29 +12,13 @@ from typing import IO, Any
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
+from keras_prune.files import archives
 from tflite_export.errors import ExportError
 
-__all__ = [
-    "ENTRIES",
-    "LARGEST_ARCHIVE",
-    "LARGEST_DATA",
-    "LARGEST_RATIO",
-    "SMALL",
-    "check_keras_archive",
-    "read_arrays",
-    "require_file",
-    "require_small_archive",
-]
+__all__ = ["LARGEST_DATA", "check_keras_archive", "read_arrays", "require_file"]
 
 LARGEST_DATA = 4 * 2**30
 """Bytes of arrays in one file, unpacked."""
-LARGEST_ARCHIVE = 16 * 2**30
-"""Bytes of a .keras file, unpacked: weights of the largest .tflite, an optimizer's state and room."""
-LARGEST_RATIO = 100
-"""Unpacked / packed bytes of an archive of more than `SMALL`: zip reaches 1032 with zeros only, weights that are 99 %
-zeros 40."""
-SMALL = 64 * 2**20
-ENTRIES = 100_000
 
 
 def require_file(path: str | os.PathLike[str], largest: int) -> None:
@@ -55,23 +39,6 @@ def require_file(path: str | os.PathLike[str], largest: int) -> None:
         raise ExportError(subject, f"must be a file of at most {largest} bytes", received, "Check the path.")
 
 
-def require_small_archive(archive: zipfile.ZipFile, largest: int) -> None:
-    """Refuse a zip archive by the sizes that it declares; what is unpacked is never more, since reading stops there.
-
-    Raises:
-        ValueError: they are too large, far larger than the archive, or too many.
-    """
-    entries = archive.infolist()
-    unpacked = sum(entry.file_size for entry in entries)
-    packed = max(1, sum(entry.compress_size for entry in entries))
-    if len(entries) > ENTRIES:
-        raise ValueError(f"{len(entries)} entries, where {ENTRIES} are allowed")
-    if unpacked > largest:
-        raise ValueError(f"{unpacked} bytes once it is unpacked, where {largest} are allowed")
-    if unpacked > SMALL and unpacked > LARGEST_RATIO * packed:
-        raise ValueError(f"{unpacked} bytes unpacked of {packed} packed ones, more than {LARGEST_RATIO} times as many")
-
-
 def check_keras_archive(path: Path) -> None:
     """Refuse a .keras file that is no whole archive, or unpacks to more than a model takes, before Keras reads it.
 
@@ -79,13 +46,7 @@ def check_keras_archive(path: Path) -> None:
         ExportError: it is such.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
-            require_small_archive(archive, LARGEST_ARCHIVE)
-            if "config.json" not in archive.namelist():
-                raise ValueError("an archive without config.json")
-            size = archive.getinfo("config.json").file_size
-            if size > SMALL:
-                raise ValueError(f"a configuration of {size} bytes, where {SMALL} are allowed")
+        archives.check_keras_archive(path, archives.LARGEST_MODEL)
     except Exception as error:  # of a damaged archive zipfile raises anything from BadZipFile to struct.error
         raise ExportError(
             f"'{path}'",
@@ -115,7 +76,7 @@ def read_arrays(path: str | os.PathLike[str]) -> NDArray[Any] | dict[str, NDArra
             if not zipfile.is_zipfile(file):
                 return _read_array(file, os.fstat(file.fileno()).st_size)
             with zipfile.ZipFile(file) as archive:
-                require_small_archive(archive, LARGEST_DATA)
+                archives.require_small_archive(archive, LARGEST_DATA)
                 found = {}
                 for entry in archive.infolist():
                     with archive.open(entry) as member:

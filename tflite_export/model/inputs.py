@@ -12,7 +12,8 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from keras_prune.keras_seam import calls_of, layers_in
+from keras_prune.keras_seam import layers_in
+from keras_prune.models.samples import draw_array, readers_of
 from keras_prune.statistics.input_shapes import InputShapes, describe, is_array
 from keras_prune.statistics.reading import Reader
 from tflite_export.errors import ExportError
@@ -213,7 +214,7 @@ def _draw(model: keras.Model, signature: Signature, samples: int) -> Inputs:
         UserWarning,
         stacklevel=4,
     )
-    rng = np.random.default_rng(SEED)
+    rng, inputs = np.random.default_rng(SEED), getattr(model, "inputs", None)
     arrays = []
     for position, spec in enumerate(signature.inputs):
         if any(size is None for size in spec.shape):
@@ -224,29 +225,10 @@ def _draw(model: keras.Model, signature: Signature, samples: int) -> Inputs:
                 "Pass data=... .",
             )
         shape = (min(DRAWN, samples), *(size for size in spec.shape if size is not None))
-        limit = _embedding_limit(model, position, spec)
-        if limit is not None:
-            arrays.append(rng.integers(0, limit, shape).astype(spec.dtype))
-        elif spec.dtype.startswith(("float", "bfloat")):
-            arrays.append(rng.standard_normal(shape).astype(spec.dtype))
-        else:
+        if not spec.dtype.startswith(("int", "uint", "bool", "float", "bfloat")):
             raise ExportError(f"input '{spec.name}'", "only numbers can be drawn", spec.dtype, "Pass data=... .")
+        readers = readers_of(model, inputs[position]) if inputs else ()
+        # Where it is not known what reads an input of floats, they are taken for features, not for ids.
+        layers = layers_in(model) if spec.dtype.startswith(("int", "uint", "bool")) else ()
+        arrays.append(draw_array(rng, shape, spec.dtype, readers, layers).astype(spec.dtype))
     return Inputs(tuple(arrays), drawn=True)
-
-
-def _embedding_limit(model: keras.Model, position: int, spec: InputSpec) -> int | None:
-    """Return what an input must stay below: the smallest table it may index, 2 without, None for floats."""
-    tables = [layer for layer in layers_in(model) if isinstance(layer, keras.layers.Embedding)]
-    if spec.dtype.startswith(("int", "uint", "bool")):
-        return min((layer.input_dim for layer in tables), default=2)
-    # A float input may feed an Embedding too, which casts it: Input((8,)) is float32 by default.
-    inputs = getattr(model, "inputs", None)
-    if not inputs:
-        return None
-    fed = [
-        layer.input_dim
-        for layer in tables
-        for node in calls_of(layer)
-        if any(tensor is inputs[position] for tensor in node.input_tensors)
-    ]
-    return min(fed, default=None)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
 
 from keras_prune import strip
-from keras_prune.keras_seam import calls_in, functional_in, input_structure, output_structure, run_graph
+from keras_prune.arrays.union_find import Groups
+from keras_prune.keras_seam import functional_in, input_structure, output_structure, run_graph
 
-__all__ = ["Builder", "flat_copy", "is_map", "is_single", "joined", "model_like", "nodes_of", "path_of", "refusal_of"]
+__all__ = ["Builder", "flat_copy", "is_map", "is_single", "joined", "model_like", "path_of", "refusal_of"]
 
 
 class Builder:
@@ -73,32 +73,16 @@ def model_like(graph: Any, outputs: Sequence[Any], name: str) -> keras.Model:
     return keras.Model(input_structure(graph), ends, name=name)
 
 
-def nodes_of(flat: keras.Model) -> list[Any]:
-    """Return the nodes of a flat model, each after those that it reads from; inputs are left out.
-
-    Of a node are read: `operation`, `arguments`, `input_tensors`, `outputs`.
-    """
-    return calls_in(flat)
-
-
 def joined(nodes: Sequence[Any], by: Callable[[Any], bool]) -> list[list[Any]]:
     """Return nodes in groups: a node that reads another one's tensor is in its group, where `by(tensor)` holds."""
-    leaders = {id(node): id(node) for node in nodes}
+    by_id = {id(node): node for node in nodes}
     producers = {id(tensor): id(node) for node in nodes for tensor in node.outputs}
-
-    def leader(key: int) -> int:
-        while leaders[key] != key:
-            leaders[key] = key = leaders[leaders[key]]
-        return key
-
+    groups: Groups[int] = Groups()
     for node in nodes:
         for tensor in node.input_tensors:
             if id(tensor) in producers and by(tensor):
-                leaders[leader(producers[id(tensor)])] = leader(id(node))
-    groups: defaultdict[int, list[Any]] = defaultdict(list)
-    for node in nodes:
-        groups[leader(id(node))].append(node)
-    return list(groups.values())
+                groups.join(producers[id(tensor)], id(node))
+    return [[by_id[key] for key in group] for group in groups.of(by_id)]
 
 
 def path_of(operation: Any) -> str:

@@ -16,7 +16,7 @@ import keras
 import numpy as np
 from keras import layers as kl
 
-from keras_prune.keras_seam import Mean, origin_of
+from keras_prune.keras_seam import Mean, calls_in, origin_of
 from keras_prune.layer_kinds import altered
 from tflite_export.file.tflite_file import Change
 from tflite_export.rewrites.graph import (
@@ -26,7 +26,6 @@ from tflite_export.rewrites.graph import (
     is_single,
     joined,
     model_like,
-    nodes_of,
     path_of,
     refusal_of,
 )
@@ -133,7 +132,7 @@ class _Build:
 
     def __init__(self, flat: keras.Model) -> None:
         self.flat = flat
-        self.nodes = nodes_of(flat)
+        self.nodes = calls_in(flat)
         self.builder = Builder()
         self.changes: list[Change] = []
         self.ranks: dict[int, int] = {}

@@ -16,9 +16,9 @@ from typing import Any
 import keras
 from keras import layers as kl
 
-from keras_prune.keras_seam import Flip, origin_of
+from keras_prune.keras_seam import Flip, calls_in, origin_of
 from tflite_export.file.tflite_file import Change
-from tflite_export.rewrites.graph import Builder, flat_copy, is_map, joined, model_like, nodes_of, path_of, refusal_of
+from tflite_export.rewrites.graph import Builder, flat_copy, is_map, joined, model_like, path_of, refusal_of
 from tflite_export.rewrites.positions import forgets_places, is_placewise
 from tflite_export.rewrites.rewrite import Refusal, Rewritten
 from tflite_export.rewrites.turning import (
@@ -74,7 +74,7 @@ class MirrorPass:
         if reason is not None:
             return Rewritten(model, refusals=(Refusal(self.name, model.name, reason),))
         flat = flat_copy(model)
-        nodes = nodes_of(flat)
+        nodes = calls_in(flat)
         producers = {id(tensor): node for node in nodes for tensor in node.outputs}
         regions = joined([node for node in nodes if turns(node)], by=is_map)
         planned = [(region, _plan_region(region, producers)) for region in regions]

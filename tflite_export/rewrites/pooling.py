@@ -15,8 +15,9 @@ import keras
 from keras import layers as kl
 
 from keras_prune.graph.pooling import is_mean_of_places, pools_whole_map
+from keras_prune.keras_seam import calls_in
 from tflite_export.file.tflite_file import Change
-from tflite_export.rewrites.graph import Builder, flat_copy, model_like, nodes_of, path_of, refusal_of
+from tflite_export.rewrites.graph import Builder, flat_copy, model_like, path_of, refusal_of
 from tflite_export.rewrites.rewrite import Rewritten
 
 __all__ = ["NAME", "PoolingPass"]
@@ -44,7 +45,7 @@ class PoolingPass:
         if refusal_of(model) is not None or not any(map(_may_pool, _operations(model))):
             return Rewritten(model)
         flat = flat_copy(model)
-        nodes = nodes_of(flat)
+        nodes = calls_in(flat)
         means = _means(nodes, flat.outputs)
         if not means:
             return Rewritten(model)

@@ -20,9 +20,9 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from keras_prune.files.archives import LARGEST_MODEL, LARGEST_RATIO, SMALL
 from keras_prune.keras_seam import first_shape, layers_in
 from tflite_export.errors import ExportError
-from tflite_export.file.reading import LARGEST_ARCHIVE, LARGEST_RATIO, SMALL
 
 __all__ = ["WRAPPER", "check_h5", "is_wrapper", "modernize", "modernize_h5", "strip_tf_keras"]
 
@@ -110,7 +110,7 @@ def check_h5(path: str | os.PathLike[str]) -> None:
     if wrong:
         raise ValueError(f"{wrong}, which is not read")
     stored = os.path.getsize(path)
-    if declared > LARGEST_ARCHIVE or (declared > SMALL and declared > LARGEST_RATIO * stored):
+    if declared > LARGEST_MODEL or (declared > SMALL and declared > LARGEST_RATIO * stored):
         raise ValueError(f"{declared} bytes declared in a file of {stored}")
 
 

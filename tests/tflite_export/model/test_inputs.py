@@ -120,6 +120,16 @@ def test_drawn_indices_stay_in_the_embedding(dtype):
     assert set(np.unique(drawn.arrays[0])) == {0, 1, 2}
 
 
+@pytest.mark.parametrize(
+    "before", [layers.Reshape((10, 5)), keras.layers.Lambda(lambda x: x)], ids=["reshape", "lambda"]
+)
+def test_drawn_indices_stay_in_an_embedding_behind_other_layers(before):
+    model = keras.Sequential([keras.Input((50,), dtype="int32"), before, layers.Embedding(7, 4)])
+    with pytest.warns(UserWarning, match="no data given"):
+        drawn = collect_inputs(model, signature_of(model))
+    assert set(np.unique(drawn.arrays[0])) == set(range(7))
+
+
 def test_other_drawn_integers_are_zeros_and_ones(pair):
     with pytest.warns(UserWarning, match="no data given"):
         drawn = collect_inputs(pair, signature_of(pair))

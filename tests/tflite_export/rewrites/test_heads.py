@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from keras import layers as kl
 
+from keras_prune.keras_seam import calls_in
 from tflite_export.convert.converter import convert
 from tflite_export.file import flatbuffer
 from tflite_export.model.signature import signature_of
-from tflite_export.rewrites.graph import nodes_of
 from tflite_export.rewrites.heads import HeadsPass
 from tflite_export.rewrites.rewrite import rewrite_model
 
@@ -37,7 +37,7 @@ def rewritten(model):
 
 
 def kinds(model):
-    return [type(node.operation).__name__ for node in nodes_of(model)]
+    return [type(node.operation).__name__ for node in calls_in(model)]
 
 
 @pytest.mark.parametrize("tail", [[kl.Flatten()], [kl.Reshape((4,))], [kl.Reshape((4,)), kl.Activation("softmax")]])

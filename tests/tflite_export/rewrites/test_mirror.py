@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 from keras import layers as kl
 
 from keras_prune.graph.windows import Window, same_padding
+from keras_prune.keras_seam import calls_in
 from tflite_export.convert.converter import convert
 from tflite_export.file import flatbuffer
 from tflite_export.model.signature import signature_of
-from tflite_export.rewrites.graph import flat_copy, nodes_of
+from tflite_export.rewrites.graph import flat_copy
 from tflite_export.rewrites.mirror import MirrorPass
 from tflite_export.rewrites.rewrite import rewrite_model
 from tflite_export.rewrites.turning import turned
@@ -53,7 +54,7 @@ def mirrored(model, seed=1):
 def uneven(model):
     """Names of the layers that XNNPACK's sparse inference would not take for their padding."""
     names = []
-    for node in nodes_of(flat_copy(model)):
+    for node in calls_in(flat_copy(model)):
         layer = node.operation
         stemmed = type(layer) is kl.Conv2D and layer.kernel_size == (3, 3) and node.input_tensors[0].shape[-1] == 3
         if type(layer) is not kl.DepthwiseConv2D and not stemmed:
@@ -124,7 +125,7 @@ def test_one_reversal_at_the_input_and_none_after_a_mean():
     ]
     kernel = model.get_layer("stem").kernel
     np.testing.assert_array_equal(result.model.get_layer("stem").kernel, kernel[::-1, ::-1, ::-1])
-    assert [type(node.operation).__name__ for node in nodes_of(result.model)] == [
+    assert [type(node.operation).__name__ for node in calls_in(result.model)] == [
         *("Flip", "ZeroPadding2D", "Conv2D", "Conv2D", "GlobalAveragePooling2D", "Dense")
     ]
 
@@ -255,7 +256,7 @@ def test_a_layer_called_in_two_places_that_need_different_paddings_is_refused():
 
 def reversals(model):
     """For each reversal of a model, what it reads from, and its axes."""
-    flips = [node for node in nodes_of(model) if type(node.operation).__name__ == "Flip"]
+    flips = [node for node in calls_in(model) if type(node.operation).__name__ == "Flip"]
     return [(node.input_tensors[0]._keras_history.operation.name, node.operation.axis) for node in flips]
 
 

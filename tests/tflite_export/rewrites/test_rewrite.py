@@ -10,10 +10,11 @@ import pytest
 from keras import layers as kl
 
 from keras_prune.arrays.distance import relative_difference
+from keras_prune.keras_seam import calls_in
 from tflite_export.errors import ExportError
 from tflite_export.file.tflite_file import Change
 from tflite_export.model.signature import signature_of
-from tflite_export.rewrites.graph import flat_copy, joined, nodes_of, refusal_of
+from tflite_export.rewrites.graph import flat_copy, joined, refusal_of
 from tflite_export.rewrites.rewrite import Refusal, Rewritten, rewrite_model
 
 
@@ -169,10 +170,10 @@ def test_flat_copy_unfolds_and_answers_the_same():
     assert signature_of(flat) == signature_of(model)
     assert not any(isinstance(layer, keras.Model) for layer in flat.layers)
     assert (
-        sorted(type(node.operation).__name__ for node in nodes_of(flat)) == ["Add"] * 2 + ["Dense"] * 3 + ["ReLU"] * 2
+        sorted(type(node.operation).__name__ for node in calls_in(flat)) == ["Add"] * 2 + ["Dense"] * 3 + ["ReLU"] * 2
     )
     assert len({layer.name for layer in flat.layers}) == len(flat.layers)
-    shared = [node for node in nodes_of(flat) if node.operation.name == "dense"]
+    shared = [node for node in calls_in(flat) if node.operation.name == "dense"]
     assert len({id(node.operation) for node in shared}) == 1
     ids = {id(variable) for variable in model.variables}
     assert not any(id(variable) in ids for variable in flat.variables)
@@ -200,10 +201,10 @@ def test_flat_copy_brings_the_statistics_of_a_normalization():
 def test_a_model_inside_that_is_called_with_more_than_tensors_stays_whole():
     inner = keras.Sequential([keras.Input((4,)), kl.Dropout(0.5)])
     x = keras.Input((4,))
-    assert [type(node.operation) for node in nodes_of(flat_copy(keras.Model(x, inner(x, training=True))))] == [
+    assert [type(node.operation) for node in calls_in(flat_copy(keras.Model(x, inner(x, training=True))))] == [
         keras.Sequential
     ]
-    assert [type(node.operation) for node in nodes_of(flat_copy(keras.Model(x, inner(x, training=False))))] == [
+    assert [type(node.operation) for node in calls_in(flat_copy(keras.Model(x, inner(x, training=False))))] == [
         kl.Dropout
     ]
 
@@ -232,7 +233,7 @@ def test_joined_groups_by_tensors():
     c = kl.GlobalAveragePooling2D(name="c")(b)
     d = kl.Dense(2, name="d")(c)
     e = kl.ReLU(name="e")(x)
-    nodes = nodes_of(keras.Model(x, [d, e]))
+    nodes = calls_in(keras.Model(x, [d, e]))
     groups = joined(nodes, lambda tensor: len(tensor.shape) == 4)
     names = sorted(sorted(node.operation.name for node in group) for group in groups)
     assert names == [["a", "b", "c"], ["d"], ["e"]]
