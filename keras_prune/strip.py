@@ -50,12 +50,12 @@ def strip(model: keras.Model, *, into: keras.Model | None = None) -> keras.Model
         The plain model: a new one, or `into`.
 
     What a layer holds besides its weights comes along (see `carry_state`). Both models are run on a few drawn inputs
-    before the result is returned. A functional model of a class that cannot be made again from its configuration is
+    before the result is returned. A functional model of a class that cannot be rebuilt from its configuration is
     made again from its graph, as a `keras.Model`.
 
     Raises:
         TypeError: the model is not a Keras model.
-        ValueError: the model is not built, or cannot be made again without wrapper layers, or what is made answers
+        ValueError: the model is not built, or cannot be rebuilt without wrapper layers, or what is made answers
             otherwise; the message says why and what helps. There is no half-stripped result.
 
     Warns:
@@ -108,7 +108,7 @@ def _warn_reduced(model: Any) -> None:
     own = [name for name in STEPS if not from_keras(getattr(type(model), name))]
     if own:
         warnings.warn(
-            f"strip: {type(model).__name__} {model.name!r} cannot be made again from its configuration, so its graph "
+            f"strip: {type(model).__name__} {model.name!r} cannot be rebuilt from its configuration, so its graph "
             f"was copied into a keras.Model, without its own {', '.join(own)}. To keep the class, give it get_config() "
             "and from_config(), or call strip(model, into=plain_model).",
             stacklevel=3,
@@ -131,7 +131,7 @@ def effective_mask(model: keras.Layer, *, bound: bool = True) -> dict[int, MaskA
             values = read(mask)
             if not np.array_equal(found.setdefault(id(kernel), values), values):
                 raise ValueError(
-                    f"{kernel.path} stands under two layers whose masks differ, so it has no one set of zeros. "
+                    f"{kernel.path} is masked by two layers whose masks differ, so its zeros are not defined. "
                     "Wrap the layer once and use the wrapper in both places."
                 )
     for variable in model.weights if bound else ():

@@ -166,7 +166,7 @@ def test_explicit_rises_in_step_and_the_others_follow_the_schedule():
 
 
 def test_explicit_lists_the_paths_when_a_key_is_mistyped():
-    with pytest.raises(ValueError, match=r"no prunable tensor is named by \['aa'\]. Did you mean 'a'\? .*: a, b"):
+    with pytest.raises(ValueError, match=r"no prunable tensor matches \['aa'\]. Did you mean 'a'\? .*: a, b"):
         Explicit({"aa": 0.5})([A, B], 0.5)
 
 

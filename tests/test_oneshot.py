@@ -201,7 +201,7 @@ def test_layers_by_name():
         (
             lambda m: kp.prune(m, 0.5, allocation={"frist": 0.5}),
             ValueError,
-            r"no prunable tensor is named by \['frist'\]",
+            r"no prunable tensor matches \['frist'\]",
         ),
         (lambda m: kp.prune(m, 0.5, allocation={".*": 0.999}), ValueError, r"would empty"),
         (

@@ -332,7 +332,7 @@ def test_a_model_without_configuration_is_refused():
 
     model = NoConfig([kl.Dense(2)])
     model(np.ones((1, 3)))
-    with pytest.raises(ValueError, match=r"NoConfig .* cannot be made again.*no configuration.*get_config.*into="):
+    with pytest.raises(ValueError, match=r"NoConfig .* cannot be rebuilt.*no configuration.*get_config.*into="):
         strip(model)
 
 
@@ -455,5 +455,5 @@ def test_a_class_that_cannot_be_made_again_is_copied_by_its_graph(make):
 
 
 def test_steps_of_training_that_are_lost_are_named():
-    with pytest.warns(UserWarning, match="Steps 'steps' cannot be made again .* without its own train_step"):
+    with pytest.warns(UserWarning, match="Steps 'steps' cannot be rebuilt .* without its own train_step"):
         strip(Steps(5))

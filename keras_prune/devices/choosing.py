@@ -42,7 +42,7 @@ class Choice:
         device: what the model is for.
         pays_from: path -> share of a tensor's units above which the kernel that skips them pays.
         clustered: paths of the 1x1 convolutions that only XNNPACK's sparse inference makes faster.
-        wiring: of the model; None where its graph cannot be seen.
+        wiring: of the model; None where its graph cannot be traced.
     """
 
     survey: Survey
@@ -255,7 +255,7 @@ def _stated(chosen: dict[str, Pattern], stated: Pattern | ByPath | None) -> ByPa
 
 
 def _heads(survey: Survey, wiring: Wiring | None) -> set[int]:
-    """The ids of the layers that give the model's answers; where its graph cannot be seen, the last one is taken."""
+    """The ids of the layers that give the model's answers; where its graph cannot be traced, the last one is taken."""
     if wiring is not None:
         return wiring.heads()
     return {id(tensor.layer) for tensor in survey.targets[-1:]}

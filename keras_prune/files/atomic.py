@@ -36,10 +36,10 @@ class PathError(ValueError):
     """A path cannot be written, or must not be.
 
     Args:
-        subject: The path, and what it is for.
-        rule: The rule that it breaks.
-        received: What was found.
-        way_out: What to do about it.
+        subject: the path, and what it is for.
+        rule: the rule that it breaks.
+        received: what was found.
+        way_out: what to do about it.
 
     Example:
         >>> raise PathError("path 'm'", "must be a file", "a folder", "Add a file name.")
@@ -87,9 +87,9 @@ def check_apart(inputs: Mapping[str, Any], outputs: Mapping[str, StrPath | None]
     letters where the file system makes no difference between them.
 
     Args:
-        inputs: What is read, by its name in messages: a path, or a list of paths that belong together; None for what
+        inputs: what is read, by its name in messages: a path, or a list of paths that belong together; None for what
             there is none of. What is no path, such as a model in memory, is passed over.
-        outputs: What is written, likewise.
+        outputs: what is written, likewise.
 
     Raises:
         PathError: Two are the same file.
@@ -154,7 +154,7 @@ def replaced(path: StrPath) -> Iterator[Path]:
             f"path '{os.fspath(path)}'",
             "must be writable",
             error.strerror or error,
-            "What stood there is unchanged: free the disk, or choose another path.",
+            "The previous file is unchanged: free disk space, or choose another path.",
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
@@ -177,7 +177,7 @@ def _destination(path: StrPath) -> Path:
         raise PathError(f"path {text!r}", "must hold no zero character", repr(text), "Choose another name.")
     real = os.path.realpath(text)
     if os.path.islink(real):
-        raise PathError(f"path '{text}'", "must lead to a file", "a circle of symbolic links", "Choose another path.")
+        raise PathError(f"path '{text}'", "must lead to a file", "a loop of symbolic links", "Choose another path.")
     # What /dev/stdout leads to has no path of its own.
     return Path(real if os.path.lexists(real) or not os.path.exists(text) else os.path.abspath(text))
 
@@ -189,7 +189,7 @@ def _status(path: Path, subject: str) -> os.stat_result | None:
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ENOTDIR):
             return None
-        raise PathError(subject, "must be a path of this system", error.strerror, "Choose another.") from error
+        raise PathError(subject, "must be a valid path on this system", error.strerror, "Choose another.") from error
 
 
 def _same(first: Path, status: os.stat_result | None, other: Path, other_status: os.stat_result | None) -> bool:

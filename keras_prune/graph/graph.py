@@ -41,7 +41,7 @@ class Node:
         body: the calls inside, if the operation is itself a functional or sequential model, or a layer without a rule
             whose own `call` can be seen (`Inside`).
         training: the calls inside while the layer trains, where they are others than those of `body`.
-        unseen: why `call` of a layer without a rule cannot be seen.
+        unseen: why `call` of a layer without a rule cannot be traced.
         results: the results as the call packs them, a `Ref` for each tensor; of calls in an `Inside`.
     """
 

@@ -49,7 +49,7 @@ def trace_phases(model: keras.Model, input_shape: Any = None) -> tuple[Graph, st
     try:
         training = trace(model, input_shape, training=True)
     except ValueError as error:
-        return graph, f"in training its call() does what cannot be seen ({error})"
+        return graph, f"in training its call() does what cannot be traced ({error})"
     return _join(graph, training)
 
 

@@ -52,7 +52,7 @@ def trace(model: keras.Model, input_shape: Any = None, *, training: bool | None 
     if function is not None:
         return _functional(model, function, "", {})
     if isinstance(model, keras.Sequential):
-        raise ValueError(f"{model.name!r} is not built, so its graph cannot be seen. Give it a keras.Input.")
+        raise ValueError(f"{model.name!r} is not built, so its graph cannot be traced. Give it a keras.Input.")
     return _trace_subclass(model, input_shape, {} if training is None else {"training": training})
 
 
@@ -149,7 +149,7 @@ def _is_own_code(operation: Any) -> bool:
 
 
 class _Unseen(ValueError):
-    """A layer's `call` cannot be seen; with the reason."""
+    """A layer's `call` cannot be traced; with the reason."""
 
 
 def _look_inside(node: Any, prefix: str, bodies: dict[int, Graph]) -> tuple[Inside, Inside | None]:
@@ -173,7 +173,7 @@ def _look(node: Any, prefix: str, bodies: dict[int, Graph], training: bool | Non
             failures.append(error)
     failure = failures[0]
     raise _Unseen(
-        f"there is no rule for {type(node.operation).__name__}, and its call() cannot be seen: {_spell(failure)}"
+        f"there is no rule for {type(node.operation).__name__}, and its call() cannot be traced: {_spell(failure)}"
     ) from failure
 
 
@@ -270,7 +270,7 @@ def _check_outputs(outputs: Sequence[Any], wanted: Sequence[Any]) -> None:
     for a, b in zip(outputs, wanted, strict=True):
         pairs = zip(a.shape, b.shape, strict=True)
         if any(None not in pair and pair[0] != pair[1] for pair in pairs):
-            raise ValueError(f"it returned {tuple(a.shape)} where it had returned {tuple(b.shape)}")
+            raise ValueError(f"it returned shape {tuple(a.shape)}, and {tuple(b.shape)} before")
 
 
 def _trace_subclass(model: Any, input_shape: Any, options: dict[str, Any]) -> Graph:
@@ -285,7 +285,7 @@ def _trace_subclass(model: Any, input_shape: Any, options: dict[str, Any]) -> Gr
             return _Reader("", {}).graph(model, flat_inputs, flat_outputs, reaching(flat_outputs))
     except Exception as error:
         raise ValueError(
-            f"The graph of {type(model).__name__} {model.name!r} cannot be seen: its call() does not run on symbolic "
+            f"The graph of {type(model).__name__} {model.name!r} cannot be traced: its call() does not run on symbolic "
             f"inputs ({' '.join(str(error).split())[:300]}). Use layers and keras.ops in call(), no functions of a "
             "backend, and no if on a tensor's value; or rebuild the model with the functional API."
         ) from error
@@ -295,7 +295,7 @@ def _built_shape(model: Any) -> Any:
     shapes = built_shapes(model)
     if not shapes:
         raise ValueError(
-            f"{type(model).__name__} {model.name!r} is not built, so its graph cannot be seen. "
+            f"{type(model).__name__} {model.name!r} is not built, so its graph cannot be traced. "
             "Call it on a batch first, or give input_shape=."
         )
     if len(shapes) > 1:

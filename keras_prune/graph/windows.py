@@ -9,14 +9,14 @@ __all__ = ["Window", "same_padding"]
 
 @dataclass(frozen=True)
 class Window:
-    """The windows of a layer along one axis: window i covers the ``reach`` places from ``i stride - left`` on.
+    """The windows of a layer along one axis: window i covers the `reach` places from `i stride - left` on.
 
     Args:
-        size: Length of the input.
-        reach: Length of a window, dilation included: ``(kernel - 1) dilation + 1``.
-        stride: From one window to the next.
-        left: Padding before the input.
-        right: Padding after it.
+        size: length of the input.
+        reach: length of a window, dilation included: `(kernel - 1) dilation + 1`.
+        stride: from one window to the next.
+        left: padding before the input.
+        right: padding after it.
 
     Example:
         >>> window = Window(size=224, reach=3, stride=2, left=0, right=1)

@@ -115,7 +115,7 @@ def _name(operation: Any) -> str:
 
 
 def wire(model: keras.Model) -> Wiring | None:
-    """Return the wiring of a built model; None where its graph cannot be seen.
+    """Return the wiring of a built model; None where its graph cannot be traced.
 
     Example:
         >>> inner = keras.Sequential([keras.Input((4,)), kl.Dense(2, name="a")], name="inner")

@@ -71,8 +71,8 @@ def carry_state(old: Any, new: Any, indices: Indices | None = None) -> None:
             _carry(source, target, indices)
         except Exception as error:
             raise ValueError(
-                f"{type(source).__name__} {source.name!r} holds state beside its weights, which its copy cannot take "
-                f"({type(error).__name__}: {' '.join(str(error).split()).rstrip('.')}). Check its save_assets, "
+                f"{type(source).__name__} {source.name!r} holds state besides its weights that its copy cannot take "
+                f"over ({type(error).__name__}: {' '.join(str(error).split()).rstrip('.')}). Check its save_assets, "
                 "load_assets, save_own_variables, load_own_variables and finalize_state."
             ) from error
 
@@ -82,8 +82,8 @@ def _pairs(old: Any, new: Any) -> Iterator[Pair]:
     sources, targets = _bare(old), _bare(new)
     if len(sources) != len(targets):
         raise ValueError(
-            f"{type(old).__name__} {old.name!r} holds {len(sources) - 1} layers, and made again from its configuration "
-            f"{len(targets) - 1}: its get_config() leaves something out, or its build() makes layers anew."
+            f"{type(old).__name__} {old.name!r} holds {len(sources) - 1} layers, but rebuilt from its configuration it "
+            f"holds {len(targets) - 1}: its get_config() leaves something out, or its build() makes layers anew."
         )
     yield from zip(sources, targets, strict=True)
 

@@ -129,7 +129,7 @@ class Copier:
             yield
         except Exception as error:
             raise ValueError(
-                f"strip: {type(layer).__name__} {layer.name!r} cannot be made again from its configuration "
+                f"strip: {type(layer).__name__} {layer.name!r} cannot be rebuilt from its configuration "
                 f"({' '.join(str(error).split()).rstrip('.')}). "
                 "Give its class get_config() and from_config(), or make a plain model of the same layers yourself and "
                 "call strip(model, into=plain_model)."

@@ -84,9 +84,10 @@ def check_agreement(
     if error > tolerance:
         place = "" if locate is None else locate(given, tolerance)
         raise ValueError(
-            f"{owner}: the outputs of {old.name!r} would change by {error:.2g} of their scale, where {tolerance:.2g} "
-            f"is rounding{place}. A layer is not made again as it was by its get_config(), holds state that is "
-            "neither a weight nor saved by its save_assets() or save_own_variables(), or its rule is wrong."
+            f"{owner}: the outputs of {old.name!r} would change by {error:.2g} of their scale, and "
+            f"rounding explains at most {tolerance:.2g}{place}. Either a layer's get_config() does not rebuild it as "
+            "it was, or a layer holds state that is neither a weight nor saved by its save_assets() or "
+            "save_own_variables(), or its rule is wrong."
         )
 
 
@@ -118,8 +119,8 @@ def _first_answers(owner: str, old: keras.Model, run: Run, inputs: Any, state: S
 
 def _warn(owner: str, model: keras.Model, reason: str) -> None:
     warnings.warn(
-        f"{owner}: the result was not held against {model.name!r}, since {reason}. "
-        "Compare the two yourself on inputs of yours.",
+        f"{owner}: the result was not compared with {model.name!r}, because {reason}. "
+        "Compare the two on inputs of your own.",
         stacklevel=4,
     )
 

@@ -66,7 +66,7 @@ def key_of(value: Any) -> str:
         if not set("*?") & set(value):
             raise ValueError(
                 f"{value!r} must be a name, a path, a glob, or a regular expression that matches whole paths. Received "
-                f"one with a mistake: {error}. A dot or a bracket that stands for itself is written with a backslash."
+                f"one with a mistake: {error}. Escape a literal dot or bracket with a backslash."
             ) from error
     return value
 
@@ -104,7 +104,7 @@ def check_keys(subject: str, keys: Iterable[str], paths: Sequence[str], what: st
         near = list(dict.fromkeys(name for key in unused for name in _near(key, paths)))
         hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
         shown = ", ".join(paths[:12]) + (f" and {len(paths) - 12} more" if len(paths) > 12 else "")
-        raise ValueError(f"{subject}: no {what} is named by {unused}.{hint} There are: {shown}")
+        raise ValueError(f"{subject}: no {what} matches {unused}.{hint} There are: {shown}")
 
 
 def _near(key: str, paths: Sequence[str]) -> list[str]:

@@ -39,7 +39,7 @@ def compile_like(owner: str, source: keras.Model, model: keras.Model, pairs: Pai
             model.compile_from_config(source.get_compile_config())
     except Exception as error:
         warnings.warn(
-            f"{owner}: the result is not compiled, since the settings of {source.name!r} cannot be written down "
+            f"{owner}: the result is not compiled, since the settings of {source.name!r} cannot be serialized "
             f"({error}). Call compile(...) on it if you mean to train or evaluate it.",
             stacklevel=stacklevel,
         )

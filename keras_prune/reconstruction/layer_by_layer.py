@@ -105,7 +105,7 @@ class _Reconstruction:
         try:
             graph = trace(self._model)
         except ValueError:
-            # Its calls cannot be seen: the model is one call, run from its inputs for every kernel in it.
+            # Its calls cannot be traced: the model is one call, run from its inputs for every kernel in it.
             given = [(x, x) for x in batches]
             self._solve_inside(self._model, lambda i: (((given[i][0],), {}), ((given[i][1],), {})))
         else:

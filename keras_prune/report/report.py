@@ -256,8 +256,8 @@ def report(model: keras.Layer, *, scope: Scope | None = None) -> Report:
 
     What a layer computes with is counted: the weights as they are, and zero under a wrapper's mask. A mask whose
     weights something has written to is named, and so are zeros that no mask holds. A model without prunable tensors has
-    a report too, which says so, and why. Where the graph of a model cannot be seen, its layers are not counted, and the
-    report says why.
+    a report too, which says so, and why. Where the graph of a model cannot be traced, its layers are not counted, and
+    the report says why.
 
     Layers are counted as `keras_prune.structured.count` does, on the model without masks. Peak activation memory is
     that of an executor that runs calls in the topological order of the graph, gives each a result of its own, and frees

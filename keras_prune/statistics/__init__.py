@@ -87,7 +87,7 @@ def _check(needs: frozenset[str], data: Any) -> None:
     of_data = sorted(needs - WITHOUT_DATA)
     if of_data and data is None:
         raise ValueError(
-            f"{of_data} are taken on data. Received: data=None. Give the criterion some, such as "
+            f"{of_data} are computed from data. Received: data=None. Give the criterion some, such as "
             f"criterion(data=(x, y))."
         )
 

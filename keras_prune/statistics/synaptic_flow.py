@@ -86,8 +86,8 @@ def _check_attention(model: keras.Layer, targets: Sequence[Target]) -> None:
     refused = [target.path for target in targets if id(target.layer) in turning]
     if refused:
         raise ValueError(
-            "SynFlow says nothing of the query and key projections of attention: for an input of ones all places "
-            f"are alike, whatever these weigh. Received: {refused}. Leave them out of the scope, "
+            "SynFlow cannot score the query and key projections of attention: on an input of ones all positions "
+            f"are alike, whatever these weights are. Received: {refused}. Leave them out of the scope, "
             "Scope(exclude=('.*/query/kernel', '.*/key/kernel')), or take another criterion."
         )
 

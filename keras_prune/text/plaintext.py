@@ -19,8 +19,8 @@ def printable(text: str, *, lines: bool = True) -> str:
     clear the screen, colour a failure green, or turn the direction of reading.
 
     Args:
-        text: Any text.
-        lines: It may have several lines; else line breaks and tabs are escaped too.
+        text: any text.
+        lines: it may have several lines; else line breaks and tabs are escaped too.
 
     Example:
         >>> printable("\x1b[2Jdense\u202e", lines=False), printable("größe → 3\n")

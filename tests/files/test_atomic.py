@@ -32,7 +32,7 @@ def test_what_stood_there_stays_when_writing_fails(tmp_path, monkeypatch, step, 
     expected = PathError if isinstance(failure, OSError) else KeyboardInterrupt
     with pytest.raises(
         expected,
-        match="No space left on device. What stood there is unchanged" if expected is PathError else None,
+        match="No space left on device. The previous file is unchanged" if expected is PathError else None,
     ):
         write_atomically(tmp_path / "a", b"after")
     assert (tmp_path / "a").read_bytes() == b"before"
@@ -84,9 +84,9 @@ def test_the_longest_names_can_be_written(tmp_path, length):
         ("file/m", r"its folder must exist\. Received: '.*file'"),
         (".", r"must be a file\. Received: a folder"),
         ("link", r"must be a file\. Received: a folder"),
-        ("n" * 256, "must be a path of this system. Received: File name too long"),
+        ("n" * 256, "must be a valid path on this system. Received: File name too long"),
         ("a\0b", "must hold no zero character"),
-        ("circle", "a circle of symbolic links"),
+        ("circle", "a loop of symbolic links"),
         ("pipe", "must be a regular file. Received: a pipe. Choose a file; this one stays as it is"),
         ("to_pipe", "Received: a pipe"),
         ("socket", "Received: a socket"),

@@ -73,7 +73,7 @@ def test_a_subclassed_model_is_seen_by_a_symbolic_call():
 def test_what_cannot_be_seen_is_named():
     model = Opaque()
     model(np.zeros((1, 4), "float32"))
-    with pytest.raises(ValueError, match=r"graph of Opaque 'opaque' cannot be seen.*keras\.ops"):
+    with pytest.raises(ValueError, match=r"graph of Opaque 'opaque' cannot be traced.*keras\.ops"):
         trace(model)
     with pytest.raises(ValueError, match="Residual 'residual' is not built"):
         trace(Residual())

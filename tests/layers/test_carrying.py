@@ -327,7 +327,7 @@ class Noisy(kl.Layer):
 
 def test_a_model_whose_answers_are_random_is_handed_over_with_a_warning():
     model = keras.Sequential([keras.Input((4,)), Noisy(), kl.Dense(6), kl.Dense(2)])
-    with pytest.warns(UserWarning, match="strip: the result was not held against .* its answers are random"):
+    with pytest.warns(UserWarning, match="strip: the result was not compared with .* its answers are random"):
         kp.strip(model)
 
 
@@ -340,7 +340,9 @@ class Picky(kl.Layer):
 
 def test_a_model_that_takes_no_drawn_inputs_is_compared_on_given_ones():
     model = keras.Sequential([keras.Input((4,)), Picky(), kl.Dense(6), kl.Dense(2)])
-    with pytest.warns(UserWarning, match="was not held against .* since it does not run on drawn inputs .*too small"):
+    with pytest.warns(
+        UserWarning, match="was not compared with .* because it does not run on drawn inputs .*too small"
+    ):
         kp.structured.prune(model, params=0.6)
     x = 100.0 + np.abs(NUMBERS)
     assert kp.structured.prune(model, params=0.6, data=(x,)).layers[1].units < 6

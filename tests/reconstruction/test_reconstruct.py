@@ -21,7 +21,7 @@ def images(*layers):
 
 
 class Branching(keras.Model):
-    """Its graph cannot be seen: what it calls depends on the values."""
+    """Its graph cannot be traced: what it calls depends on the values."""
 
     def __init__(self):
         super().__init__()

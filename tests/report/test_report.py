@@ -155,9 +155,9 @@ def test_a_graph_that_cannot_be_seen_is_told_and_the_rest_is_reported(tmp_path):
     found = report(model)
     assert found.prunable == Totals(6, 6)
     assert found.counts is None
-    assert "The graph of Unseen 'unseen' cannot be seen" in found.not_known
+    assert "The graph of Unseen 'unseen' cannot be traced" in found.not_known
     text = " ".join(str(found).split())
-    assert "Layers, MACs and activation memory: not known: The graph of Unseen 'unseen' cannot be seen" in text
+    assert "Layers, MACs and activation memory: not known: The graph of Unseen 'unseen' cannot be traced" in text
     written = json.loads(json.dumps(found.to_dict()))
     assert (written["layers"], written["total"]) == (None, None)
     assert written["not_known"] == found.not_known
@@ -184,7 +184,7 @@ def test_multiplications_that_no_rule_knows_are_named():
     found = report(keras.Sequential([keras.Input((4,)), Twice(name="twice"), kl.Dense(2, name="b")]))
     ((path, reason),) = [(skipped.path, skipped.reason) for skipped in found.counts.not_counted]
     assert path == "twice"
-    assert reason.startswith("there is no rule for Twice, and its call() cannot be seen: ")
+    assert reason.startswith("there is no rule for Twice, and its call() cannot be traced: ")
     assert found.counts.total.params == 16 + 10
     assert found.counts.total.macs == 8
     assert "MACs not known: twice: there is no rule for Twice, and its call()" in " ".join(str(found).split())

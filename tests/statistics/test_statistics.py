@@ -643,7 +643,7 @@ BAD = [
     (X, r"Received: x alone, of shape \(32, 3\)"),
     ([], r"at least one sample. Received: data=\[\] of type list, which is empty"),
     ((X[:0], Y[:0]), "at least one sample"),
-    (None, "are taken on data. Received: data=None"),
+    (None, "are computed from data. Received: data=None"),
     (7, r"Received: data=7 of type int"),
     ("x", r"Received: data='x' of type str"),
     ((X, Y, Y, Y), "Received: a tuple of 4 parts"),

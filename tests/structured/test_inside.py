@@ -323,7 +323,7 @@ def test_what_cannot_be_followed_is_named_with_the_reason():
     assert "its call() fails" in reasons["fixed/a/kernel"]
     assert reasons["fixed/a/kernel"].endswith(": fixed")
     assert reasons["tied/a/kernel"] == "its value is read in call() of Tied: tied"
-    assert reasons["beyond"].startswith("there is no rule for Beyond, and its call() cannot be seen: ")
+    assert reasons["beyond"].startswith("there is no rule for Beyond, and its call() cannot be traced: ")
     assert not [group for group in found.groups if group.size > 1]
     assert not any(one._inbound_nodes for one in model.get_layer("fixed")._flatten_layers(include_self=False))
 

@@ -126,8 +126,8 @@ def test_a_frozen_node_in_the_way_is_named_and_the_rest_shrinks():
     assert smaller.get_layer("before").units == 8
     assert smaller.get_layer("after").units < 10
     text = str(made)
-    assert "left alone: mixed (there is no rule for Mixed, and its call() cannot be seen: " in text
-    assert "left alone: before/kernel (there is no rule for Mixed, and its call() cannot be seen: " in text
+    assert "left alone: mixed (there is no rule for Mixed, and its call() cannot be traced: " in text
+    assert "left alone: before/kernel (there is no rule for Mixed, and its call() cannot be traced: " in text
     with pytest.raises(ValueError, match=r"'before' cannot lose output 1: there is no rule for Mixed, .*: mixed"):
         remove(mixed(), {"before": [1]})
     with pytest.raises(
@@ -158,7 +158,7 @@ def test_a_graph_that_cannot_be_seen_is_refused_and_left_as_it_was(use):
     model = opaque()
     x = np.ones((2, 4), "float32")
     before, nodes = np.asarray(model(x)), [len(layer._inbound_nodes) for layer in model._flatten_layers()]
-    with pytest.raises(ValueError, match=r"graph of Opaque 'opaque' cannot be seen.*Use layers and keras\.ops"):
+    with pytest.raises(ValueError, match=r"graph of Opaque 'opaque' cannot be traced.*Use layers and keras\.ops"):
         use(model)
     assert [len(layer._inbound_nodes) for layer in model._flatten_layers()] == nodes
     np.testing.assert_array_equal(np.asarray(model(x)), before)

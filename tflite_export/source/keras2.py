@@ -46,7 +46,7 @@ def strip_tf_keras(model: Any) -> Any:
         model: sequential or functional, with such models inside. One without wrappers is returned itself.
 
     Raises:
-        ExportError: wrappers inside a subclassed model, which cannot be made again without them.
+        ExportError: wrappers inside a subclassed model, which cannot be rebuilt without them.
     """
     if not any(is_wrapper(layer) for layer in _layers(model)):
         return model

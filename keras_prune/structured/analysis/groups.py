@@ -171,7 +171,7 @@ def analyse(model: keras.Model, *, exact: bool = True, frozen: Iterable[str] = (
         input_shape: as for `trace`.
 
     Raises:
-        ValueError: the graph cannot be seen, or a name in `frozen` matches nothing.
+        ValueError: the graph cannot be traced, or a name in `frozen` matches nothing.
 
     Example:
         >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3), keras.layers.Dense(2)])

@@ -174,7 +174,7 @@ def count(model: keras.Model, input_shape: Any = None) -> Counts:
         input_shape: as for `trace`.
 
     Raises:
-        ValueError: the graph cannot be seen.
+        ValueError: the graph cannot be traced.
 
     Example:
         >>> a, b = keras.layers.Dense(3, name="a"), keras.layers.Dense(2, name="b")

@@ -59,7 +59,7 @@ class StructuredPruning(SteppedCallback[StructuredRun]):
 
     Raises:
         ValueError: an argument is out of its range; when attached: the model is not built or not compiled, its graph
-            cannot be seen, the target cannot be met (with the nearest that can), or another callback prunes the same
+            cannot be traced, the target cannot be met (with the nearest that can), or another callback prunes the same
             variable.
 
     Example:

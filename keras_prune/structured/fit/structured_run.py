@@ -291,6 +291,6 @@ def _renamed(name: str) -> Iterator[None]:
 def _check_built(model: keras.Model, name: str) -> None:
     if not model.built:
         raise ValueError(
-            f"{name}: {type(model).__name__} {model.name!r} is not built, so its units cannot be seen. "
+            f"{name}: {type(model).__name__} {model.name!r} is not built, so its units cannot be traced. "
             "Give it a keras.Input, or call it on a batch first."
         )

@@ -168,7 +168,7 @@ def plan(
 
     Raises:
         ValueError: no target or one outside (0, 1); the target cannot be met (with the nearest that can); a layer named
-            in `max_share` makes no units that can be removed (with the reason); the graph cannot be seen; masks are on.
+            in `max_share` makes no units that can be removed (with the reason); no graph can be traced; masks are on.
 
     Example:
         >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(16), keras.layers.Dense(2)])

@@ -61,7 +61,7 @@ def compose(
         alone: whether the layer is in no other layer made of layers, so that files hold it by itself.
 
     Raises:
-        ValueError: it cannot be made again from its configuration.
+        ValueError: it cannot be rebuilt from its configuration.
     """
     known = set(copies)
     with _scope(layer):
@@ -274,7 +274,7 @@ class _Parts:
                 continue
             return base, None if self._is_written(config, i) else written(base, config), {}
         raise ValueError(
-            f"{type(layer).__name__} {layer.name!r} cannot be made again from its configuration ({failures[0]}). "
+            f"{type(layer).__name__} {layer.name!r} cannot be rebuilt from its configuration ({failures[0]}). "
             "Give its class get_config() and from_config()."
         )
 

@@ -62,7 +62,7 @@ def rebuild(
         inputs: a few inputs to compare on, as the model's call takes them; None draws some.
 
     Raises:
-        ValueError: a layer cannot be made again from its configuration, or comes out with other shapes than its rule
+        ValueError: a layer cannot be rebuilt from its configuration, or comes out with other shapes than its rule
             says (with the layer and both shapes); weights of a subclassed model are in no layer that it calls; the
             result answers otherwise (with the first layer that does).
     """
@@ -243,7 +243,7 @@ class _Rebuild:
                 return copy
         except Exception as error:
             raise ValueError(
-                f"{type(operation).__name__} {operation.name!r} cannot be made again from its configuration "
+                f"{type(operation).__name__} {operation.name!r} cannot be rebuilt from its configuration "
                 f"({' '.join(str(error).split()).rstrip('.')}). Give its class get_config() and from_config()."
             ) from error
 

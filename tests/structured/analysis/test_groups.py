@@ -126,7 +126,7 @@ def test_outputs_inputs_and_unknown_layers_stay_with_a_reason():
     found = analyse(model)
     assert found.size == 0
     reasons = {skipped.path: skipped.reason for skipped in found.skipped}
-    unseen = "there is no rule for Mystery, and its call() cannot be seen: "
+    unseen = "there is no rule for Mystery, and its call() cannot be traced: "
     assert reasons.pop("mystery").startswith(unseen)
     before = reasons.pop("before/kernel")
     assert before.startswith(unseen)
@@ -199,7 +199,7 @@ def test_frozen_layers_keep_their_shapes():
     found = analyse(make(), frozen=["b"])
     assert [found.slots[group.slots[0]].path for group in found.groups] == ["c"]
     assert len(analyse(make(), frozen=["[ab]"]).groups) == 1
-    with pytest.raises(ValueError, match=r"frozen must name layers of 'net': no layer is named by \['x'\]"):
+    with pytest.raises(ValueError, match=r"frozen must name layers of 'net': no layer matches \['x'\]"):
         analyse(make(), frozen=["x", "a"])
 
 

@@ -178,7 +178,7 @@ def test_a_layer_that_cannot_be_made_again_is_named():
 
     inputs = keras.Input((6,))
     model = keras.Model(inputs, Stubborn(ops.relu)(kl.Dense(2)(kl.Dense(8)(inputs))))
-    with pytest.raises(ValueError, match=r"Stubborn 'stubborn' cannot be made again.*get_config"):
+    with pytest.raises(ValueError, match=r"Stubborn 'stubborn' cannot be rebuilt.*get_config"):
         plan(model, params=0.6).apply()
 
 
