@@ -362,7 +362,7 @@ def test_classes_of_operations_are_those_that_calls_record():
     ]
     assert [type(seam.origin_of(tensor)) for tensor, _ in made] == [kind for _, kind in made]
     assert seam.origin_of(made[0][0]).axis == (1, 2)
-    assert seam.origin_of(made[1][0]).axis in (1, (1,), [1])
+    assert seam.origin_of(made[1][0]).axis == [1]
     assert seam.origin_of(made[0][0]).keepdims is False
 
 

@@ -14,7 +14,15 @@ import numpy.typing as npt
 from keras import ops, tree
 
 from keras_prune.arrays.distance import relative_difference
-from keras_prune.keras_seam import built_shapes, global_seed, input_structure, layers_in, own_state, random_states
+from keras_prune.keras_seam import (
+    built_shapes,
+    float64_policy,
+    global_seed,
+    input_structure,
+    layers_in,
+    own_state,
+    random_states,
+)
 from keras_prune.layer_kinds import states_of
 from keras_prune.models.samples import OPEN_SIZES, draw_inputs
 from keras_prune.models.variables import assign, read
@@ -192,21 +200,13 @@ def kept_state(model: keras.Model, state: State = ()) -> Iterator[None]:
                 assign(variable, value)
 
 
-class _ComputesInFloat64(keras.DTypePolicy):
-    """Float64 on weights that stay float32: Keras has no such policy by name."""
-
-    @property
-    def variable_dtype(self) -> str:
-        return "float32"
-
-
 @contextlib.contextmanager
 def computing_in_float64(model: keras.Model) -> Iterator[None]:
     """Let the layers of a model that compute in float32 do so in float64, and put their policies back."""
     changed = [(layer, layer.dtype_policy) for layer in layers_in(model) if layer.compute_dtype == "float32"]
     try:
         for layer, _ in changed:
-            layer.dtype_policy = _ComputesInFloat64("float64")
+            layer.dtype_policy = float64_policy()
         yield
     finally:
         for layer, policy in changed:

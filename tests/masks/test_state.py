@@ -254,7 +254,8 @@ def test_damaged_archives_end_in_one_error(damage, tmp_path):
     path = tmp_path / "m.keras"
     make_model().save(path)
     DAMAGES[damage](path, _parts(path))
-    with pytest.raises(ValueError, match=r"m\.keras' is damaged, or no Keras model: |Expected a model.weights.h5"):
+    damaged = r"m\.keras' is damaged, or no Keras model: "
+    with pytest.raises(ValueError, match="Expected a model.weights.h5" if damage == "no weights" else damaged):
         kp.load_model(path)
 
 
