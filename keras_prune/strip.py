@@ -122,8 +122,11 @@ def effective_mask(model: keras.Layer, *, bound: bool = True) -> dict[int, MaskA
         model: built.
         bound: also the masks that act in training only, on the variable; without them it is what layers compute with.
 
+    Returns:
+        For each, an array of the variable's shape: False where the weight is pruned.
+
     Raises:
-        ValueError: one kernel stands under two layers whose masks differ, so it is not one tensor with zeros.
+        ValueError: two layers mask one kernel, and their masks differ.
     """
     found: dict[int, MaskArray] = {}
     for layer in layers_in(model):
@@ -142,11 +145,11 @@ def effective_mask(model: keras.Layer, *, bound: bool = True) -> dict[int, MaskA
 
 
 def written_under(variable: keras.Variable, computed: MaskArray | None = None) -> int:
-    """Return how many weights are not zero though a mask on the variable has them off: something wrote to them.
+    """Return how many weights are not zero although a mask on the variable prunes them: something wrote to them.
 
     Args:
         variable: a kernel.
-        computed: the mask of the layer that computes with it, or None.
+        computed: the mask of the layer that computes with it, of the variable's shape; None where there is none.
     """
     mask = mask_of(variable)
     if mask is None:

@@ -96,7 +96,7 @@ class Layout:
         return (*shape[:-1], self.split, shape[-1] // self.split) if self.split else tuple(shape)
 
     def to_canonical(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """Return `array` as `[..., in, out]`; a view where the axes stand in order already."""
+        """Return an array of the kernel's shape as `[..., in, out]`; a view where the axes stand in order already."""
         moved = array.reshape(self._shape(array.shape)).transpose(self.space + self.inputs + self.outputs)
         return moved.reshape(self.canonical_shape(array.shape))
 
@@ -107,7 +107,7 @@ class Layout:
         return (*(shape[a] for a in self.space), *sizes)
 
     def from_canonical(self, array: npt.NDArray[Any], shape: tuple[int, ...]) -> npt.NDArray[Any]:
-        """Undo `to_canonical` for a kernel of `shape`."""
+        """Return an array `[..., in, out]` in the axes of a kernel of `shape`: `to_canonical` undone."""
         order = self.space + self.inputs + self.outputs
         cut = self._shape(shape)
         moved = array.reshape([cut[a] for a in order]).transpose(np.argsort(order))

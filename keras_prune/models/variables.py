@@ -27,7 +27,7 @@ def dense(gradient: Any) -> Any:
 
 
 def read(variable: keras.Variable) -> npt.NDArray[Any]:
-    """Return a variable's value as an array that may share its memory: read it, never write it.
+    """Return a variable's value as an array of its shape that may share its memory: read it, never write it.
 
     Let go of it soon: while it lives, TensorFlow copies the variable before it writes to it.
     """

@@ -96,5 +96,5 @@ def _replicas(model: keras.Layer) -> Any:
 
 
 def to_float64(tensor: Any) -> npt.NDArray[np.float64]:
-    """Return a tensor as an array of doubles, to be summed up in."""
+    """Return a tensor as an array of the same shape in double precision, for sums."""
     return np.asarray(ops.convert_to_numpy(ops.cast(tensor, "float32")), dtype=np.float64)

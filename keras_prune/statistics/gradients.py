@@ -107,6 +107,9 @@ def gradient_statistics(
     \sum_b n_b$, which is the gradient of the mean loss over all samples; the plain means over batches of
     $|g_b|$ and $g_b^2$; and, in a second walk, $\sum_b n_b H_b \bar g / \sum_b n_b$ with $\bar g$ the first
     of these, the Hessian over all targets together.
+
+    Returns:
+        For each target, by the statistic's name, an array of the kernel's shape.
     """
     check_compiled(model)
     batches = Batches(data, model, labels=True)
@@ -133,6 +136,8 @@ def gradient_statistics(
 
 def loss_gradients(model: keras.Model, batch: Batch, targets: Sequence[Target]) -> tuple[float, list[Array]]:
     """Return the loss of one batch and its gradient with respect to each target; the model stays as it is.
+
+    A gradient has the shape of the target's kernel.
 
     Raises:
         ValueError: a gradient is NaN or infinite, with the target's path.

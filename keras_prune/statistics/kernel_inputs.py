@@ -79,13 +79,13 @@ class Moments:
     count: int = 0
 
     def add(self, squares: Array, absolutes: Array, count: int) -> None:
-        """Add what another call read."""
+        """Add what another call read: sums that broadcast to the kernel, and of how many values each."""
         self.squares = self.squares + squares
         self.absolutes = self.absolutes + absolutes
         self.count += count
 
     def statistics(self) -> dict[str, Array]:
-        r"""Return "input_norm" $\sqrt{\sum a^2}$ and "input_mean" $\sum |a| / n$."""
+        r"""Return "input_norm" $\sqrt{\sum a^2}$ and "input_mean" $\sum |a| / n$, which broadcast to the kernel."""
         return {"input_norm": np.sqrt(self.squares), "input_mean": np.asarray(self.absolutes / self.count)}
 
 
@@ -113,10 +113,13 @@ def input_statistics(
 ) -> list[dict[str, Array]]:
     """Collect "input_norm" and "input_mean", as far as `needs` names them, in one pass in inference mode.
 
-    All positions of an input count: every time step of a sequence (masked ones too), every place of a
-        picture. A kernel that is called several times in a pass (shared layers, recurrent cells) sums over
-        its calls. An Embedding reads one-hot rows, so row i has the norm of the square root of how often
-        token i occurs. `recurrent_kernel` reads the state h of the step before.
+    All positions of an input count: every time step of a sequence (masked ones too), every position of a picture.
+    A kernel that is called several times in a pass (shared layers, recurrent cells) sums over its calls. An Embedding
+    reads one-hot rows, so the norm of row i is the square root of how often token i occurs. `recurrent_kernel` reads
+    the state h of the step before.
+
+    Returns:
+        For each target, by the statistic's name, an array that broadcasts to the kernel.
 
     Raises:
         ValueError: a target whose input cannot be told, or that no call reached, with its path.
