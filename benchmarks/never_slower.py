@@ -34,12 +34,12 @@ import keras
 import numpy as np
 
 from benchmarks.timing import machine, print_table, verdict
+from keras_prune.devices import DEVICES, Encoding, Kernel
 from tflite_export import export
 from tflite_export.convert.converter import convert
 from tflite_export.convert.number_types import CALIBRATION, resolve_number_type
 from tflite_export.edits.encode import encode
 from tflite_export.export import names_of, weights_of
-from tflite_export.file.encoding import Encoding
 from tflite_export.model.inputs import collect_inputs
 from tflite_export.model.reference import answer
 from tflite_export.model.signature import signature_of
@@ -48,7 +48,6 @@ from tflite_export.runtimes.interleaved import time_in_turn
 from tflite_export.runtimes.opening import open_own
 from tflite_export.runtimes.sessions import Session
 from tflite_export.source.loading import open_source
-from tflite_export.targets import Kernel, resolve_target
 
 ROWS, UNITS, SHARES = (1, 196), (256, 512, 1024), (0.5, 0.8, 0.9, 0.95)
 NUMBERS: dict[str | None, tuple[Encoding, ...]] = {
@@ -110,8 +109,8 @@ def candidates(case: Case, model: keras.Model) -> dict[str, bytes]:
     reference = replace(answer(model, signature, inputs), input_names=converted.inputs, output_names=converted.outputs)
     weights = weights_of(converted, names_of(open_source(model), kind), reference)
     # Every kernel, whatever it gains.
-    kernels = tuple(Kernel(e, "", pays_from=(0, 0)) for e in Encoding if e not in (Encoding.DENSE, Encoding.DENSIFY))
-    target = replace(resolve_target("x86"), kernels=kernels)
+    kernels = tuple(Kernel(e, "", pays_from=(0, 0)) for e in Encoding if e.has_kernel)
+    target = replace(DEVICES["x86"], kernels=kernels)
     files = {}
     for encoding in NUMBERS[case.quantize]:
         lines = []

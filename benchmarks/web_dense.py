@@ -19,9 +19,8 @@ import numpy as np
 
 import tflite_export as tx
 from benchmarks.timing import machine, print_table
-from tflite_export.file.encoding import Encoding
+from keras_prune.devices import Device, Encoding, Kernel
 from tflite_export.runtimes.litertjs import VERSION
-from tflite_export.targets import Kernel, Target
 
 KERNELS = {
     Encoding.BLOCK: (4, None, (0.6, 0.7, 0.8, 0.9, 0.95)),
@@ -52,7 +51,7 @@ def gain(encoding: Encoding, units: int, rows: int, share: float, rounds: int) -
     block, quantize, _ = KERNELS[encoding]
     model = make_model(units, rows, share, block)
     data = np.random.default_rng(1).normal(size=(4, *model.inputs[0].shape[1:])).astype(np.float32)
-    target = Target("own", (Kernel(encoding, "to be measured", pays_from=(0.0, 0.0)),))
+    target = Device("own", (Kernel(encoding, "to be measured", pays_from=(0.0, 0.0)),))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "dense.tflite"
         report = tx.export(model, path, target=target, quantize=quantize, data=data, batch_size=1)

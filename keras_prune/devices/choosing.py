@@ -33,7 +33,7 @@ squeeze-and-excitation."""
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Choice:
-    """What a device makes of a model.
+    """What is pruned of a model for a device, and how.
 
     Attributes:
         survey: the tensors whose zeros it skips, and the reason for each of the others.
@@ -74,8 +74,8 @@ def choose(
 ) -> Choice:
     """Choose the tensors whose zeros a device skips, the pattern of each, and how much each gives.
 
-    What gives the model's answers, and what looks up rows, is left alone unless it is named. What the user states
-    holds in place of the device's choice.
+    Layers whose outputs are the model's, and embeddings, are not pruned unless the user names them. What the user
+    states replaces the device's choice.
 
     Args:
         device: what the model is for.
@@ -101,22 +101,24 @@ def choose(
     """
     if not device.skips_zeros:
         raise ValueError(
-            f"target={device.name!r}: its runtime has no kernel that skips zeros, so masks speed up nothing there. "
-            "Received: a model to be pruned for it. Only smaller shapes help: remove whole outputs by "
+            f"target={device.name!r}: its runtime has no kernel that skips zeros, so pruning single weights makes "
+            f"nothing faster there. Received: {model.name!r} to be pruned for it. Remove whole units by "
             "keras_prune.structured.prune(model, flops=0.5), or leave target out to make the file compress better."
         )
     wiring = wire(model)
     named = [*include, *_keys(pattern), *_keys(allocation)]
     chosen, reasons = _sorted(device, model, survey, wiring, named)
     for key in _keys(pattern) | _keys(allocation):
-        # A pattern or a share that is stated for nothing but tensors left out asks for them.
+        # A key that fits only tensors which the device leaves out asks for these.
         if not any(fits(key, path) for path in chosen):
             asked = [tensor for tensor in survey.targets if tensor.path in reasons and fits(key, tensor.path)]
             chosen |= {tensor.path: _asked_for(device, tensor) for tensor in asked}
             reasons = {path: reason for path, reason in reasons.items() if path not in chosen}
     if not chosen:
         listed = "; ".join(f"{path}: {reason}" for path, reason in reasons.items())
-        raise ValueError(f"target={device.name!r} would be faster for zeros in no tensor of {model.name!r}. {listed}")
+        raise ValueError(
+            f"target={device.name!r}: zeros would make nothing faster in any tensor of {model.name!r}. {listed}"
+        )
     targets = tuple(tensor for tensor in survey.targets if tensor.path in chosen)
     own = _allocation(device, model, targets, chosen, wiring)
     left = tuple(Skipped(path, reason) for path, reason in reasons.items())
@@ -158,14 +160,14 @@ def _use(device: Device, tensor: Target, begins: bool) -> _Use | str:
     layer: Any = tensor.layer
     if isinstance(layer, kl.Embedding):
         return (
-            f"target={device.name!r} looks up rows of an embedding: zeros make the file smaller, nothing faster. "
-            "To prune it all the same, name it in scope=Scope(include=...)"
+            "rows of an embedding are looked up, not multiplied: zeros make the file smaller, but nothing faster. To "
+            "prune it anyway, name it in scope=Scope(include=...)"
         )
     if not tensor.layout.space and tensor.layout.inputs:
         return _as_matrix(device, tensor)
     if not _is_pointwise(tensor):
         return (
-            f"target={device.name!r} skips zeros of matrices and 1x1 convolutions only; this is a kernel of shape "
+            "only zeros of matrices and 1x1 convolutions are skipped; this is a kernel of shape "
             f"{tuple(tensor.variable.shape)} of {type(layer).__name__}"
         )
     if _is_on_one_point(layer) and isinstance(use := _as_matrix(device, tensor), _Use):
@@ -232,8 +234,8 @@ def _pays_above(kernel: Kernel, rows: int | None, weight_bytes: int) -> float:
 
 
 _HEAD = (
-    "a head, which gives the model's answers: with a target it is left alone, since it takes little of the time and "
-    "accuracy suffers most there. To prune it all the same, name it in scope=Scope(include=...) or allocation={...}"
+    "a head, whose output is the model's: with a target, heads are not pruned, because they take little time and "
+    "pruning them costs the most accuracy. To prune it anyway, name it in scope=Scope(include=...) or allocation={...}"
 )
 
 

@@ -1,4 +1,4 @@
-"""What a pruning works on: the tensors of a scope and a given recipe, or what a device makes of both."""
+"""The tensors to prune and the recipe for them: those of the scope and the user, or what a device makes of both."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import keras
 from keras_prune.devices.catalogue import resolve_device
 from keras_prune.devices.choosing import choose
 from keras_prune.devices.device import Device
-from keras_prune.devices.zeros_for_nothing import zeros_for_nothing
+from keras_prune.devices.wasted_zeros import wasted_zeros
 from keras_prune.masks.recipe import Recipe
 from keras_prune.masks.update import check_shape, layout_for
 from keras_prune.models.keys import check_keys
@@ -30,18 +30,18 @@ def choose_tensors(
 ) -> tuple[Survey, Recipe]:
     """Return the tensors to prune and the recipe for them: the scope's and the given one, or those of a device.
 
-    A device under which zeros will speed up nothing is warned of, with the reasons.
+    Where zeros will make nothing faster on the device, a warning says so, with the reasons.
 
     Args:
         model: built.
         scope: which tensors; None for all kernels.
-        recipe: what it does not state is the device's choice.
+        recipe: what the user asked for; the device chooses what is not stated in it.
         target: a device, by its name or as an instance.
-        subject: who asks, for messages.
-        final: the sparsity to come, where it is known.
+        subject: what messages call the caller.
+        final: the sparsity at the end, where it is known.
 
     Raises:
-        ValueError: the device is unknown, or skips no zeros of this model.
+        ValueError: the device is not known, or skips zeros of no tensor of this model.
     """
     check_scope(subject, scope)
     scope = scope if scope is not None else Scope()
@@ -67,7 +67,7 @@ def choose_tensors(
         check_shape(own, each.path, layout_for(each.layout, own).canonical_shape(each.variable.shape))
     survey = _without_single_units(survey, recipe, subject)
     if choice is not None:
-        for words in zeros_for_nothing(model, choice, final):
+        for words in wasted_zeros(model, choice, final):
             warnings.warn(f"{subject}: target={choice.device.name!r}: {words}", stacklevel=2)
     return survey, recipe
 

@@ -1,12 +1,12 @@
 """Whether XNNPACK's sparse inference can switch on in a model, and which layers keep it off.
 
-A look at the Keras graph, before training. It knows what `tflite_export` rewrites exactly (paddings at stride 2, means
-over the whole map, heads, squeeze-and-excitation); of layers that it does not know, it expects the best. What becomes
-of a model for certain is told by `tflite_export.inspect` of the exported file.
+This is judged on the Keras graph, before training. What `tflite_export` rewrites exactly (paddings at stride 2, means
+over the whole feature map, heads, squeeze-and-excitation) is taken into account; layers of unknown classes are assumed
+to fit. `tflite_export.inspect` judges the exported file itself.
 
 Rules: XNNPACK `src/subgraph.c`, `xnn_check_nchw_compatibility`; LiteRT `tflite/delegates/xnnpack/README.md`, "Sparse
 inference". Sparse inference takes a cluster of calls: it begins at a 3x3 convolution of 3 channels at stride 2, goes
-through 1x1 convolutions, depthwise ones and what works place by place, and ends in means over all places. Whatever else
+through 1x1 convolutions, depthwise ones and elementwise operations, and ends in means over all positions. Whatever else
 reads from the cluster, or feeds it, keeps all of it off.
 """
 
@@ -51,8 +51,8 @@ class Role(Flag):
     END = auto()
 
 
-ANY = Role.STEM | Role.INSIDE | Role.END
-"""What a call is taken for whose layer is not known."""
+ANYTHING = Role.STEM | Role.INSIDE | Role.END
+"""The role of a call whose layer is of an unknown class."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Cluster:
 
     Attributes:
         pointwise: the layers with 1x1 convolutions in it.
-        blockers: what keeps it off; empty where enough zeros switch it on.
+        blockers: what keeps it off; empty if enough zeros switch it on.
     """
 
     pointwise: tuple[Any, ...]
@@ -121,7 +121,7 @@ class _Joining:
         elif isinstance(operation, kl.Conv2D):
             reason = "" if is_stem(operation) else why_not_convolution(operation)
         elif isinstance(operation, kl.BatchNormalization):
-            reason = "" if self._is_folded(call) else "no convolution right before it takes it in"
+            reason = "" if self._is_folded(call) else "no convolution directly before it into which it can be folded"
         elif isinstance(operation, kl.Dense):
             reason = ""
         elif isinstance(operation, kl.ZeroPadding2D):
@@ -131,7 +131,7 @@ class _Joining:
         elif name in PLACEWISE:
             reason = ""
         elif not is_known(operation):
-            return ANY
+            return ANYTHING
         else:
             reason = "it has no sparse form" + (f"; instead: {CURES[name]}" if name in CURES else "")
         reason = reason or why_not_activation(operation)
@@ -167,7 +167,7 @@ class _Joining:
     def _why_not_padding(self, call: Call) -> str:
         readers = self.wiring.readers.get(call.outputs[0], [])
         folds = len(readers) == 1 and isinstance(readers[0].operation, CONVOLUTIONS)
-        return "" if folds else "no convolution right after it takes it in"
+        return "" if folds else "no convolution directly after it into which it can be folded"
 
     def _squeezes(self) -> None:
         """Take what stands between a mean and the map that it scales: squeeze-and-excitation."""
@@ -230,10 +230,15 @@ class _Joining:
             readers = self.wiring.readers.get(tensor, [])
             if tensor in self.wiring.outputs:
                 exits.append(
-                    Blocker(call.path, "its map is an output of the model, and no mean over the places follows")
+                    Blocker(
+                        call.path,
+                        "its feature map is an output of the model, without a mean over all positions before it",
+                    )
                 )
             exits += [
-                self._blocker(reader, "reads its map") for reader in readers if not self.roles[id(reader)] & ~Role.STEM
+                self._blocker(reader, "reads the feature map")
+                for reader in readers
+                if not self.roles[id(reader)] & ~Role.STEM
             ]
         return exits
 
@@ -249,7 +254,7 @@ class _Joining:
             blockers = self.blockers[self.groups.find(group[0])]
             ends = any(self.roles[id(call)] & Role.END for call in calls)
             if layers and not ends and not blockers:
-                blockers = [Blocker(calls[-1].path, "no mean over the whole map ends it")]
+                blockers = [Blocker(calls[-1].path, "no global mean over its feature map follows")]
             if layers and not blockers:
                 blockers = self._uneven(calls)
             if layers:

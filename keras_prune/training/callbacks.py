@@ -171,7 +171,7 @@ class Pruning(PruningCallback):
         target: the device that the model is for: "android", "ios", "arm64", "web", "x86" (`keras_prune.devices`), or
             one of your own. It chooses the tensors in which its runtime skips zeros, the pattern of each, and how much
             of each is pruned. Heads, which give the model's answers, and embeddings are left alone, unless scope= or a
-            mapping names them. What you state yourself holds. Where zeros will speed up nothing, a warning says why.
+            mapping names them. What you state yourself holds. Where zeros make nothing faster, a warning says why.
             None for all kernels.
 
     Raises:

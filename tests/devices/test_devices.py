@@ -87,7 +87,7 @@ def test_attention_and_recurrent_kernels_are_matrices_and_embeddings_are_not():
     patterns, reasons = chosen(model, "android")
     assert set(patterns) == {"attention", "memory"}
     assert set(patterns.values()) == {Block(4, 1)}
-    assert "looks up rows of an embedding" in reasons["table/embeddings"]
+    assert "rows of an embedding are looked up" in reasons["table/embeddings"]
     # 6 inputs do not divide by 4.
     assert "6 inputs do not divide" in reasons["memory/lstm_cell/recurrent_kernel"]
     named, _ = chosen(model, "android", kp.Scope(include=("table",)))
@@ -163,7 +163,7 @@ def test_the_report_says_what_was_left_alone():
     kp.prune(model, 0.8, target="web")
     found = kp.report(model)
     assert [skipped.path for skipped in found.left_alone] == ["scores/kernel"]
-    assert "Left alone for the target: scores/kernel: a head, which gives the model's answers" in " ".join(
+    assert "Left alone for the target: scores/kernel: a head, whose output is the model's" in " ".join(
         str(found).split()
     )
     assert found.to_dict()["left_alone"][0]["path"] == "scores/kernel"
@@ -341,7 +341,7 @@ OFF = {
     ),
     "normalisation": (
         cluster(mean, inner=lambda x: layers.BatchNormalization(name="odd")(layers.ReLU()(x))),
-        "no convolution right before it",
+        "no convolution directly before it",
     ),
     "no padding": (cluster(mean, inner=lambda x: layers.DepthwiseConv2D(3, name="odd")(x)), "padding 'valid'"),
     "selu": (cluster(mean, inner=lambda x: layers.Activation("selu", name="odd")(x)), "selu"),
@@ -359,9 +359,9 @@ def test_no_warning_where_sparse_inference_will_switch_on(model):
 
 
 @pytest.mark.parametrize(("model", "reason"), OFF.values(), ids=OFF)
-def test_zeros_for_nothing_are_warned_of_with_each_layer_and_its_reason(model, reason):
+def test_wasted_zeros_are_warned_of_with_each_layer_and_its_reason(model, reason):
     with pytest.warns(
-        UserWarning, match=r"prune: target='web': zeros in .* speed up nothing.*keeps it off: odd \("
+        UserWarning, match=r"prune: target='web': zeros in .* nothing faster: .*keeps it off: odd \("
     ) as seen:
         kp.prune(model, 0.8, target="web")
     assert len(seen) == 1
@@ -377,7 +377,7 @@ def test_the_warning_comes_before_training():
             raise AssertionError("training has begun")
 
     pruning = kp.Pruning(kp.schedules.OneShot(0.8, step=1), target="ios")
-    words = "Pruning: target='ios': zeros in mix/kernel, more/kernel speed up nothing"
+    words = "Pruning: target='ios': zeros in mix/kernel, more/kernel make the file smaller, but nothing faster"
     with pytest.warns(UserWarning, match=words), pytest.raises(AssertionError, match="training has begun"):
         model.fit(np.ones((4, 16, 16, 3)), np.ones((4, 4)), verbose=0, callbacks=[pruning, First()])
 
@@ -407,7 +407,7 @@ def test_too_low_a_sparsity_is_warned_of():
     with pytest.warns(UserWarning, match=r"about 60% of the weights of the 2 1x1 .*above 67%.*Raise the sparsity"):
         kp.prune(cluster(mean), 0.6, target="android")
     with pytest.warns(
-        UserWarning, match=r"at a sparsity of 0.5 the kernel that skips blocks .* for no matrix: hidden_0"
+        UserWarning, match=r"at a sparsity of 0.5, the kernel that skips blocks .* for any matrix: hidden_0"
     ):
         kp.prune(dense_net(64), 0.5, target="android")
 
@@ -441,9 +441,9 @@ def test_a_microcontroller_skips_nothing_and_says_so():
 
 def test_a_model_that_no_zero_makes_faster_is_refused_with_the_reasons():
     model = keras.Sequential([keras.Input((8, 8, 1)), layers.Conv2D(4, 3, name="only")])
-    with pytest.raises(ValueError, match=r"target='web' would be faster for zeros in no tensor.*only/kernel"):
+    with pytest.raises(ValueError, match=r"target='web': zeros would make nothing faster in any tensor.*only/kernel"):
         kp.prune(model, 0.5, target="web")
-    with pytest.raises(ValueError, match=r"in no tensor.*scores/kernel: a head.*scope=Scope\(include="):
+    with pytest.raises(ValueError, match=r"in any tensor.*scores/kernel: a head.*scope=Scope\(include="):
         kp.prune(keras.Sequential([keras.Input((8,)), layers.Dense(4, name="scores")]), 0.5, target="web")
 
 
@@ -601,6 +601,6 @@ def test_a_device_of_ones_own_is_checked_when_it_is_made(make, message):
 def test_a_kernel_that_never_pays_is_warned_of():
     never = own(kernels=(Kernel("CSR", "a test", (Measured(1, 2**20, ((0.5, 0.2), (0.9, 0.8))),)),))
     with pytest.warns(
-        UserWarning, match=r"skips single zeros is faster .* for no matrix: by the figures of the target"
+        UserWarning, match=r"skips single zeros is not faster .* for any matrix. By the target's figures"
     ):
         kp.prune(dense_net(64), 0.9, target=never)

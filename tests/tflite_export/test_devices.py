@@ -87,7 +87,7 @@ def broken_by_a_maximum(x):
     return layers.Dense(16, name="head")(layers.GlobalAveragePooling2D()(x))
 
 
-@pytest.mark.filterwarnings("ignore:.*zeros in mix_1/kernel, mix_2/kernel speed up nothing")
+@pytest.mark.filterwarnings("ignore:.*zeros in mix_1/kernel, mix_2/kernel make the file smaller, but nothing faster")
 @pytest.mark.parametrize("target", ["android", None])
 def test_where_sparse_inference_would_be_wrong_nothing_switches_it_on(tmp_path, pictures, target):
     report = export(mobile_net(tail=broken_by_a_maximum), tmp_path / "model.tflite", target=target, data=pictures)

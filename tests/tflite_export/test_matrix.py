@@ -95,7 +95,7 @@ SAVES = {"matrix": ("blocks16", "all"), "window": ("most", "blocks4", "blocks16"
 """Zeros that save bytes in every number type that can be stored sparse at all."""
 REASON = (
     r"^(no zeros"
-    r"|sparse it would take \d+% of its dense bytes"
+    r"|stored sparse, it would take \d+% of its dense bytes"
     r"|read by (FULLY_CONNECTED|CONV_2D|DEPTHWISE_CONV_2D) \(input 1, in float32\), not known to take an int8 weight"
     r"|a 1x1 convolution on a 1x1 map, which ARM and WebAssembly get wrong when sparse"
     r"|its buffer is shared by 2 tensors of different shapes"  # two of zeros only, in int8

@@ -192,7 +192,7 @@ def plan_weight(
     why = "".join(f"; {reason}" for reason in options.slow)
     share = (options.densified.stored_bytes + TABLES) / options.densified.dense_bytes
     if share > LARGEST_SHARE:
-        return _line(weight, Encoding.DENSE, f"sparse it would take {share:.0%} of its dense bytes{why}")
+        return _line(weight, Encoding.DENSE, f"stored sparse, it would take {share:.0%} of its dense bytes{why}")
     return replace(
         options.densified, reason=f"{share:.0%} of its dense bytes in the file, {options.densified.reason}{why}"
     )
@@ -265,7 +265,7 @@ def _kernel_line(weight: Weight, kernel: Kernel, block: int, total: int) -> tupl
     at = f"{rows} row{'s' * (rows != 1)}" if rows is not None else "an unknown number of rows"
     place = f"from {threshold:.0%}" if threshold <= 1 else "nowhere"
     expected = f", expected {gain:.2g} x" if gain is not None else ""
-    reason = f"{what}; the kernel pays {place} at {at}{expected}"
+    reason = f"{what}; the kernel is faster {place} at {at}{expected}"
     line = _line(weight, kernel.encoding, reason, gain)
     if block > 1 and not (formed := rules.zeros_form_blocks(weight, share, block)):
         return line, formed.reason
@@ -293,7 +293,7 @@ def _smallest(weight: Weight, options: Options) -> PlanLine:
     line = min(lines, key=lambda line: line.stored_bytes)
     share = (line.stored_bytes + TABLES) / line.dense_bytes
     if share > LARGEST_SHARE:
-        return _line(weight, Encoding.DENSE, f"sparse it would take {share:.0%} of its dense bytes")
+        return _line(weight, Encoding.DENSE, f"stored sparse, it would take {share:.0%} of its dense bytes")
     return replace(line, reason=f"{share:.0%} of its dense bytes, the smallest; {line.reason}")
 
 

@@ -34,7 +34,7 @@ def weight(values, *consumers, **fields):
 def test_zero_blocks_before_one_row_of_fully_connected_get_the_kernel():
     line = plan_weight(weight(blocks(0.9)))
     assert line.encoding is Encoding.BLOCK
-    assert line.reason == "90.0% of 1x4 blocks are zero; the kernel pays from 79% at 1 row"
+    assert line.reason == "90.0% of 1x4 blocks are zero; the kernel is faster from 79% at 1 row"
     assert line.sparsity == pytest.approx(0.9, abs=1e-3)
     assert line.dense_bytes == 64 * 64 * 4
     # 102 blocks of 16 bytes, as many one-byte indices, 65 one-byte segments.
@@ -104,7 +104,7 @@ def test_inputs_that_blocks_do_not_divide_are_stored_behind_densify():
         (np.where(singles(0.9) != 0, np.nan, 0).astype("float32"), {}, "410 values are NaN or infinite"),
         (singles(0.9), {"agree": False}, "its buffer is shared by 1 tensors of different shapes"),
         (singles(0.9), {"is_output": True}, "an output of its subgraph, which must stay dense"),
-        (singles(0.2), {}, "sparse it would take 104% of its dense bytes; no 1x4 blocks: 0.2% of them"),
+        (singles(0.2), {}, "stored sparse, it would take 104% of its dense bytes; no 1x4 blocks: 0.2% of them"),
     ],
 )
 def test_the_rest_stays_dense_with_the_reason(values, fields, reason):

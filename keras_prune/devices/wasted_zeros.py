@@ -1,4 +1,4 @@
-"""Zeros that a device's runtime will not skip, although it could: which, and what is in the way."""
+"""Zeros that a device's runtime will not skip: which they are, and what keeps it from skipping them."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from keras_prune.masks.update import layout_for
 from keras_prune.models.variables import read
 from keras_prune.scope import paths_of
 
-__all__ = ["zeros_for_nothing"]
+__all__ = ["wasted_zeros"]
 
 SHOWN = 4
 """Paths of one kind that a warning lists."""
 
 
-def zeros_for_nothing(model: keras.Model, choice: Choice, final: float | None) -> list[str]:
-    """Return what to warn of: which zeros will speed up nothing, and why.
+def wasted_zeros(model: keras.Model, choice: Choice, final: float | None) -> list[str]:
+    """Return what to warn about: which zeros will make nothing faster, and why.
 
     Args:
         model: built.
-        choice: what the device makes of it.
-        final: the sparsity to come, where it is known.
+        choice: the tensors, patterns and shares that were chosen for the device.
+        final: the sparsity at the end, where it is known.
     """
     if choice.wiring is None and choice.clustered:
         return [
-            f"whether XNNPACK's sparse inference can switch on in {model.name!r} is not known, since its graph cannot "
-            "be seen. tflite_export.inspect tells it of the exported file."
+            f"whether XNNPACK's sparse inference can switch on is not known, because the graph of {model.name!r} "
+            "cannot be traced. Inspect the exported file with tflite_export.inspect."
         ]
     said, running = [], False
     shares = None if final is None else _shares(choice, final)
@@ -63,20 +63,22 @@ def _pays(choice: Choice, path: str, share: float) -> bool:
 
 
 def _no_matrix(choice: Choice, final: float | None) -> list[str]:
-    """Say that no matrix has so many zeros that the kernel for them is faster."""
+    """Say that no matrix has enough zeros for the kernel that skips them to be faster."""
     needed = {path: share for path, share in choice.pays_from.items() if path not in choice.clustered}
     kernel = choice.device.matrix_kernel
     if not needed or kernel is None:
         return []
     skipped = "single zeros" if kernel.encoding.block is None else "blocks"
-    slow = f"at a sparsity of {final:g} the kernel that skips {skipped} is faster than the dense one for no matrix: "
+    slow = (
+        f"at a sparsity of {final:g}, the kernel that skips {skipped} is not faster than the dense one for any matrix"
+    )
     path = min(needed, key=lambda one: needed[one])
     if needed[path] >= 1.0:
-        return [f"{slow}by the figures of the target it is not at any sparsity. The zeros make the file smaller only."]
+        return [f"{slow}. By the target's figures it is at no sparsity. The zeros only make the file smaller."]
     zeros = skipped if kernel.encoding.block is None else "zero blocks"
     return [
-        f"{slow}{path} needs about {needed[path]:.0%} of {zeros}, the others as many or more. Raise the sparsity, or "
-        "prune fewer matrices by scope=."
+        f"{slow}: {path} needs about {needed[path]:.0%} {zeros}, and the others at least as many. Raise the sparsity, "
+        "or prune fewer matrices with scope=."
     ]
 
 
@@ -87,13 +89,13 @@ def _blocked(pruned: Sequence[str], blockers: Sequence[Blocker]) -> str:
         by_reason[blocker.reason].append(blocker.path)
     reasons = "; ".join(f"{_some(paths)} ({reason})" for reason, paths in by_reason.items())
     return (
-        f"zeros in {_some(pruned)} speed up nothing, since XNNPACK's sparse inference cannot switch on there. What "
-        f"keeps it off: {reasons}. The zeros make the file smaller only."
+        f"zeros in {_some(pruned)} make the file smaller, but nothing faster: XNNPACK's sparse inference cannot switch "
+        f"on there. What keeps it off: {reasons}."
     )
 
 
 def _too_dense(model: keras.Model, choice: Choice, cluster: Cluster, shares: dict[str, float]) -> str:
-    """Say that a cluster will have too few zeros, and which of its tensors hold it there; empty if it has enough."""
+    """Say that a cluster will have too few zeros, and which of its tensors are dense; empty if it has enough."""
     # A device without sparse inference has nothing in a cluster pruned for it.
     switches_on = choice.device.clusters.zeros_from if choice.device.clusters is not None else 1.0
     paths, reasons = paths_of(model), {skipped.path: skipped.reason for skipped in choice.survey.skipped}
@@ -113,7 +115,7 @@ def _too_dense(model: keras.Model, choice: Choice, cluster: Cluster, shares: dic
     return (
         f"about {zeros / weights:.0%} of the weights of the {len(cluster.pointwise)} 1x1 convolutions from "
         f"{cluster.pointwise[0].name} on will be zero. XNNPACK's sparse inference switches on above "
-        f"{switches_on:.0%} of them, so nothing will be faster. {what}."
+        f"{switches_on:.0%} of them, so nothing will run faster. {what}."
     )
 
 
