@@ -12,11 +12,20 @@ import numpy as np
 from keras_prune.masks.state import TrainingState
 from keras_prune.optimizers.clock import Clock, optimizers_for
 from keras_prune.optimizers.finding import has_own_step
-from keras_prune.strategy import check_fraction
-from keras_prune.structured.analysis.groups import Analysis, Keep, Units, analyse
-from keras_prune.structured.analysis.widths import Kept
-from keras_prune.structured.counting.counting import Counter
-from keras_prune.structured.fit.adjustments import Adjustment, Adjustments, decide
+from keras_prune.structured.analysis.groups import Units, analyse
+from keras_prune.structured.fit.adjustments import (
+    GROWTHS,
+    SCOPES,
+    Adjustment,
+    Adjustments,
+    Progress,
+    check_arguments,
+    check_looks,
+    decide,
+    first_allowed,
+    reached_target,
+    units_to_copy,
+)
 from keras_prune.structured.fit.gates import Gates
 from keras_prune.structured.importances.names import resolve_importance
 from keras_prune.structured.planning.unit_choice import limits_of, order_units
@@ -25,9 +34,7 @@ from keras_prune.training.metric import Metric, check_mode, evaluate_within, val
 
 __all__ = ["StructureAdjustment"]
 
-GROWTHS = ("weights", "net2net")
 STATE = "structure_adjustment"
-REFERENCES = ("best", "dense")
 
 
 class StructureAdjustment(keras.callbacks.Callback):
@@ -116,16 +123,19 @@ class StructureAdjustment(keras.callbacks.Callback):
         input_shape: Any = None,
     ) -> None:
         super().__init__()
-        _check(metric, tolerance, step, min_step, params, flops, grow, scope, reference, every, validation_data)
-        for name, number in (("patience", patience), ("min_width", min_width)):
-            if not isinstance(number, int) or number < 1:
-                raise ValueError(f"StructureAdjustment: {name} must be a whole number from 1. Received: {number!r}")
-        if not isinstance(noise, int | float) or not 0.0 <= noise < 1.0:
-            raise ValueError(f"StructureAdjustment: noise must be in [0, 1). Received: {noise!r}")
+        check_arguments(
+            tolerance=tolerance,
+            shares={"step": step, "params": params, "flops": flops},
+            min_step=min_step,
+            whole={"patience": patience, "min_width": min_width},
+            noise=noise,
+            choices={"grow": (grow, GROWTHS), "scope": (scope, SCOPES)},
+            reference=reference,
+        )
+        check_looks(every, metric, validation_data)
         check_mode("StructureAdjustment", mode)
         self.metric = metric
         self.tolerance = tolerance
-        self.step = step
         self.importance = resolve_importance(importance, data)
         self.importance.check_data("StructureAdjustment")
         self.scope = scope
@@ -147,18 +157,17 @@ class StructureAdjustment(keras.callbacks.Callback):
         self.history = Adjustments()
         self.gates: Gates | None = None
         self._found: Metric | None = None
-        self._best: float | None = None
-        self._falls = 0
-        self._falling = False
-        self._looks = 0
-        self._put_off = False
-        self._closed: list[int] = []
-        self._steps = 0
+        self._now = Progress(step)
         self._epoch = 0
         self._clock: Clock | None = None
         self._fresh = True
         self._begun = 0
         self._batches = 0
+
+    @property
+    def step(self) -> float:
+        """The share of all units that is closed or opened at a time, as it is now."""
+        return self._now.step
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy has: everything but the model that this one is on."""
@@ -191,7 +200,8 @@ class StructureAdjustment(keras.callbacks.Callback):
         self._clock.watch()
         self._fresh = True
         closed = np.flatnonzero(~self.gates.keep).tolist()
-        self._closed = [u for u in self._closed if u in closed] + [u for u in closed if u not in self._closed]
+        known = [unit for unit in self._now.closed if unit in closed]
+        self._now.closed = known + [unit for unit in closed if unit not in known]
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Note the epoch; take over what a checkpoint holds: by then every callback has restored what it restores."""
@@ -203,15 +213,15 @@ class StructureAdjustment(keras.callbacks.Callback):
         if self._fresh:
             assert self._clock is not None
             self._clock.begin()
-            self._begun, self._batches, self._fresh = self._steps, 0, False
+            self._begun, self._batches, self._fresh = self._now.steps, 0, False
         self._make_up()
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Look at the metric, if it is time."""
         self._batches += batch - self._last_batch
         self._last_batch = batch
-        before, self._steps = self._steps, self._begun + self._steps_done()
-        if self.every and before // self.every < self._steps // self.every and self._epoch >= self.start_from_epoch:
+        before, self._now.steps = self._now.steps, self._begun + self._steps_done()
+        if self.every and before // self.every < self._now.steps // self.every and self._epoch >= self.start_from_epoch:
             self._look(evaluate_within(self.model, self.validation_data))
 
     def _steps_done(self) -> int:
@@ -230,10 +240,10 @@ class StructureAdjustment(keras.callbacks.Callback):
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Leave exact zeros behind."""
         TrainingState.of(self.model).arrays.pop(STATE, None)
-        self._put_off = False  # another `fit` is another training; one that was stopped goes on from a checkpoint
+        self._now.put_off = False  # another `fit` is another training; one that was stopped goes on from a checkpoint
         gates = self._gates()
         wanted = {name: share for name, share in self.targets.items() if share is not None}
-        if wanted and not _reached(gates.analysis, gates.keep, wanted):
+        if wanted and not reached_target(gates.analysis, gates.keep, wanted):
             asked = ", ".join(f"{'flops' if name == 'macs' else name}={share}" for name, share in wanted.items())
             warnings.warn(
                 f"StructureAdjustment: training ended before {asked} was reached: {np.count_nonzero(gates.keep)} of "
@@ -265,55 +275,37 @@ class StructureAdjustment(keras.callbacks.Callback):
         value = value_of("StructureAdjustment", logs, self.metric)
         if self._found is None:
             self._found = Metric.of("StructureAdjustment", self.model, self.metric, self.mode, value)
-        reference = self._compared_with(value)
-        action, reason = decide(self._found.loss_from(reference, value), self.tolerance, self._falls, self.patience)
-        self._falls = 0 if action in ("close", "open") else self._falls + 1
+        reference = self._now.compared_with(self.reference, value, self._found)
+        action, reason = decide(self._found.loss_from(reference, value), self.tolerance, self._now.falls, self.patience)
+        self._now.falls = 0 if action in ("close", "open") else self._now.falls + 1
         units: Units = np.zeros(0, np.int64)
         if action == "close":
             action, reason, units = self._close(reason, last)
         elif action == "open":
             action, reason, units = self._open(reason)
-        number = int(np.count_nonzero(self._gates().keep))
-        made = Adjustment(self._epoch, self._steps, value, reference, action, len(units), number, reason)
-        self.history = Adjustments((*self.history, made))
-        self._looks += 1
-        self._note()
+        self._now.looks += 1
+        self._note(value, reference, action, reason, units)
 
-    def _note(self) -> None:
-        """Put what was found so far where a checkpoint finds it."""
-        best = np.nan if self._best is None else self._best
-        numbers = [self.step, best, self._falls, self._falling, self._looks, self._steps, self._put_off]
-        TrainingState.of(self.model).arrays[STATE] = np.array([*numbers, *self._closed], np.float64)
+    def _note(self, value: float, reference: float, action: str, reason: str, units: Units) -> None:
+        """Add to the history, and put what was found so far where a checkpoint finds it."""
+        number = int(np.count_nonzero(self._gates().keep))
+        made = Adjustment(self._epoch, self._now.steps, value, reference, action, len(units), number, reason)
+        self.history = Adjustments((*self.history, made))
+        TrainingState.of(self.model).arrays[STATE] = self._now.to_array()
 
     def _make_up(self) -> None:
         """Close what the last look put off, because training was to end: it goes on after all."""
-        if not self._put_off:
+        if not self._now.put_off:
             return
-        self._put_off = False
+        self._now.put_off = False
         action, reason, units = self._close("the training goes on", last=False)
-        number = int(np.count_nonzero(self._gates().keep))
-        reference = np.nan if self._best is None else self._best
-        made = Adjustment(self._epoch, self._steps, np.nan, reference, action, len(units), number, reason)
-        self.history = Adjustments((*self.history, made))
-        self._note()
+        self._note(np.nan, np.nan if self._now.best is None else self._now.best, action, reason, units)
 
     def _restore(self) -> None:
         """Go on from a training that was interrupted, with what its last checkpoint knew of the looks so far."""
         known = TrainingState.of(self.model).arrays.get(STATE)
         if known is not None:
-            self.step, best = float(known[0]), float(known[1])
-            self._best = None if np.isnan(best) else best
-            self._falls, falling, self._looks, self._steps, put_off = (int(value) for value in known[2:7])
-            self._falling, self._put_off = bool(falling), bool(put_off)
-            self._closed = [int(unit) for unit in known[7:]]
-
-    def _compared_with(self, value: float) -> float:
-        if not isinstance(self.reference, str):
-            return float(self.reference)
-        assert self._found is not None
-        if self._best is None or (self.reference == "best" and self._found.loss_from(self._best, value) < 0):
-            self._best = value
-        return self._best
+            self._now = Progress.from_array(known)
 
     def _number(self) -> int:
         return max(1, round(self.step * self._gates().analysis.size))
@@ -322,108 +314,36 @@ class StructureAdjustment(keras.callbacks.Callback):
         gates = self._gates()
         none: Units = np.zeros(0, np.int64)
         if last:
-            self._put_off = True
+            self._now.put_off = True
             return "hold", f"{reason}, but nothing is trained after this", none
         if self.step < self.min_step:
             return "hold", f"{reason}, but the step {self.step:g} is below min_step", none
-        reached = _reached(gates.analysis, gates.keep, self.targets)
+        reached = reached_target(gates.analysis, gates.keep, self.targets)
         if reached:
             return "hold", f"{reason}, but {reached}", none
         scores = np.where(gates.keep, self.importance(self.model, gates.analysis), np.inf)
         order = order_units(gates.analysis, scores, self.scope)
-        units = _first_allowed(gates.analysis, order, gates.keep, self._least, self._number())
+        units = first_allowed(gates.analysis, order, gates.keep, self._least, self._number())
         if not units.size:
             return "hold", f"{reason}, but no group can lose one more", none
         gates.close(units)
-        self._closed += units.tolist()
-        self._falling = False
+        self._now.closed += units.tolist()
+        self._now.falling = False
         return "close", reason, units
 
     def _open(self, reason: str) -> tuple[str, str, Units]:
         gates = self._gates()
-        if not self._closed:
+        if not self._now.closed:
             return "hold", f"{reason}, but nothing is closed", np.zeros(0, np.int64)
         number = self._number()
-        units = np.array(self._closed[-number:][::-1], np.int64)
-        pairs = self._pairs(units) if self.grow == "net2net" else []
+        units = np.array(self._now.closed[-number:][::-1], np.int64)
+        pairs: list[tuple[int, int]] = []
+        if self.grow == "net2net":
+            pairs = units_to_copy(gates.analysis, gates.keep, self.importance(self.model, gates.analysis), units)
         gates.open(units)
         if pairs:
-            copy_units(gates.analysis, summed_axes(gates.analysis), pairs, self.noise, self.seed + self._looks)
-        del self._closed[-number:]
-        self.step /= 1 if self._falling else 2
-        self._falling = True
+            copy_units(gates.analysis, summed_axes(gates.analysis), pairs, self.noise, self.seed + self._now.looks)
+        del self._now.closed[-number:]
+        self._now.step /= 1 if self._now.falling else 2
+        self._now.falling = True
         return "open", reason, units
-
-    def _pairs(self, units: Units) -> list[tuple[int, int]]:
-        """For each unit that comes back, the open unit of its group that it copies: the most important in turn."""
-        gates = self._gates()
-        scores = np.where(gates.keep, self.importance(self.model, gates.analysis), -np.inf)
-        pairs = []
-        for group in gates.analysis.groups:
-            back = [u for u in units.tolist() if group.start <= u < group.stop]
-            open_ = group.start + np.flatnonzero(gates.keep[group.start : group.stop])
-            best = open_[np.argsort(-scores[open_], kind="stable")]
-            pairs += [(u, int(best[i % len(best)])) for i, u in enumerate(back)]
-        return pairs
-
-
-def _first_allowed(analysis: Analysis, order: Units, keep: Keep, least: Kept, number: int) -> Units:
-    """The first units of an order, while their groups keep what they have to."""
-    starts = np.array([group.start for group in analysis.groups], np.int64)
-    room = analysis.counts(keep) - least
-    found: list[int] = []
-    for unit in order:
-        group = int(np.searchsorted(starts, unit, side="right")) - 1
-        if room[group] > 0 and len(found) < number:
-            room[group] -= 1
-            found.append(int(unit))
-    return np.array(found, np.int64)
-
-
-def _reached(analysis: Analysis, keep: Keep, targets: Mapping[str, float | None]) -> str:
-    """Which target the open units are down to, in words; empty if none."""
-    counter = Counter(analysis)
-    kept = analysis.counts(keep)
-    whole, now = counter.total(counter.sizes), counter.total(kept)
-    for name, share in targets.items():
-        if share is not None and getattr(now, name) <= share * getattr(whole, name):
-            shown = "params" if name == "params" else "flops"
-            return f"{shown}={share} is reached, {getattr(now, name) / getattr(whole, name):.3f} left"
-    return ""
-
-
-def _check(
-    metric: str,
-    tolerance: float,
-    step: float,
-    min_step: float,
-    params: float | None,
-    flops: float | None,
-    grow: str,
-    scope: str,
-    reference: str | float,
-    every: int | None,
-    validation_data: Any,
-) -> None:
-    for name, share in (("step", step), ("params", params), ("flops", flops)):
-        if share is not None:
-            check_fraction(f"StructureAdjustment: {name}", share)
-            if share == 0.0:
-                raise ValueError(f"StructureAdjustment: {name} must be above 0. Received: {share}")
-    check_fraction("StructureAdjustment: min_step", min_step)
-    if not isinstance(tolerance, int | float) or not tolerance >= 0:
-        raise ValueError(f"StructureAdjustment: tolerance must be 0 or more. Received: {tolerance!r}")
-    for name, chosen, known in (("grow", grow, GROWTHS), ("scope", scope, ("local", "global"))):
-        if chosen not in known:
-            raise ValueError(f"StructureAdjustment: {name} must be one of {known}. Received: {chosen!r}")
-    if reference not in REFERENCES and (isinstance(reference, str) or not np.isfinite(reference)):
-        raise ValueError(
-            f"StructureAdjustment: reference must be one of {REFERENCES}, or a number. Received: {reference!r}"
-        )
-    if every is not None and (not isinstance(every, int) or every < 1):
-        raise ValueError(f"StructureAdjustment: every must be a whole number from 1, or None. Received: {every!r}")
-    if every is not None and (validation_data is None or not metric.startswith("val_")):
-        raise ValueError(
-            f"StructureAdjustment: every={every} looks at a metric of validation_data, with 'val_' before its name. "
-            f"Received: metric={metric!r}, validation_data {'None' if validation_data is None else 'given'}."
-        )

@@ -14,7 +14,6 @@ import keras
 import numpy as np
 import numpy.typing as npt
 
-from keras_prune.arrays.layouts import Layout
 from keras_prune.keras_seam import moved_by, slots_by_weight
 from keras_prune.masks.bound import Mask, MaskConstraint, put_zeros
 from keras_prune.masks.hold import is_held
@@ -26,12 +25,18 @@ from keras_prune.optimizers.clock import synchronise
 from keras_prune.optimizers.finding import hook, hooked, innermost, optimizers_of, unhook
 from keras_prune.scope import Target
 from keras_prune.structured.analysis.groups import Analysis, Keep
+from keras_prune.structured.fit.unit_masks import (
+    MaskArray,
+    check_analysis,
+    check_groups,
+    closed_units,
+    gated_targets,
+    mask_of_units,
+)
 from keras_prune.structured.surgery.shrink import is_gate, rebuild_bare, refuse_masks
 from keras_prune.training.parts import MaskedGradients
 
-__all__ = ["Gates", "check_groups"]
-
-MaskArray = npt.NDArray[np.bool_]
+__all__ = ["Gates"]
 
 
 class Gates:
@@ -83,7 +88,7 @@ class Gates:
         owner: Any = None,
         run: Any = None,
     ) -> None:
-        _check(model, analysis)
+        check_analysis(model, analysis)
         self.model = model
         self.analysis = analysis
         self.remember = remember
@@ -95,7 +100,7 @@ class Gates:
                 model.optimizer.build(model.trainable_variables)
             self._optimizers = optimizers_of(model)
             self.state = TrainingState.of(model)
-            self._masks = [self._bind(target, run) for target in _targets(analysis)]
+            self._masks = [self._bind(target, run) for target in gated_targets(analysis)]
             self._write = MaskSet(self._masks).write
             self._part = _ClosedGradients({id(m.target.variable): m.variable for m in self._masks})
             for optimizer in self._optimizers:
@@ -187,7 +192,7 @@ class Gates:
             return
         synchronise(self.model)
         before = [np.array(mask.read()) for mask in self._masks]
-        after = [_mask(self.analysis, mask.target.variable, keep) for mask in self._masks]
+        after = [mask_of_units(self.analysis, mask.target.variable, keep) for mask in self._masks]
         for mask, was, now in zip(self._masks, before, after, strict=True):
             self._remember(mask, was & ~now)
         self._write(after)
@@ -205,7 +210,7 @@ class Gates:
         for mask in self._masks:
             mask.count(mask.read())
             if mask.zeros:
-                keep[_closed(self.analysis, mask)] = False
+                keep[closed_units(self.analysis, mask)] = False
         self._keep = keep
 
     def recount(self) -> None:
@@ -338,67 +343,3 @@ class Gates:
 
 class _ClosedGradients(MaskedGradients):
     """Those of gates, told from other parts of the step."""
-
-
-def check_groups(analysis: Analysis, keep: Keep) -> None:
-    """Refuse to lose all units of a group.
-
-    Raises:
-        ValueError: with the layer that makes them.
-    """
-    for group in analysis.groups:
-        if not keep[group.start : group.stop].any():
-            raise ValueError(
-                f"{analysis.slots[group.slots[0]].path!r} must keep one unit at least. Received: all {group.size} "
-                f"units, {group.start} to {group.stop - 1}, to be closed."
-            )
-
-
-def _check(model: keras.Model, analysis: Analysis) -> None:
-    if analysis.graph.model is not model:
-        raise ValueError(
-            f"Gates: the analysis must be of the model itself. Received: one of {analysis.graph.model.name!r} for "
-            f"{model.name!r}. Write Gates(model, analyse(model))."
-        )
-    if not analysis.exact:
-        raise ValueError(
-            "Gates: the analysis must be exact, for a closed unit has to do to the outputs what a removed one does. "
-            "Received: one with exact=False. Write analyse(model), and remove inexact units by plan(..., exact=False)."
-        )
-    if not analysis.size:
-        reasons = "; ".join(f"{skipped.path} ({skipped.reason})" for skipped in analysis.skipped)
-        raise ValueError(f"Gates: {model.name!r} has no unit that can be removed. What stays, and why: {reasons}.")
-
-
-def _targets(analysis: Analysis) -> list[Target]:
-    """The variables that units lie on, in the model's order."""
-    model = analysis.graph.model
-    on = {id(slot.variable) for slot in analysis.slots if slot.variable is not None and (slot.units >= 0).any()}
-    return [
-        Target(variable.path, model, variable, Layout.plain(len(variable.shape)), index=i)
-        for i, variable in enumerate(model.weights)
-        if id(variable) in on and str(variable.dtype).startswith(("float", "bfloat"))
-    ]
-
-
-def _mask(analysis: Analysis, variable: keras.Variable, keep: Keep) -> MaskArray:
-    """Where a variable's weights are of no closed unit."""
-    mask = np.ones(tuple(variable.shape), bool)
-    for axis, size in enumerate(variable.shape):
-        slot = analysis.slot_of(variable, axis)
-        if slot is not None:
-            open_ = (slot.units < 0) | keep[slot.units]
-            mask &= open_.reshape([size if a == axis else 1 for a in range(mask.ndim)])
-    return mask
-
-
-def _closed(analysis: Analysis, mask: Mask) -> npt.NDArray[np.int64]:
-    """The units that a mask has off: an open unit has something on, since each group has an open one."""
-    values = mask.read()
-    closed = [np.zeros(0, np.int64)]
-    for axis in range(values.ndim):
-        slot = analysis.slot_of(mask.target.variable, axis)
-        if slot is not None:
-            on = values.any(axis=tuple(a for a in range(values.ndim) if a != axis))
-            closed.append(slot.units[(slot.units >= 0) & ~on])
-    return np.concatenate(closed)
