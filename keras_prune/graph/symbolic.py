@@ -11,7 +11,7 @@ import keras
 from keras import tree
 
 from keras_prune.graph.held import Place, lent
-from keras_prune.keras_seam import INPUT_CHECK, layers_in, producer_of
+from keras_prune.keras_seam import INPUT_CHECK, from_keras, layers_in, producer_of
 
 __all__ = [
     "Called",
@@ -93,6 +93,7 @@ def call_symbolically(
             if answer is not None:
                 instead[INPUT_CHECK,] = lambda argument: None
             stack.enter_context(lent(inner, instead))
+            stack.enter_context(_recorded_without_none(inner))
         scope = stack.enter_context(_Reads())
         outputs = layer.call(*args, **kwargs)
     return Called(outputs, tuple(results), tuple(scope.read.values()))
@@ -102,8 +103,41 @@ def call_symbolically(
 def specified_by_call(layer: Any) -> Iterator[None]:
     """The scope in which a layer can be called on symbolic inputs though its output's shape takes other arguments."""
     own = layer.compute_output_spec
-    with lent(layer, {("compute_output_spec",): lambda *args, **kwargs: _specified(layer, own, args, kwargs)}):
+    instead = {("compute_output_spec",): lambda *args, **kwargs: _specified(layer, own, args, kwargs)}
+    with lent(layer, instead), _recorded_without_none(layer):
         yield
+
+
+@contextlib.contextmanager
+def _recorded_without_none(layer: Any) -> Iterator[None]:
+    """The scope in which a layer may return None among its results: Keras records the tensors, the caller gets all.
+
+    What a layer without a cache gives in place of one, say. Keras makes its record when the call is over, so the
+    layer has a class with a `__call__` around Keras's meanwhile.
+    """
+    kind = type(layer)
+    if from_keras(kind.call):
+        yield
+        return
+    specified, whole = layer.compute_output_spec, []
+
+    def compute_output_spec(*args: Any, **kwargs: Any) -> Any:
+        made = specified(*args, **kwargs)
+        if not any(leaf is None for leaf in tree.flatten(made)) or not flat_tensors(made):
+            return made
+        whole.append(made)
+        return flat_tensors(made)
+
+    def call_and_pack(self: Any, *args: Any, **kwargs: Any) -> Any:
+        made = kind.__call__(self, *args, **kwargs)
+        return whole.pop() if whole else made
+
+    layer.__class__ = type(kind.__name__, (kind,), {"__call__": call_and_pack, "__module__": kind.__module__})
+    try:
+        with lent(layer, {("compute_output_spec",): compute_output_spec}):
+            yield
+    finally:
+        layer.__class__ = kind
 
 
 def _specified(inner: Any, own: Callable[..., Any], args: Any, kwargs: Any) -> Any:

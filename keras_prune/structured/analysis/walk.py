@@ -122,14 +122,14 @@ class Walk:
             if a is not None and b is not None and len(a.labels) == len(b.labels):
                 call.merge(a, b)
             else:
-                call.freeze(a, "the layer is called on tensors of other shapes, too")
-                call.freeze(b, "the layer is called on tensors of other shapes, too")
+                call.freeze(a, "the layer is also called on tensors of other shapes")
+                call.freeze(b, "the layer is also called on tensors of other shapes")
 
     def _freeze(self, node: Node) -> None:
         for variable in getattr(node.operation, "variables", ()):
             for labels in self.tracker.bindings.get(id(variable), (None, [], ""))[1]:
                 if labels is not None:
-                    self.tracker.elements.freeze(labels, (node.path, "it was asked to stay as it is"))
+                    self.tracker.elements.freeze(labels, (node.path, "it is named in frozen"))
 
 
 def _names(key: str, node: Node) -> bool:

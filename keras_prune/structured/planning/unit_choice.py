@@ -120,9 +120,9 @@ def why_not_more(analysis: Analysis) -> str:
     shown = [f"{skipped.path} ({skipped.reason})" for skipped in analysis.skipped[:5]]
     more = len(analysis.skipped) - len(shown)
     if not shown:
-        return "Ask for a larger share, or lower min_width or round_to; nothing else stays but one unit of each group."
+        return "Ask for a larger share, or lower min_width or round_to. Apart from that, one unit of each group stays."
     stays = "; ".join(shown) + (f"; and {more} more" if more > 0 else "")
-    return f"Ask for a larger share, lower min_width or round_to, or free layers; what stays, and why: {stays}"
+    return f"Ask for a larger share, lower min_width or round_to, or unfreeze layers. What stays, and why: {stays}"
 
 
 def order_units(analysis: Analysis, scores: npt.NDArray[np.float64], scope: str) -> npt.NDArray[np.int64]:
@@ -177,8 +177,8 @@ class Ranking:
         low, high = 0, len(self)
         if not met(high):
             raise ValueError(
-                "plan: the target cannot be met by the units that the importance scores: others have no score. "
-                f"Received: targets {dict(targets)}, {len(self)} of {self.analysis.size} units scored."
+                "plan: the target cannot be met by the units whose score is finite, and others never go. "
+                f"Received: targets {dict(targets)}, {len(self)} of {self.analysis.size} units with a finite score."
             )
         while low < high:
             middle = (low + high) // 2

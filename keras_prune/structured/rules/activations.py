@@ -1,4 +1,4 @@
-"""Functions of single numbers: which ones they are, and whether they keep zero."""
+"""Elementwise functions: which ones they are, and whether they keep zero."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import keras
 import numpy as np
 from keras import ops
 
-__all__ = ["UNARY", "activate", "keeps_zero", "works_on_each_number"]
+__all__ = ["UNARY", "activate", "is_elementwise", "keeps_zero"]
 
 SEPARABLE = frozenset((
     "celu", "elu", "exponential", "gelu", "hard_shrink", "hard_sigmoid", "hard_silu", "hard_tanh",
     "leaky_relu", "linear", "log_sigmoid", "mish", "relu", "relu6", "selu", "sigmoid", "silu", "soft_shrink",
     "softplus", "softsign", "sparse_plus", "sparse_sigmoid", "squareplus", "tanh", "tanh_shrink", "threshold",
 ))  # fmt: skip
-"""Keras's activations that work on each number alone; softmax, sparsemax and glu do not."""
+"""Keras's elementwise activations; softmax, sparsemax and glu are not."""
 
 UNARY = (
     "Absolute", "Abs", "Fabs", "Arcsinh", "Arctan", "Ceil", "Celu", "Copy", "Cos", "Cosh", "Elu", "Erf",
@@ -26,7 +26,7 @@ UNARY = (
     "StopGradient", "LogicalNot", "Isnan", "Isfinite",
     "ConvertToTensor", "ZerosLike", "OnesLike", "Reciprocal", "Rsqrt", "Log",
 )  # fmt: skip
-"""Operations of `keras.ops` that do."""
+"""Elementwise operations of `keras.ops`."""
 
 EACH_NUMBER = frozenset({*UNARY, "Add", "Subtract", "Multiply", "Divide", "TrueDivide", "Power"})
 
@@ -39,7 +39,7 @@ def keeps_zero(function: Any) -> bool:
 
 
 def activate(call: Any, dims: Any, function: Any) -> Any:
-    """The axes after an activation function: the same, or frozen where it mixes indices, or is unknown."""
+    """The axes after an activation function: the same; frozen where it normalises, or is not known as elementwise."""
     if function is None:
         return dims
     name = getattr(function, "__name__", type(function).__name__)
@@ -50,17 +50,17 @@ def activate(call: Any, dims: Any, function: Any) -> Any:
     if isinstance(function, ELEMENTWISE_LAYERS):
         return dims.with_zero(keeps_zero(function))
     if getattr(keras.activations, name, None) is function and name in LAST_AXIS:
-        call.freeze(dims[-1], f"{name} mixes the indices of this axis")
+        call.freeze(dims[-1], f"{name} normalises over this axis")
         return dims.replaced(-1, None).with_zero(False)
-    if works_on_each_number(function):
+    if is_elementwise(function):
         return dims.with_zero(keeps_zero(function))
     for entry in dims:
-        call.freeze(entry, f"the activation {name!r} is not known to work on each number alone")
+        call.freeze(entry, f"the activation {name!r} is not known to be elementwise")
     return type(dims)([None] * len(dims))
 
 
-def works_on_each_number(function: Any) -> bool:
-    """Whether all that a function of somebody else's calls are `keras.ops` that work on each number alone."""
+def is_elementwise(function: Any) -> bool:
+    """Whether a function of one's own calls nothing but elementwise `keras.ops`."""
     inputs = keras.Input((2, 3))
     try:
         outputs = function(inputs)

@@ -1,4 +1,4 @@
-"""Rules of what works on each number alone, on channels apart (pooling, padding), or not at all at inference."""
+"""Rules of what is elementwise, treats channels apart (pooling, padding), or does nothing at inference."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ def activation(call: Call) -> Effect:
 
 @rule_for(kl.ReLU, kl.LeakyReLU, kl.ELU, *UNARY)
 def unary(call: Call) -> Effect:
-    """A function of each number alone, whose value at 0 is asked of itself."""
+    """An elementwise function, which is asked for its value at 0."""
     zero = keeps_zero(lambda x: call.layer.call(x)) if not call.node.args[1:] else False
     return Effect([call.inputs[0].with_zero(zero)])
 
 
 @rule_for(kl.Softmax, "Softmax", "LogSoftmax")
 def softmax(call: Call) -> Effect:
-    """Softmax mixes the indices of its axes; the other axes it leaves apart."""
+    """Softmax normalises over its axes and leaves the others apart."""
     x = call.inputs[0]
     axes = call.layer.axis if isinstance(call.layer.axis, list | tuple) else [call.layer.axis]
     for axis in axes if axes != [None] else range(len(x)):
-        call.freeze(x[axis], "softmax mixes the indices of this axis")
+        call.freeze(x[axis], "softmax normalises over this axis")
         x = x.replaced(axis, None)
     return Effect([x.with_zero(False)])
 
@@ -60,7 +60,7 @@ def rescaling(call: Call) -> Effect:
     """`x * scale + offset`, by numbers."""
     layer = call.layer
     if np.ndim(layer.scale) or np.ndim(layer.offset):
-        return call.opaque("its scale or offset is a list, one number for each channel")
+        return call.opaque("its scale or offset has an entry for each channel")
     return Effect([call.inputs[0].with_zero(layer.offset == 0)])
 
 
@@ -72,7 +72,7 @@ def rescaling(call: Call) -> Effect:
     kl.CenterCrop, "MaxPool", "AveragePool", "AdaptiveMaxPool", "AdaptiveAveragePool", "Resize",
 )  # fmt: skip
 def over_space(call: Call) -> Effect:
-    """Each channel apart; nothing that pads, crops or pools makes something of zeros."""
+    """Each channel apart; padding, cropping and pooling keep zeros, unless the fill value is another."""
     x = call.inputs[0]
     output = only_channels(call, x, channel_axis(call.layer), len(x))
     return Effect([output.with_zero(not getattr(call.layer, "fill_value", 0.0))])

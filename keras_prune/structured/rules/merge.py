@@ -72,7 +72,7 @@ def _stretched(call: Call, sides: Sequence[tuple[Axis | None, int | None]]) -> l
     if any(size != 1 for _, size in sides):
         for entry, size in sides:
             if size == 1:
-                call.freeze(entry, "one index is stretched over all of another axis here")
+                call.freeze(entry, "this axis of size 1 is broadcast over another one")
         return [entry for entry, size in sides if size != 1]
     return [entry for entry, _ in sides]
 
@@ -100,7 +100,7 @@ def contract(call: Call, first: Axis | None, second: Axis | None) -> None:
     """Sum products over an axis: what is taken out has to be 0 on one side."""
     merged = call.merge(first, second)
     if merged is not None and call.exact and not any(entry is not None and entry.zero for entry in (first, second)):
-        call.freeze(merged, "products that do not become 0 are summed over this axis")
+        call.freeze(merged, "this axis is summed over, and what is removed would not be zero")
 
 
 @rule_for("Matmul")
@@ -136,7 +136,7 @@ def _product(
 def einsum(call: Call) -> Effect:
     """Letters that tensors share are tied; those that are summed over have to be 0 on one side."""
     if len(call.inputs) != len(call.layer.subscripts.split("->")[0].split(",")) or "..." in call.layer.subscripts:
-        return call.opaque("it has an ellipsis or constants", multiplies=True)
+        return call.opaque("its equation has an ellipsis, or one of its operands is a constant", multiplies=True)
     left, out = call.layer.subscripts.replace(" ", "").split("->")
     sides: dict[str, list[Axis | None]] = {}
     sizes: dict[str, int | None] = {}
@@ -149,7 +149,7 @@ def einsum(call: Call) -> Effect:
         zero = any(entry is not None and entry.zero for entry in entries)
         merged[letter] = call.merge(*entries, zero=zero)
         if letter not in out and call.exact and not zero:
-            call.freeze(merged[letter], "products that do not become 0 are summed over this axis")
+            call.freeze(merged[letter], "this axis is summed over, and what is removed would not be zero")
     factor = positions(tuple(size for letter, size in sizes.items() if merged[letter] is None))
     parts = tuple(entry.labels for entry in merged.values() if entry is not None)
     return Effect([Dims(merged[letter] for letter in out)], costs=[Cost(factor, parts)])
@@ -165,7 +165,7 @@ def dot(call: Call) -> Effect:
     if layer.normalize and call.exact:
         for entry in (a[first], b[second]):
             if entry is not None and not entry.zero:
-                call.freeze(entry, "its norm is taken over values that do not become 0")
+                call.freeze(entry, "its norm is taken over values that would not be zero")
     rest = [entry for axis, entry in enumerate(a) if axis not in (0, first)]
     rest += [entry for axis, entry in enumerate(b) if axis not in (0, second)]
     output = Dims([None, *rest]) if rest else Dims([None, None])

@@ -56,7 +56,7 @@ def rms_norm(call: Call) -> Effect:
     for place, axis in enumerate(sorted(axes)):
         entry = x[axis]
         if entry is not None and call.exact and (len(axes) > 1 or not entry.zero):
-            call.freeze(entry, "its statistics are taken over values that do not become 0, or over several axes")
+            call.freeze(entry, "its statistics are taken over values that would not be zero, or over several axes")
         call.bind(layer.scale, place, entry)
     entry = x[axes[0]]
     if len(axes) > 1 or entry is None:
@@ -75,7 +75,7 @@ def unit_norm(call: Call) -> Effect:
     for axis in call.layer.axis if isinstance(call.layer.axis, list | tuple) else [call.layer.axis]:
         entry = x[axis]
         if call.exact and entry is not None and not entry.zero:
-            call.freeze(entry, "its norm is taken over values that do not become 0")
+            call.freeze(entry, "its norm is taken over values that would not be zero")
     return Effect([x])
 
 
@@ -107,7 +107,7 @@ def normalization(call: Call) -> Effect:
     layer, x = call.layer, call.inputs[0]
     axes = layer.axis if layer.axis is not None else ()
     for axis in axes if isinstance(axes, list | tuple) else [axes]:
-        call.freeze(x[axis], "its means and variances belong to the data")
+        call.freeze(x[axis], "its means and variances are those of the input data")
         x = x.replaced(axis, None)
     return Effect([x.with_zero(False)])
 

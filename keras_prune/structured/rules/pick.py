@@ -33,7 +33,7 @@ def take(call: Call) -> Effect:
     """Some indices of an axis, which therefore stays; as many axes as the indices have take its place."""
     x, axis = call.inputs[0], call.layer.axis
     if axis is None or call.place(call.argument("x", 0)) != 0:
-        return call.opaque("it picks from a flattened tensor, or from a constant")
+        return call.opaque("it takes from a flattened tensor, or from a constant")
     axis %= len(x)
     call.freeze(x[axis], "single indices of this axis are read")
     for dims in call.inputs[1:]:
@@ -51,7 +51,7 @@ def tile(call: Call) -> Effect:
     times = [given] if isinstance(given, int) else list(given)
     times = [1] * (rank - len(times)) + times
     if not all(isinstance(number, int) for number in times):
-        return call.opaque("a tensor says how often it repeats")
+        return call.opaque("the number of repeats is a tensor")
     aligned = [None] * (rank - len(x)) + list(x)
     entries = zip(aligned, times, strict=True)
     return Effect([Dims(None if e is None else Axis(np.tile(e.labels, n), e.zero) for e, n in entries)])
@@ -66,7 +66,7 @@ def broadcast_to(call: Call) -> Effect:
     for entry, size, wanted in zip(x, call.shapes[0], after[lead:], strict=True):
         stretched = size == 1 and wanted != 1
         if stretched:
-            call.freeze(entry, "one index is stretched over all of another axis here")
+            call.freeze(entry, "this axis of size 1 is broadcast over another one")
         output.append(None if stretched else entry)
     return Effect([Dims(output)], {"shape": widths(Dims(output), call.layer.shape)})
 
@@ -80,7 +80,7 @@ def turned(call: Call) -> Effect:
     axes = range(len(x)) if axis is None else axis if isinstance(axis, list | tuple) else [axis]
     moved = {a % len(x) for a in axes}
     for a in moved:
-        call.freeze(x[a], "its indices are put in another order")
+        call.freeze(x[a], "its indices are reordered")
     return Effect([Dims(_fixed(entry) if a in moved else entry for a, entry in enumerate(x))])
 
 

@@ -1,6 +1,6 @@
 """How the axes of a call's results relate to those of its inputs and of its variables: one rule a layer kind.
 
-A tensor carries, for each of its axes, either None (nobody may take anything out of it: the batch, space, time) or
+A tensor carries, for each of its axes, either None (nothing can be removed along it: the batch, space, time) or
 an `Axis`: for each index, the number of the element that it belongs to. A rule hands these maps on. Where an operation
 moves indices (Flatten, Concatenate, a split), it moves the numbers in the same way; where it needs two indices to stay
 or go together (Add, grouped convolutions), it ties their elements. So one pass in topological order finds exactly
@@ -92,7 +92,7 @@ class Effect:
     Attributes:
         outputs: the axes of each result.
         config: entries of the operation's configuration that follow from widths, nested as the configuration is.
-        args: arguments of the call that do: by position, or by name.
+        args: arguments of the call that follow from widths, by position or by name.
         scales: variables that are multiplied by a number that follows from a width, so that the result is the same.
         costs: its multiplications.
         not_counted: why its multiplications are not known; empty if they are.
@@ -110,7 +110,9 @@ Rule = Callable[["Call"], Effect]
 
 
 def rule_for(*kinds: type | str) -> Callable[[Rule], Rule]:
-    """Say that a function is the rule of these layers and of their subclasses that keep `call`; later rules win.
+    """Register a function as the rule of these layers and of their subclasses that keep `call`.
+
+    A later rule replaces an earlier one.
 
     Args:
         kinds: layer classes; or class names, for what Keras does not export: operations of `keras.ops` ("Add",

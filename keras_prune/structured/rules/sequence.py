@@ -31,7 +31,7 @@ __all__ = [
 
 def _cell(call: Call, layer: Any, incoming: Axis | None) -> Labels:
     """Bind a cell's variables, whose gates lie one after the other, and return its units."""
-    call.freeze(call.inputs[0][1], "the steps of a sequence stay")
+    call.freeze(call.inputs[0][1], "the time steps of a sequence cannot be pruned")
     cell = layer.cell
     units = call.units(cell.recurrent_kernel, 0)
     gates = np.tile(units, cell.recurrent_kernel.shape[1] // len(units))
@@ -97,7 +97,7 @@ def bidirectional(call: Call) -> Effect:
     layer, x = call.layer, call.inputs[0]
     pair = (layer.forward_layer, layer.backward_layer)
     if not all(type(one) in (kl.SimpleRNN, kl.LSTM, kl.GRU) for one in pair) or _states(call):
-        return call.opaque("it wraps another kind of layer, or is given initial states", multiplies=True)
+        return call.opaque("it wraps a layer of another kind, or is given initial states", multiplies=True)
     forward, backward = (_cell(call, one, x[-1]) for one in pair)
     call.tie(forward, backward)
     single = _result(call, pair[0], forward)
@@ -129,7 +129,7 @@ def time_distributed(call: Call) -> Effect:
         return type(entries)([*entries[:1], *entries[2:]])
 
     x, shape = call.inputs[0], tuple(call.shapes[0])
-    call.freeze(x[1], "the steps of a sequence stay")
+    call.freeze(x[1], "the time steps of a sequence cannot be pruned")
     shapes = [without_time(tuple(s)) for s in call.output_shapes]
     effect = rule(call.within(inner, [without_time(x)], [without_time(shape)], shapes))
     outputs = [Dims([*dims[:1], None, *dims[1:]]) for dims in effect.outputs]
@@ -218,7 +218,7 @@ def multi_head_attention(call: Call) -> Effect:
     output = projection_of(layer, "output")
     kernel, bias = output.kernel, output.bias
     if len(call.output_shapes) > 1:
-        call.freeze(heads, "its scores are a result, with an axis of heads")
+        call.freeze(heads, "its attention scores are returned, with an axis of heads")
     config: dict[str, Any] = {"num_heads": Width(heads), "key_dim": Width(size), "value_dim": Width(depth)}
     if len(kernel.shape) > 3:
         return Effect([Dims([None] * len(s)) for s in call.output_shapes], config, scales=scales, costs=costs)
@@ -239,7 +239,7 @@ def grouped_query_attention(call: Call) -> Effect:
     output = projection_of(layer, "output")
     kernel, bias = output.kernel, output.bias
     if len(call.output_shapes) > 1:
-        call.freeze(heads, "its scores are a result, with an axis of heads")
+        call.freeze(heads, "its attention scores are returned, with an axis of heads")
     out = call.units(kernel, 2)
     call.bind(bias, 0, out)
     merged = call.merge(Axis(out), call.inputs[0][-1], zero=True)
@@ -273,7 +273,7 @@ def dot_product_attention(call: Call) -> Effect:
     contract(call, query[3], key[3])
     size = call.merge(query[3], value[3], zero=False)
     if any(n > 1 for given in call.node.kwargs.values() for n in np.shape(given)[1:2] if len(np.shape(given)) == 4):
-        call.freeze(heads, "a constant has numbers for each head")
+        call.freeze(heads, "a constant has an entry for each head")
     if heads is not None:
         heads = heads.with_zero(value[2] is not None and value[2].zero)
     sizes = [part.labels for part in (heads, size) if part is not None]
@@ -305,7 +305,7 @@ def attention(call: Call) -> Effect:
     elif isinstance(layer, kl.AdditiveAttention) or layer.score_mode == "concat":
         for entry in (query[-1], key[-1]):
             if entry is not None and call.exact and not entry.zero:
-                call.freeze(entry, "its scores are summed over values that do not become 0")
+                call.freeze(entry, "its scores are summed over values that would not be zero")
         call.merge(query[-1], key[-1])
     else:
         contract(call, query[-1], key[-1])

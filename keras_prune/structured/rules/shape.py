@@ -28,11 +28,11 @@ def reshaped(call: Call, dims: Dims, before: Sizes, after: Sizes) -> Dims:
     for inner, outer in _runs(before, after):
         if outer is None:
             for axis in inner:
-                call.freeze(dims[axis], "a reshape mixes it with an axis of unknown size")
+                call.freeze(dims[axis], "a reshape merges it with an axis of unknown size")
             continue
         if not outer:  # sizes of 1 at the end are left over
             for axis in inner:
-                call.freeze(dims[axis], "a reshape leaves out its axis, of size 1")
+                call.freeze(dims[axis], "a reshape drops this axis, of size 1")
             continue
         known = [axis for axis in inner if dims[axis] is not None]
         if not known:
@@ -205,7 +205,7 @@ def squeeze(call: Call) -> Effect:
     axes = range(len(x)) if axis is None else axis if isinstance(axis, list | tuple) else [axis]
     gone = {a % len(x) for a in axes if shape[a] == 1}
     for a in gone:
-        call.freeze(x[a], "the axis is squeezed away")
+        call.freeze(x[a], "this axis is squeezed")
     return Effect([Dims(entry for a, entry in enumerate(x) if a not in gone)])
 
 
@@ -213,7 +213,7 @@ def squeeze(call: Call) -> Effect:
 def concatenate(call: Call) -> Effect:
     """Indices one after the other along an axis; the other axes are shared."""
     if call.constants():
-        return call.opaque("it joins a constant")
+        return call.opaque("it concatenates a constant")
     rank = len(call.inputs[0])
     axis = call.layer.axis % rank
     output: list[Axis | None] = []
@@ -236,7 +236,7 @@ def repeat(call: Call) -> Effect:
     """Each index several times along an axis."""
     x, layer = call.inputs[0], call.layer
     if layer.axis is None or not isinstance(layer.repeats, int):
-        return call.opaque("it repeats a flattened tensor, or each index another number of times")
+        return call.opaque("it repeats a flattened tensor, or a different number of times for each index")
     entry = x[layer.axis]
     if entry is None:
         return Effect([x])
@@ -247,7 +247,7 @@ def repeat(call: Call) -> Effect:
 def stack(call: Call) -> Effect:
     """Tensors side by side along a new axis."""
     if call.constants():
-        return call.opaque("it joins a constant")
+        return call.opaque("it concatenates a constant")
     rank = len(call.output_shapes[0])
     entries = [call.merge(*(x[place] for x in call.inputs)) for place in range(rank - 1)]
     entries.insert(call.layer.axis % rank, None)
@@ -259,7 +259,7 @@ def unstack(call: Call) -> Effect:
     """One tensor for each index of an axis, which therefore stays."""
     x = call.inputs[0]
     axis = call.layer.axis % len(x)
-    call.freeze(x[axis], "it is unstacked")
+    call.freeze(x[axis], "this axis is unstacked")
     output = Dims(entry for place, entry in enumerate(x) if place != axis)
     return Effect([output] * len(call.output_shapes))
 
@@ -304,11 +304,11 @@ def get_item(call: Call) -> Effect:
             new.append(k)
             output += [] if isinstance(k, int) else [entry]
         elif isinstance(k, int) or (k.step or 1) < 0:
-            call.freeze(entry, "single indices of this axis are read, or it is read backwards")
+            call.freeze(entry, "single indices of this axis are read, or it is read in reverse")
             new.append(k)
             output += [] if isinstance(k, int) else [Axis(np.full(len(entry.labels[k]), OPAQUE))]
         elif (k.step or 1) > 1:
-            call.freeze(entry, "it is read in steps")
+            call.freeze(entry, "this axis is read with a stride")
             new.append(k)
             output.append(Axis(entry.labels[k]))
         else:

@@ -29,7 +29,7 @@ def only_channels(call: Call, dims: Dims, axis: int, rank: int) -> Dims:
     """Axes of a result that keeps the channels of its input and computes over all other axes."""
     for place, entry in enumerate(dims):
         if place != axis % len(dims):
-            call.freeze(entry, "this axis is computed over")
+            call.freeze(entry, "the layer computes over this axis")
     return Dims([None] * rank).replaced(axis, dims[axis])
 
 

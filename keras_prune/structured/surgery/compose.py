@@ -13,7 +13,7 @@ from keras.saving import deserialize_keras_object
 
 from keras_prune.graph.graph import Inside, Node, fill
 from keras_prune.graph.held import find, held, is_layer, is_variable
-from keras_prune.graph.symbolic import specified_by_call, stand_in
+from keras_prune.graph.symbolic import flat_tensors, specified_by_call, stand_in
 from keras_prune.keras_seam import layers_in, layers_of, own_variables, set_mask, unrecorded
 from keras_prune.optimizers.compiling import known_objects
 from keras_prune.structured.analysis.groups import Analysis, Copies, Keep
@@ -22,6 +22,7 @@ from keras_prune.structured.surgery.constructor import (
     config_of,
     configurations,
     described,
+    make,
     own_build,
     write_down,
     written,
@@ -98,7 +99,7 @@ def _build_inner(body: Inside, analysis: Analysis, keep: Any, copy_of: CopyOf) -
         args, kwargs = fill((node.args, node.kwargs), _symbols(body, analysis, keep, node.inputs))
         copy = copy_of(node.operation, node)
         with unrecorded(copy), specified_by_call(copy):
-            made = keras.tree.flatten(copy(*args, **kwargs))
+            made = flat_tensors(copy(*args, **kwargs))
         for number, tensor in zip(node.outputs, made, strict=True):
             wanted = shape_now(analysis, keep, body, number)
             if tuple(tensor.shape) != tuple(wanted):
@@ -177,7 +178,7 @@ class _Parts:
         """The layer from a configuration; None if its class does not take it."""
         try:
             with known_objects(self.layer):
-                made = type(self.layer).from_config(dict(config))
+                made = make(type(self.layer), config)
             with unrecorded(made), specified_by_call(made), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of a class that is given numbers that do not fit
                 for body in self.bodies:  # it may build other layers when it trains
@@ -264,7 +265,7 @@ class _Parts:
         for i, config in enumerate(configurations(layer)):
             try:
                 with known_objects(layer):
-                    base = type(layer).from_config(dict(config))
+                    base = make(type(layer), config)
                     if own_build(layer):
                         base.build_from_config(layer.get_build_config())
                 if base.built and [v.shape for v in own_variables(base)] != [v.shape for v in own_variables(layer)]:

@@ -9,12 +9,15 @@ from typing import Any
 import keras
 from keras.saving import get_registered_name, serialize_keras_object
 
+from keras_prune.keras_seam import from_keras
+
 __all__ = [
     "arguments_of",
     "config_of",
     "configurations",
     "described",
     "made_again",
+    "make",
     "own_build",
     "unbuilt",
     "write_down",
@@ -35,6 +38,21 @@ def configurations(layer: Any) -> list[dict[str, Any]]:
         if arguments not in found:
             found.append(arguments)
     return found
+
+
+def make(kind: Any, config: Mapping[str, Any]) -> Any:
+    """Return a layer of a class from one of its `configurations`.
+
+    Arguments of a constructor may be what the class's own `from_config` has to decode first (a class, say, and not what
+    stands for it in a file); where it fails, they go to the constructor as they are.
+    """
+    try:
+        return kind.from_config(dict(config))
+    except Exception:
+        plain = keras.layers.Layer.from_config.__func__
+        if kind.from_config.__func__ is plain:
+            raise
+        return plain(kind, dict(config))
 
 
 def config_of(layer: Any) -> dict[str, Any] | None:
@@ -58,7 +76,7 @@ def made_again(operation: Any, change: Callable[[dict[str, Any]], dict[str, Any]
     failure: Exception | None = None
     for config in configurations(operation):
         try:
-            return type(operation).from_config(change(config))
+            return make(type(operation), change(config))
         except Exception as error:
             failure = failure or error
     assert failure is not None
@@ -97,14 +115,25 @@ def arguments_of(layer: Any, *, inherited: bool = True) -> dict[str, Any]:
             if not inherited:
                 named |= {"name", "trainable", "dtype"}
                 break
-    found = {key: config[key] for key in config if key in named}
+    found = {key: _given(layer, config[key]) for key in config if key in named}
     for one in inspect.signature(type(layer)).parameters.values():
         name = one.name
         if name != "self" and name not in found and one.kind not in (one.VAR_KEYWORD, one.VAR_POSITIONAL):
-            attributes = [vars(layer)[key] for key in (name, f"_{name}") if key in vars(layer)]
+            attributes = [vars(layer)[key] for key in (name, f"_{name}", f"{name}_layer") if key in vars(layer)]
             if attributes:
-                found[name] = attributes[0]
+                found[name] = _given(layer, attributes[0])
     return dict(unbuilt(found))
+
+
+def _given(layer: Any, value: Any) -> Any:
+    """What a constructor was given where an attribute has what it made of it.
+
+    The class of a layer that it made from a class it keeps; the rate of a Dropout.
+    """
+    if isinstance(value, keras.layers.Dropout):
+        return value.rate
+    kept = [one for one in vars(layer).values() if isinstance(one, type)]
+    return type(value) if isinstance(value, keras.Layer) and type(value) in kept else value
 
 
 def write_down(layer: Any) -> dict[str, Any]:
@@ -114,7 +143,7 @@ def write_down(layer: Any) -> dict[str, Any]:
     failure: Exception | None = None
     for i, config in enumerate(configurations(layer)):
         try:
-            type(layer).from_config(dict(config))
+            make(type(layer), config)
         except Exception as error:
             failure = failure or error
             continue
@@ -130,11 +159,24 @@ def written(layer: Any, config: Mapping[str, Any]) -> dict[str, Any]:
     result = {
         "module": kind.__module__,
         "class_name": kind.__name__,
-        "config": {key: serialize_keras_object(value) for key, value in config.items()},
+        "config": {key: _entry(value) for key, value in config.items()},
         "registered_name": get_registered_name(kind),
     }
     build = layer.get_build_config() if own_build(layer) else None
     return result if build is None else {**result, "build_config": build}
+
+
+def _entry(value: Any) -> Any:
+    """An entry of a configuration as a file holds it; a class in the form that Keras gives to functions."""
+    if not isinstance(value, type):
+        return serialize_keras_object(value)
+    exported = from_keras(value) and getattr(keras.layers, value.__name__, None) is value
+    return {
+        "module": "keras.layers" if exported else value.__module__,
+        "class_name": "function",
+        "config": value.__name__,
+        "registered_name": None if exported else get_registered_name(value),
+    }
 
 
 def own_build(layer: Any) -> bool:

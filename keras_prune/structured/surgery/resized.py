@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,9 +12,9 @@ from keras.saving import deserialize_keras_object, register_keras_serializable
 
 from keras_prune.graph.held import Place, exchange, find
 from keras_prune.keras_seam import forget_weight, unlocked
-from keras_prune.structured.surgery.constructor import write_down
+from keras_prune.structured.surgery.constructor import own_build, write_down
 
-__all__ = ["Changes", "Resized", "resized"]
+__all__ = ["Changes", "Resized", "resized", "tell_resized"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -95,6 +96,10 @@ class Resized(keras.layers.Layer):
         )
         return resized(plain, config["layer"], changes)
 
+    def get_build_config(self) -> Any:
+        """Return nothing where the class has no `build`: then Keras builds what is inside by a call."""
+        return super().get_build_config() if own_build(self) else None
+
     def build_from_config(self, config: Any) -> None:
         """Nothing: what `build` makes is there, and put in place."""
 
@@ -115,3 +120,15 @@ def resized(layer: Any, made_from: Mapping[str, Any], changes: Changes) -> Any:
     )
     vars(layer).update(_made_from=made_from, _changes=changes)
     return layer
+
+
+def tell_resized(owner: str, names: list[str]) -> None:
+    """Warn how files of a model are read in which layers have parts that their classes would not make."""
+    if names:
+        warnings.warn(
+            f"{owner}: {len(names)} layers made of layers keep their classes, but no configuration of these gives the "
+            f"sizes that are left: {names[:5]}{' and more' if len(names) > 5 else ''}. A file of the smaller model has "
+            "what they are made of, and loads where the library is imported: import keras_prune, then "
+            "keras.saving.load_model.",
+            stacklevel=5,
+        )

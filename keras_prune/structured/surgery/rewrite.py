@@ -24,7 +24,7 @@ from keras_prune.structured.surgery.arrays import cut_arrays
 from keras_prune.structured.surgery.compose import compose
 from keras_prune.structured.surgery.constructor import made_again, unbuilt
 from keras_prune.structured.surgery.reference import check_rebuilt, needed
-from keras_prune.structured.surgery.resized import Resized
+from keras_prune.structured.surgery.resized import Resized, tell_resized
 from keras_prune.structured.surgery.training import copy_training_state
 
 __all__ = ["rebuild"]
@@ -112,7 +112,7 @@ class _Rebuild:
             pairs += [pair for pair in self._weights(old, new, done)]
         for old, new in (*self._layers(), *self._composed()):
             carry_state(old, new, self._indices)
-        _tell_resized(self.owner, [new.name for _, new in self._composed() if isinstance(new, Resized)])
+        tell_resized(self.owner, [new.name for _, new in self._composed() if isinstance(new, Resized)])
         if self.then:
             compile_like(self.owner, source, model, pairs, stacklevel=5)
         else:
@@ -193,12 +193,25 @@ class _Rebuild:
 
     def _copy(self, operation: Any, body: Graph | None, alone: bool = True) -> Any:
         if id(operation) not in self.copies:
-            if body is None or (isinstance(body, Inside) and self._stays(operation)):
-                copy = self._from_config(operation)
+            if isinstance(body, Inside):
+                copy = self._as_it_was(operation)
+                copy = self._composite(operation, alone) if copy is None else copy
             else:
-                copy = self._composite(operation, alone) if isinstance(body, Inside) else self._model(body)
+                copy = self._from_config(operation) if body is None else self._model(body)
             self.copies[id(operation)] = copy
         return self.copies[id(operation)]
+
+    def _as_it_was(self, layer: Any) -> Any:
+        """A layer that was seen through, made by its class from its configuration; None where that does not do."""
+        if not self._stays(layer):
+            return None
+        with known_objects(layer):
+            try:
+                copy = type(layer).from_config(unbuilt(layer.get_config()))
+            except Exception:  # its configuration is not all that its class takes: it is made part by part
+                return None
+        carry_attributes(layer, copy)
+        return copy
 
     def _stays(self, layer: Any) -> bool:
         """Whether nothing in a layer that was seen through is cut, and none of its layers is called elsewhere."""
@@ -208,8 +221,7 @@ class _Rebuild:
         called = {id(node.operation) for node in within.values() if isinstance(node.operation, keras.Layer)}
         shared = any(id(n.operation) in called and id(n) not in within for n in self.analysis.graph.walk())
         shapes = [(tuple(body.shapes[i]), self._shape(body, i)) for body in bodies for i in range(len(body.shapes))]
-        same = not shared and not self._cuts(layer) and all(before == tuple(now) for before, now in shapes)
-        return same and _loads(layer)
+        return not shared and not self._cuts(layer) and all(before == tuple(now) for before, now in shapes)
 
     def _composite(self, layer: Any, alone: bool) -> Any:
         """A layer that was seen through, with its own class."""
@@ -297,28 +309,6 @@ class _Rebuild:
         if numbers is None:
             return value
         return (value * np.reshape(numbers, [-1 if a == axis else 1 for a in range(value.ndim)])).astype(value.dtype)
-
-
-def _loads(layer: Any) -> bool:
-    """Whether a layer's class makes it from its configuration, as Keras does when it reads a file."""
-    with known_objects(layer):
-        try:
-            type(layer).from_config(layer.get_config())
-        except Exception:
-            return False
-    return True
-
-
-def _tell_resized(owner: str, names: list[str]) -> None:
-    """Say how files of a model are read in which layers have parts that their classes would not make."""
-    if names:
-        warnings.warn(
-            f"{owner}: {len(names)} layers made of layers keep their classes, but no configuration of these gives the "
-            f"sizes that are left: {names[:5]}{' and more' if len(names) > 5 else ''}. A file of the smaller model has "
-            "what they are made of, and loads where the library is imported: import keras_prune, then "
-            "keras.saving.load_model.",
-            stacklevel=5,
-        )
 
 
 def _check_owned(graph: Graph) -> None:

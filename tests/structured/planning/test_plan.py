@@ -110,7 +110,7 @@ def test_targets_out_of_reach_say_the_nearest():
         plan(net(), params=0.005)
     with pytest.raises(ValueError, match=r"flops=0.5 cannot be met: even the smallest model keeps 1.0000.*head/kernel"):
         plan(net(), flops=0.5, frozen=["a", "b", "c"])
-    with pytest.raises(ValueError, match="units that the importance scores"):
+    with pytest.raises(ValueError, match="by the units whose score is finite"):
         plan(net(), params=0.5, importance="batch_norm_scale")
 
 
@@ -162,7 +162,7 @@ def test_hands_off_outputs_and_last_units():
 def test_a_quantized_model_says_that_it_is():
     model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(32), keras.layers.Dense(3)])
     model.quantize("int8")
-    with pytest.raises(ValueError, match=r"what stays, and why: .*/?dense.* \(it is quantized \(int8\)\)"):
+    with pytest.raises(ValueError, match=r"What stays, and why: .*dense.* \(it is quantized \(int8\)\)"):
         plan(model, params=0.5)
 
 
