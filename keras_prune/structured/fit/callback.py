@@ -38,7 +38,7 @@ class StructuredPruning(SteppedCallback[StructuredRun]):
     Args:
         params: the share of parameters that may be left at the end, a fraction in (0, 1); or a schedule of the share
             that is **removed**: `kp.schedules.Cosine(0.0, 0.5, ...)` leaves half of them at the end.
-        flops: likewise of floating-point operations. With several numbers, all hold.
+        flops: likewise of floating-point operations. With several numbers, all are met.
         memory: likewise of peak activation memory (`kp.structured.Count.peak`).
         begin_step: the first step at which units are closed, with a number; None for 0, or without `end_step` for a
             tenth of the training's steps.
@@ -46,7 +46,7 @@ class StructuredPruning(SteppedCallback[StructuredRun]):
             seven tenths of the training's steps.
         frequency: steps between two choices; None for 100, or without `end_step` for a hundredth of the training.
         importance: as for `kp.structured.plan`; of gradients and activations, it is taken on `data` at each choice.
-            Of closed units nothing counts, neither for others.
+            Closed units do not count: they are not chosen again, and are left out when a group is normalised.
         data: `(x, y)` or batches of it, for an importance that takes data and has none of its own.
         scope: "local" takes the same share of units in each group, "global" the lowest of the whole model.
         round_to: groups that shrink keep a multiple of this many units, if they have as many; or numbers by layer.

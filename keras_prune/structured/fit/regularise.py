@@ -1,4 +1,4 @@
-"""What drives units to zero while a model trains: group lasso, growing regularisation, network slimming.
+"""Penalties that drive units to zero while a model trains: group lasso, growing regularisation, network slimming.
 
 These are parts of a pruning callback, as gradient clipping and the L1 term are:
 `kp.StructuredPruning(params=0.5, ..., parts=[kp.structured.GroupLasso(1e-3)])`.
@@ -110,7 +110,10 @@ class UnitPart(TrainingPart):
         """
 
     def bind(self, model: keras.Model, weights: Sequence[int], level: Any, optimizer: Any) -> StepPart:
-        """Return what acts in the step of a callback that prunes single weights; `weights` has no say."""
+        """Return what acts in the step of a callback that prunes single weights.
+
+        `weights` does not matter: units are slices of all weights.
+        """
         return self.on_units(analyse(model), level, optimizer)
 
 
@@ -253,7 +256,7 @@ class GrowingRegularisation(UnitPart):
         delta: $\delta$, above 0.
         every: K, in steps.
         ceiling: $\tau$, not below delta.
-        ramp: not used; leave None.
+        ramp: None: the penalty grows by itself.
 
     Source: Wang et al. 2021, "Neural pruning via growing regularization", algorithm 1 (GReg-1).
 

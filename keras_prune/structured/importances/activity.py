@@ -83,7 +83,7 @@ class APoZ(Activity):
     r"""The share of activations that are above $\theta$: one less the average percentage of zeros.
 
     Args:
-        theta: what counts as zero still.
+        theta: activations up to this size count as zero.
 
     Source: Hu et al. 2016, "Network trimming", section 3.1.
 

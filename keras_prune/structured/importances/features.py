@@ -1,4 +1,4 @@
-"""Model -> a table of what can be told of each unit without taking it out: weights, gradients, activations, place."""
+"""Model -> a table of what can be told of each unit without removing it: weights, gradients, activations, place."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Features:
 
 
 def features(model: keras.Model, analysis: Analysis, data: Any, reduction: str = "mean") -> Features:
-    r"""Return what is to be seen of each unit while it is in its place.
+    r"""Return what can be told of each unit without removing it.
 
     w are weights, g gradients of the mean loss of a batch b, a the unit's activations as the first layer with a kernel
     that reads it is given them. "in" are kernels that make a unit, "out" those that read it. $q_b = \sum w g$ over

@@ -34,15 +34,15 @@ class Distillation:
     + L_{regularisation}, \quad p_T = softmax(z / T)$$
 
     `keras.distillation.LogitsDistillation` computes the second term. It takes logits z; of outputs that are
-    probabilities it is given the logarithm, which has the same softmax. Outputs that are no classes are compared by
+    probabilities it is given the logarithm, which has the same softmax. Outputs that are not classes are compared by
     their squared difference, without a temperature.
 
     Args:
         teacher: the larger model; None for the one that the student came from. It stays as it is: a copy teaches.
         temperature: T, above 0.
         alpha: the share of the loss on labels, a fraction in [0, 1).
-        outputs: "logits", "probabilities", "binary_logits", "binary_probabilities" or "values"; None to see it from the
-            loss that the student is compiled with.
+        outputs: "logits", "probabilities", "binary_logits", "binary_probabilities" or "values"; None to infer it from
+            the loss that the student is compiled with.
         losses: losses of `keras.distillation` instead, one or a list.
 
     Source: Hinton et al. 2015, "Distilling the knowledge in a neural network", section 2.

@@ -1,4 +1,4 @@
-"""A target -> which units go, printed before it is done."""
+"""A target -> a plan of which units go, which can be printed before it is applied."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Plan:
         keep: for each unit, whether it stays.
         notes: what the importance found.
         latency: what was measured, if latency was the target.
-        inputs: a few inputs on which the smaller model is held against the planned one; None draws some.
+        inputs: a few inputs on which the smaller model is compared with the planned one; None draws some.
     """
 
     analysis: Analysis
@@ -144,7 +144,7 @@ def plan(
     Args:
         model: built; compiled, if the importance takes gradients. It stays as it is.
         params: the share of parameters that may be left, a fraction in (0, 1): 0.5 leaves at most half of them.
-        flops: the share of floating-point operations that may be left, likewise. With several shares, all hold.
+        flops: the share of floating-point operations that may be left, likewise. With several shares, all are met.
         memory: the share of peak activation memory that may be left, likewise (`Count.peak`).
         latency: the share of measured latency that may be left, likewise. Plans along the order of removal are made and
             measured until one meets it with no more than 0.03 to spare, ten at most; the plan returned is one that was

@@ -42,13 +42,13 @@ class RemovableBlock:
 
 @dataclasses.dataclass(frozen=True)
 class BlockCost:
-    """What a block is worth.
+    """What taking out a block costs and saves.
 
     Attributes:
         block: the block.
         change: the loss without it, less the loss with it.
-        params: weights that go with it.
-        macs: multiplications that do.
+        params: how many weights go with it.
+        macs: how many multiplications go with it.
     """
 
     block: RemovableBlock
@@ -68,10 +68,10 @@ class _Place:
 def droppable(model: keras.Model, *, input_shape: Any = None) -> tuple[RemovableBlock, ...]:
     """Find residual branches and single layers that can be taken out of a model.
 
-    A branch can be, where an Add of two tensors of the same shape has one that comes from the other, or both from a
-    third one; nothing but the Add may use what is computed in it. So in ResNets, in the inverted residuals of
-    MobileNet, in Transformers that normalise first. A layer can be, that multiplies by weights and keeps its input's
-    shape.
+    A branch can be taken out if an Add of two tensors of the same shape ends it, where one of the two comes from the
+    other, or both from a third one, and if nothing but the Add uses what is computed in it: in ResNets, in the inverted
+    residuals of MobileNet, in Transformers that normalise first. A layer can be taken out if it multiplies by weights
+    and keeps its input's shape.
 
     Args:
         model: built; it stays as it is.

@@ -33,7 +33,7 @@ def check_rebuilt(
     skip: Mapping[int, int] | None = None,
     inputs: Any = None,
 ) -> None:
-    """Hold a rebuilt model against the one it was made from, whose removed units are 0 and whose calls are left out.
+    """Compare a rebuilt model with the one it was made from, whose removed units are set to 0 and calls left out.
 
     Args:
         owner: the function that made it, for the message.
