@@ -42,7 +42,7 @@ class MaskConstraint(keras.constraints.Constraint):
     def __call__(self, w: Any) -> Any:
         """Return the weight with pruned entries at +0.0 (selected, not multiplied: that would leave -0.0).
 
-        Called in an optimizer's step, it also holds the average that the optimizer keeps of the weight.
+        Called in an optimizer's step, it also puts zeros into the average that the optimizer keeps of the weight.
         """
         optimizer = optimizer_at_work()
         average = None if optimizer is None or not isinstance(w, keras.Variable) else average_of(optimizer, w)

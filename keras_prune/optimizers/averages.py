@@ -16,7 +16,7 @@ __all__ = ["all_optimizers", "averages_of"]
 
 
 def all_optimizers(optimizer: Any) -> list[Any]:
-    """Return an optimizer and all that it hands gradients on to."""
+    """Return an optimizer and all optimizers that it passes gradients on to."""
     if optimizer is None:
         return []
     inner = [getattr(optimizer, "inner_optimizer", None), *getattr(optimizer, "optimizers", ())]

@@ -129,7 +129,7 @@ class _Hooked:
     """An optimizer's `apply` with parts around it.
 
     Args:
-        optimizer: its own `apply` is `plain` from now on.
+        optimizer: its own `apply` becomes `plain`.
     """
 
     def __init__(self, optimizer: Any) -> None:
@@ -166,8 +166,8 @@ def hook(optimizer: Any, part: StepPart, is_over: Callable[[], bool] = _never) -
 
     Args:
         optimizer: a leaf, or a MultiOptimizer, whose steps are then seen as one.
-        part: after those that are there.
-        is_over: asked when a step is traced; once it returns True the part does nothing.
+        part: acts after those that are there already.
+        is_over: asked when a step is traced; once it returns True, the part does nothing.
     """
     apply = vars(optimizer).get("apply")
     if not isinstance(apply, _Hooked):

@@ -86,11 +86,11 @@ class RestoreBest(keras.callbacks.Callback):
     # -- Keras's hooks ------------------------------------------------------------------------------------------------
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Forget the training before."""
+        """Forget the previous training."""
         self._forget()
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Take up what a checkpoint holds: by then every callback has restored what it restores."""
+        """Take up what a checkpoint holds; by now, every callback has restored what it restores."""
         if not self._began:
             self._take_up(epoch)
 
@@ -138,7 +138,7 @@ class RestoreBest(keras.callbacks.Callback):
         return TrainingState.of(self.model)
 
     def _held(self) -> dict[str, keras.Variable]:
-        """What makes the model of an epoch: where its zeros are, and weights, which masks in force then let pass."""
+        """Return what makes up the model of an epoch: masks first, then the weights, which those masks let pass."""
         masks = {key: variable for key, variable in self._state().variables.items() if key.startswith(MASKS)}
         weights = {str(i): variable for i, variable in enumerate(self.model.weights)}
         return {f"best:{key}": variable for key, variable in {**masks, **weights}.items()}

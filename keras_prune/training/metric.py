@@ -32,7 +32,7 @@ class Metric:
     rises: bool
 
     def loss_from(self, reference: float, value: float) -> float:
-        """How much worse `value` is than `reference`; negative if it is better."""
+        """Return how much worse `value` is than `reference`; negative if it is better."""
         return reference - value if self.rises else value - reference
 
     @classmethod
@@ -59,7 +59,7 @@ class Metric:
 
 
 def check_mode(owner: str, mode: str) -> None:
-    """Refuse a mode that is none of Keras's."""
+    """Refuse a mode that Keras does not know."""
     if mode not in MODES:
         raise ValueError(f"{owner}: mode must be one of {MODES}. Received: {mode!r}")
 
@@ -111,7 +111,7 @@ class Score:
 
 
 def _evaluate(model: keras.Model, data: Any) -> dict[str, Any]:
-    """The logs of `model.evaluate` on `(x, y)`, `(x, y, sample_weight)`, or a data set."""
+    """Return the logs of `model.evaluate` on `(x, y)`, `(x, y, sample_weight)`, or a data set."""
     x, rest = (data[0], data[1:]) if isinstance(data, tuple) else (data, ())
     named = dict(zip(("y", "sample_weight"), rest, strict=False))
     return dict(model.evaluate(x, **named, verbose=0, return_dict=True))

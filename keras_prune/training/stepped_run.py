@@ -81,12 +81,12 @@ class SteppedRun(ABC):
 
     @property
     def is_relative(self) -> bool:
-        """Whether something counts in shares or epochs, and the length of the training has to be known for it."""
+        """Whether a schedule counts in shares or epochs, so that the length of the training has to be known."""
         return any(schedule.is_relative for schedule in self._schedules())
 
     @property
     def span(self) -> Span | None:
-        """The training that shares and epochs are of; None where nothing asks for it, or it is not known yet."""
+        """The training that shares and epochs refer to; None if nothing needs it, or it is not known yet."""
         return self._span
 
     @property
@@ -100,7 +100,7 @@ class SteppedRun(ABC):
         return self._step
 
     def step_limit(self, batches: int) -> int | None:
-        """Return the step at which training ends after so many batches from now; None where batches do not tell."""
+        """Return the step at which training ends after a number of batches from now; None if batches do not tell."""
         return self.step + batches // self._clock.calls if self._clock.exact else None
 
     def start(self, extent: Extent | None = None) -> None:
@@ -254,7 +254,7 @@ class SteppedRun(ABC):
 
     @property
     def is_over(self) -> bool:
-        """Whether the `fit` that this is of has ended without saying so: by an exception, by an interrupt."""
+        """Whether the `fit` of this run has ended without telling its callbacks: by an exception or an interrupt."""
         return self._history is not None and (self.model.history is not self._history or not in_fit(self.model))
 
     @property
