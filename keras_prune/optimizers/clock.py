@@ -151,6 +151,28 @@ class Clock:
         synchronise(self._model)
         return [] if self.exact else [variable for variable in self._variables if not self._movers(variable)]
 
+    def complaint(self) -> str:
+        """Return what is amiss with variables that should have moved by now, and have not; empty if nothing is.
+
+        What no optimizer moves does not count from then on.
+        """
+        missed = self.unmoved() if self.open else []
+        if not missed:
+            return ""
+        paths = ", ".join(repr(variable.path) for variable in missed[:3]) + (", ..." if len(missed) > 3 else "")
+        if not self.known:
+            return (
+                f"no optimizer that {type(self._model).__name__} {self._model.name!r} holds has moved {paths}, so no "
+                "step was counted, and the schedule has not begun. Hold the optimizer where it can be found: as an "
+                "attribute of the model, or in a list or dictionary there."
+            )
+        self.close()
+        return (
+            f"{paths} are trainable, and no optimizer that the model holds has moved them: they are pruned with the "
+            "others and cannot recover. Hold their optimizer as an attribute of the model, or leave them out: "
+            f"scope=keras_prune.Scope(exclude=[{missed[0].path!r}])."
+        )
+
     @property
     def calls(self) -> int:
         """Calls of the optimizer for each step: with accumulation of gradients several."""

@@ -28,6 +28,7 @@ from keras_prune.schedules import Schedule
 from keras_prune.schedules.spans import Span
 from keras_prune.scope import Scope, Skipped, Target
 from keras_prune.strategy import FROM_TRAINING
+from keras_prune.training.earlier_run import EarlierRun
 from keras_prune.training.hidden_weights import HiddenWeights, change_mask, read_merged
 from keras_prune.training.measuring import Measurements
 from keras_prune.training.parts import MaskedGradients, TrainingPart
@@ -99,6 +100,7 @@ class PruningRun(SteppedRun):
 
     def _attach(self) -> None:
         self._keys = [str(target.index) for target in self.targets]
+        self._earlier = EarlierRun(_name(self.owner), self._state, self._keys)
         self._units_off: float | None = None
         grows_hidden = bool(self.recipe.growth and self.recipe.growth.keeps_learning)
         self._masks = MaskSet([bind(target, self._state, hold=not grows_hidden) for target in self.targets])
@@ -181,23 +183,30 @@ class PruningRun(SteppedRun):
         self.schedule = self._asked.resolve(span)
 
     def _take_up(self) -> None:
-        self._resume()
+        unknown = self._asked.is_relative and self.span is None
+        begun = self._step > (0 if unknown else self.schedule.first_step)
+        self._earlier.take_masks(self._masks, begun=begun)
+        self._units_off = None
+        if begun:
+            sums = self._measurements.sums
+            hidden = [f"hidden:{key}" for key in self._keys if self._hidden]
+            self._earlier.warn_of_lost_state(hidden + (sums.keys if sums is not None else []))
         zeros = zip(self._masks, self._keys, self._masks.zeros(), strict=True)
         # Zeros that were there without a mask: they may be lost, and that is said at the end. What has just grown back
         # in a training that goes on is 0, too, and there to learn.
         self._loose = [
             0
-            if self.recipe.growth is not None and f"mask:{key}" in self._state.restored
+            if self.recipe.growth is not None and self._earlier.knows(key)
             else loose_zeros(mask.target.variable, mask.read()) and number
             for mask, key, number in zeros
         ]
         self._masks.guard()
 
     def _act_first(self) -> None:
-        self._refuse_lost_weights()
+        self._earlier.refuse_lost_weights(self.schedule, self._step)
         if self._rewinding is not None and self.schedule.rewind_step is not None:
             self._rewinding.remember(self.schedule.rewind_step, self._step)
-        self._warn_of_late_begin()
+        self._earlier.warn_of_late_begin(self.schedule, self._step)
         if self._changes(self._step) and not self._is_done():
             self._update()
 
@@ -266,57 +275,6 @@ class PruningRun(SteppedRun):
     def _changes(self, step: int) -> bool:
         """Whether masks change at a step: where the schedule says so, and always where its final target begins."""
         return self.schedule.should_update(step) or step == self.last_step
-
-    # -- taking up an earlier run -------------------------------------------------------------------------------------
-
-    def _resume(self) -> None:
-        """Take up the masks: from the file, from the variable, or from the zeros of a training that had begun."""
-        unknown = self._asked.is_relative and self.span is None
-        begun = self._step > (0 if unknown else self.schedule.first_step)
-        restored = [f"mask:{key}" in self._state.restored for key in self._keys]
-        self._resumed = any(restored)
-        for mask, known in zip(self._masks, restored, strict=True):
-            values = mask.read()
-            if not known and begun:
-                weight = read(mask.target.variable)
-                if not weight.all():
-                    values = weight != 0
-                    self._resumed = True
-            mask.put(np.array(values))
-        self._units_off = None
-        self._warn_of_lost_state(begun)
-
-    def _warn_of_late_begin(self) -> None:
-        begun = self._step > self.schedule.first_step
-        if begun and not self._resumed and self._step >= self.schedule.last_step and self.schedule.final > 0:
-            warnings.warn(
-                f"{_name(self.owner)}: its schedule ends at step {self.schedule.last_step}, and the optimizer has done "
-                f"{self._step} steps already, so nothing will be pruned. Steps are the optimizer's iterations: compile "
-                f"the model again to count from 0, or begin the schedule at {self._step}.",
-                stacklevel=2,
-            )
-
-    def _refuse_lost_weights(self) -> None:
-        rewind = self.schedule.rewind_step
-        if rewind is not None and self._step > rewind and "rewind:0" not in self._state.restored:
-            raise ValueError(
-                f"{_name(self.owner)}: the weights of step {rewind}, to which the schedule rewinds, are not known: the "
-                f"optimizer has done {self._step} steps. Load the file of an earlier run by keras_prune.load_model, "
-                "which brings them along; or compile the model again to count from 0; or set rewind_to to "
-                f"{self._step} or later."
-            )
-
-    def _warn_of_lost_state(self, begun: bool) -> None:
-        wanted = [f"hidden:{key}" for key in self._keys if self._hidden]
-        wanted += self._measurements.sums.keys if self._measurements.sums is not None else []
-        lost = [key for key in wanted if key not in self._state.restored]
-        if begun and self._resumed and lost:
-            warnings.warn(
-                f"{_name(self.owner)} goes on with a training whose masks were found, but not its sums of gradients or "
-                "hidden weights, which start from zero. To bring them along, load the file with "
-                "keras_prune.load_model, or use BackupAndRestore in the same fit.",
-                stacklevel=2,
-            )
 
     # -- updating -----------------------------------------------------------------------------------------------------
 

@@ -16,8 +16,7 @@ from keras_prune.optimizers.clock import Clock
 from keras_prune.optimizers.finding import StepPart, has_own_step, hook, in_fit, unhook
 from keras_prune.schedules import Schedule
 from keras_prune.schedules.spans import Extent, Span
-from keras_prune.training.parts import TrainingPart
-from keras_prune.training.ramp_level import RampLevel
+from keras_prune.training.parts import RampLevel, TrainingPart
 
 __all__ = ["SteppedRun"]
 
@@ -234,23 +233,9 @@ class SteppedRun(ABC):
         self.look()
         if self._clock.exact:
             return ""
-        missed = self._clock.unmoved() if self._clock.open and not self._complained else []
-        if not missed:
-            return ""
-        self._complained = True
-        paths = ", ".join(repr(variable.path) for variable in missed[:3]) + (", ..." if len(missed) > 3 else "")
-        if not self._clock.known:
-            return (
-                f"no optimizer that {type(self.model).__name__} {self.model.name!r} holds has moved {paths}, so no "
-                "step was counted, and the schedule has not begun. Hold the optimizer where it can be found: as an "
-                "attribute of the model, or in a list or dictionary there."
-            )
-        self._clock.close()
-        return (
-            f"{paths} are trainable, and no optimizer that the model holds has moved them: they are pruned with the "
-            "others and cannot recover. Hold their optimizer as an attribute of the model, or leave them out: "
-            f"scope=keras_prune.Scope(exclude=[{missed[0].path!r}])."
-        )
+        amiss = "" if self._complained else self._clock.complaint()
+        self._complained = bool(amiss) or self._complained
+        return amiss
 
     @property
     def is_over(self) -> bool:
