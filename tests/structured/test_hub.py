@@ -52,14 +52,14 @@ def t5():
 
 
 def swin():
-    sizes = {"patch_size": 4, "embed_dim": 8, "depths": (2, 1), "num_heads": (2, 2), "window_size": 2}
+    sizes = {"patch_size": 4, "embed_dim": 8, "depths": (1, 1), "num_heads": (2, 2), "window_size": 2}
     return hub.models.SwinTransformerBackbone(image_shape=(16, 16, 3), **sizes), IMAGES
 
 
 def segformer():
-    layers = {"layerwise_depths": [1, 1], "layerwise_num_heads": [1, 2], "layerwise_sr_ratios": [2, 1]}
-    patches = {"layerwise_patch_sizes": [7, 3], "layerwise_strides": [4, 2]}
-    widths = {"num_layers": 2, "hidden_dims": [8, 16], "max_drop_path_rate": 0.1}
+    layers = {"layerwise_depths": [1], "layerwise_num_heads": [2], "layerwise_sr_ratios": [2]}
+    patches = {"layerwise_patch_sizes": [7], "layerwise_strides": [4]}
+    widths = {"num_layers": 1, "hidden_dims": [8], "max_drop_path_rate": 0.1}
     encoder = hub.models.MiTBackbone(image_shape=(16, 16, 3), **layers, **patches, **widths)
     return hub.models.SegFormerBackbone(image_encoder=encoder, projection_filters=12), IMAGES
 
@@ -113,8 +113,8 @@ def test_half_of_heads_and_hidden_width_go_exactly(make, heads, hidden, tmp_path
         # The heads that attend to the encoder meet a constant with an entry for each of them.
         (t5, [4, 32, 4, 32], "cross_attention/query_projector/kernel"),
         # call() of the others reads the width of queries, keys and values from the layer's input.
-        (swin, [32, 32, 64], "attn/attention_qkv/kernel"),
-        (segformer, [32, 64, 12, 12], "seg_former_multihead_attention/dense/kernel"),
+        (swin, [32, 64], "attn/attention_qkv/kernel"),
+        (segformer, [32, 12], "seg_former_multihead_attention/dense/kernel"),
     ],
 )
 def test_half_of_what_can_go_goes_exactly(make, sizes, whole, tmp_path):
@@ -125,7 +125,8 @@ def test_half_of_what_can_go_goes_exactly(make, sizes, whole, tmp_path):
     keep = np.ones(analysis.size, bool)
     for group in analysis.groups:
         keep[group.start : group.start + group.size // 2] = False
-    check_trains(check_exact_and_loaded(model, analysis, keep, x, tmp_path), x)
+    # Compiling a step takes longer than all the rest, and is tried on the models above.
+    check_trains(check_exact_and_loaded(model, analysis, keep, x, tmp_path), x, run_eagerly=True)
 
 
 def check_exact_and_loaded(model, analysis, keep, x, tmp_path):
@@ -146,9 +147,9 @@ def check_exact_and_loaded(model, analysis, keep, x, tmp_path):
     return loaded
 
 
-def check_trains(loaded, x):
+def check_trains(loaded, x, **options):
     head = keras.Model(loaded.inputs, keras.ops.mean(received_symbol(loaded), axis=-1))
-    head.compile("sgd", "mse")
+    head.compile("sgd", "mse", **options)
     before = head.get_weights()
     head.fit(x, np.zeros(head(x).shape), epochs=1, verbose=0)
     assert sum((a != b).any() for a, b in zip(before, head.get_weights(), strict=True)) > len(before) // 2
