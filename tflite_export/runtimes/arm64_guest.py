@@ -162,6 +162,7 @@ def _emulate(folder: Path, cpu: str, job: Path, limits: Limits | None) -> None:
         stderr=subprocess.PIPE,
         text=True,
         env={},
+        cwd=job,  # where the emulator leaves a core file, if a file crashes the guest
         executable=require_tool(EMULATOR),
     ) as process:
         if limits is not None:
@@ -180,7 +181,7 @@ def _emulate(folder: Path, cpu: str, job: Path, limits: Limits | None) -> None:
             f"LiteRT for aarch64 under qemu ({cpu})",
             "must run the files",
             f"exit code {process.returncode}: {(printed.strip().splitlines() or [''])[-1]}",
-            "Export the model again with target='arm64', or try one file alone.",
+            "Export the model again with target='arm64'." if limits is None else limits.way_out,
         )
 
 
