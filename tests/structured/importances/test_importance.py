@@ -127,6 +127,8 @@ def test_lamp_is_normalised_only_when_asked(model):
 def test_former_names():
     assert kp.structured.LAMP is LAMPScore
     assert kp.structured.Scored is kp.structured.ScoredUnits
+    assert kp.structured.Block is kp.structured.RemovableBlock
+    assert kp.structured.Flow is kp.structured.PruningHistory
     saved = {"module": None, "class_name": "LAMP", "config": LAMPScore(normalise="max").get_config()}
     saved["registered_name"] = "keras_prune_structured>LAMP"
     assert keras.saving.deserialize_keras_object(saved) == LAMPScore(normalise="max")
