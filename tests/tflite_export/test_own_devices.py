@@ -24,7 +24,7 @@ from tflite_export.model.signature import InputSpec, Signature
 from tflite_export.plan.eligibility import Consumer, Weight
 from tflite_export.plan.plan import make_plan
 from tflite_export.runtimes.opening import open_own
-from tflite_export.verification import settle, sparse_run, verify
+from tflite_export.verification import sparse_run, verified_encoding, verify
 from tflite_export.verification.sparse_run import sparse_runtime
 
 OWN = Device(
@@ -93,8 +93,8 @@ def stand_in(monkeypatch):
 
     monkeypatch.setattr(sparse_run, "_web_is_present", lambda: True)
     monkeypatch.setattr(sparse_run, "_arm64_is_present", lambda: True)
-    monkeypatch.setattr(settle, "why_not_executed", lambda *_: None)
-    monkeypatch.setattr(settle, "verify_where_sparse", run)
+    monkeypatch.setattr(verified_encoding, "why_not_executed", lambda *_: None)
+    monkeypatch.setattr(verified_encoding, "verify_where_sparse", run)
     monkeypatch.setattr(verify, "CONFIGURATIONS", ((False, 1),))
     # `tflite_export.export` is the function by that name.
     monkeypatch.setattr(sys.modules["tflite_export.export"], "check_micro", check)
@@ -226,7 +226,7 @@ def test_export(device, pruned, images, stand_in, tmp_path):
 def file(pruned, images, tmp_path_factory):
     path = tmp_path_factory.mktemp("file") / "m.tflite"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(settle, "why_not_executed", lambda *_: "not in this test")
+        patch.setattr(verified_encoding, "why_not_executed", lambda *_: "not in this test")
         tx.export(pruned, path, target="web", data=images)
     return path.read_bytes()
 
