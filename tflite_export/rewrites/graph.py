@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,9 +10,19 @@ import keras
 
 from keras_prune import strip
 from keras_prune.arrays.union_find import Groups
-from keras_prune.keras_seam import functional_in, input_structure, output_structure, run_graph
+from keras_prune.keras_seam import calls_in, functional_in, input_structure, output_structure, run_graph
 
-__all__ = ["Builder", "flat_copy", "is_map", "is_single", "joined", "model_like", "path_of", "refusal_of"]
+__all__ = [
+    "Builder",
+    "FlatGraph",
+    "flat_copy",
+    "is_map",
+    "is_single",
+    "joined",
+    "model_like",
+    "path_of",
+    "refusal_of",
+]
 
 
 class Builder:
@@ -71,6 +82,45 @@ def model_like(graph: Any, outputs: Sequence[Any], name: str) -> keras.Model:
     """Return the model from a graph's inputs to new outputs (flat), in the structure of its own outputs."""
     ends = keras.tree.pack_sequence_as(output_structure(graph), outputs)
     return keras.Model(input_structure(graph), ends, name=name)
+
+
+class FlatGraph:
+    """The graph of a flat copy of a model, which a rewrite may edit.
+
+    Attributes:
+        model: the copy: see `flat_copy`.
+        nodes: its nodes, each after those that it reads from, without the inputs (`keras_prune.keras_seam.calls_in`).
+            Of a node are read: `operation`, `arguments`, `input_tensors`, `outputs`.
+        producers: the node that gives a tensor, by the tensor's id; inputs have none.
+        readers: the nodes that read a tensor, by its id, once for each time; None stands for the model, which gives the
+            tensor out.
+
+    Args:
+        model: built, functional or sequential, so that `refusal_of` says None; it stays as it is.
+    """
+
+    def __init__(self, model: keras.Model) -> None:
+        self.model = flat_copy(model)
+        self.nodes = calls_in(self.model)
+        self.producers = {id(tensor): node for node in self.nodes for tensor in node.outputs}
+        self.readers: defaultdict[int, list[Any]] = defaultdict(list)
+        for node in self.nodes:
+            for tensor in node.input_tensors:
+                self.readers[id(tensor)].append(node)
+        for tensor in self.model.outputs:
+            self.readers[id(tensor)].append(None)
+
+    def producer(self, tensor: Any) -> Any:
+        """Return the node that gives a tensor; None for an input of the model."""
+        return self.producers.get(id(tensor))
+
+    def rebuilt(self, new: Callable[[Any], Any]) -> keras.Model:
+        """Return the model whose outputs are new tensors in place of old ones.
+
+        Args:
+            new: returns the new tensor for an old one.
+        """
+        return model_like(self.model, [new(tensor) for tensor in self.model.outputs], self.model.name)
 
 
 def joined(nodes: Sequence[Any], by: Callable[[Any], bool]) -> list[list[Any]]:

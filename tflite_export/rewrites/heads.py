@@ -7,7 +7,6 @@ a RESHAPE there ends it (`src/subgraph.c`, `xnn_check_nchw_compatibility`).
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,21 +15,12 @@ import keras
 import numpy as np
 from keras import layers as kl
 
-from keras_prune.keras_seam import Mean, calls_in, origin_of
+from keras_prune.keras_seam import Mean, origin_of
 from keras_prune.layer_kinds import altered
 from tflite_export.file.tflite_file import Change
-from tflite_export.rewrites.graph import (
-    Builder,
-    flat_copy,
-    is_map,
-    is_single,
-    joined,
-    model_like,
-    path_of,
-    refusal_of,
-)
+from tflite_export.rewrites.graph import Builder, FlatGraph, is_map, is_single, joined, path_of
 from tflite_export.rewrites.positions import forgets_places, is_placewise
-from tflite_export.rewrites.rewrite import Refusal, Rewritten
+from tflite_export.rewrites.rewrite import Pass, Refusal
 
 __all__ = ["NAME", "HeadsPass"]
 
@@ -40,7 +30,7 @@ VECTORS, SINGLES = 2, 4
 
 
 @dataclass(frozen=True)
-class HeadsPass:
+class HeadsPass(Pass):
     """Write what follows a global pooling in the form that XNNPACK's sparse inference executes rightly.
 
     Taken is each group of layers joined by tensors without places, [batch, channels] or [batch, 1, 1, channels].
@@ -64,17 +54,11 @@ class HeadsPass:
 
     name: str = NAME
 
-    def apply(self, model: keras.Model) -> Rewritten:
-        reason = refusal_of(model)
-        if reason is not None:
-            return Rewritten(model, refusals=(Refusal(self.name, model.name, reason),))
-        flat = flat_copy(model)
-        build = _Build(flat)
-        for group in joined([node for node in build.nodes if _kind(node) is not None], _is_placeless):
+    def rewrite(self, graph: FlatGraph) -> tuple[keras.Model | None, tuple[Change, ...], tuple[Refusal, ...]]:
+        build = _Build(graph)
+        for group in joined([node for node in graph.nodes if _kind(node) is not None], _is_placeless):
             build.plan(group)
-        if not build.ranks:
-            return Rewritten(model)
-        return Rewritten(build.run(), tuple(build.changes))
+        return (build.run(), tuple(build.changes), ()) if build.ranks else (None, (), ())
 
 
 def _is_placeless(tensor: Any) -> bool:
@@ -130,20 +114,14 @@ def _is_mean(node: Any) -> bool:
 class _Build:
     """Chooses the form of each group, and builds the model; counts what was changed."""
 
-    def __init__(self, flat: keras.Model) -> None:
-        self.flat = flat
-        self.nodes = calls_in(flat)
+    def __init__(self, graph: FlatGraph) -> None:
+        self.graph = graph
         self.builder = Builder()
         self.changes: list[Change] = []
         self.ranks: dict[int, int] = {}
-        self.producers = {id(tensor): node for node in self.nodes for tensor in node.outputs}
-        self.readers: defaultdict[int, list[Any]] = defaultdict(list)
-        for node in self.nodes:
-            for tensor in node.input_tensors:
-                self.readers[id(tensor)].append(node)
-        for tensor in flat.outputs:
-            self.readers[id(tensor)].append(None)
-        self.made: dict[tuple[int, int], Any] = {(id(tensor), len(tensor.shape)): tensor for tensor in flat.inputs}
+        self.made: dict[tuple[int, int], Any] = {
+            (id(tensor), len(tensor.shape)): tensor for tensor in graph.model.inputs
+        }
         self.layers: dict[tuple[int, int], Any] = {}
 
     def plan(self, group: Sequence[Any]) -> None:
@@ -151,25 +129,25 @@ class _Build:
         inside = {id(node) for node in group}
         made = [tensor for node in group for tensor in node.outputs]
         entries = [
-            tensor for node in group for tensor in node.input_tensors if id(self._producer(tensor)) not in inside
+            tensor for node in group for tensor in node.input_tensors if id(self.graph.producer(tensor)) not in inside
         ]
-        exits = [reader for tensor in made for reader in self.readers[id(tensor)] if id(reader) not in inside]
+        exits = [reader for tensor in made for reader in self.graph.readers[id(tensor)] if id(reader) not in inside]
         kinds = {_kind(node) for node in group}
         scaling = [
             reader is not None and is_placewise(reader) and any(map(is_map, reader.input_tensors)) for reader in exits
         ]
         if not any(scaling):
-            pooled = any(is_single(tensor) and _is_mean(self._producer(tensor)) for tensor in entries)
+            pooled = any(is_single(tensor) and _is_mean(self.graph.producer(tensor)) for tensor in entries)
             works = kinds & {"placewise", "norm"} and any(map(is_single, made))
             rank = VECTORS if "convolution" in kinds or (pooled and works) else None
         else:
-            fits = all(scaling) and all(_is_mean(self._producer(tensor)) for tensor in entries)
+            fits = all(scaling) and all(_is_mean(self.graph.producer(tensor)) for tensor in entries)
             rank = SINGLES if fits and kinds & {"dense", "reshape"} else None
         if rank is not None:
             self.ranks.update(dict.fromkeys(inside, rank))
 
     def run(self) -> keras.Model:
-        for node in self.nodes:
+        for node in self.graph.nodes:
             if id(node) in self.ranks:
                 rank = self.ranks[id(node)]
                 self.made[id(node.outputs[0]), rank] = self._call(node, rank)
@@ -178,11 +156,7 @@ class _Build:
                 outputs = keras.tree.flatten(self.builder.call(node.operation, *args, **kwargs))
                 for old, new in zip(node.outputs, outputs, strict=True):
                     self.made[id(old), len(old.shape)] = new
-        outputs = [self._original(tensor) for tensor in self.flat.outputs]
-        return model_like(self.flat, outputs, self.flat.name)
-
-    def _producer(self, tensor: Any) -> Any:
-        return self.producers.get(id(tensor))
+        return self.graph.rebuilt(self._original)
 
     def _original(self, value: Any) -> Any:
         return self._as(value, len(value.shape)) if isinstance(value, keras.KerasTensor) else value
@@ -192,7 +166,7 @@ class _Build:
         key = id(tensor), rank
         if key in self.made:
             return self.made[key]
-        producer = self._producer(tensor)
+        producer = self.graph.producer(tensor)
         if _is_mean(producer):
             self.made[key] = self._mean(producer, rank)
             return self.made[key]

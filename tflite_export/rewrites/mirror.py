@@ -16,11 +16,11 @@ from typing import Any
 import keras
 from keras import layers as kl
 
-from keras_prune.keras_seam import Flip, calls_in, origin_of
+from keras_prune.keras_seam import Flip, origin_of
 from tflite_export.file.tflite_file import Change
-from tflite_export.rewrites.graph import Builder, flat_copy, is_map, joined, model_like, path_of, refusal_of
+from tflite_export.rewrites.graph import Builder, FlatGraph, is_map, joined, path_of
 from tflite_export.rewrites.positions import forgets_places, is_placewise
-from tflite_export.rewrites.rewrite import Refusal, Rewritten
+from tflite_export.rewrites.rewrite import Pass, Refusal
 from tflite_export.rewrites.turning import (
     NO_PADDING,
     Edit,
@@ -45,7 +45,7 @@ PLAIN = ORIENTATIONS[0]
 
 
 @dataclass(frozen=True)
-class MirrorPass:
+class MirrorPass(Pass):
     """Pad stride-2 layers evenly, in a mirrored image where that is what it takes.
 
     Taken is each region of a model, joined by maps, that XNNPACK could run sparse: one with a 3x3 stride-2
@@ -69,24 +69,18 @@ class MirrorPass:
 
     name: str = NAME
 
-    def apply(self, model: keras.Model) -> Rewritten:
-        reason = refusal_of(model)
-        if reason is not None:
-            return Rewritten(model, refusals=(Refusal(self.name, model.name, reason),))
-        flat = flat_copy(model)
-        nodes = calls_in(flat)
-        producers = {id(tensor): node for node in nodes for tensor in node.outputs}
-        regions = joined([node for node in nodes if turns(node)], by=is_map)
-        planned = [(region, _plan_region(region, producers)) for region in regions]
-        refusals = [edits for _, edits in planned if isinstance(edits, Refusal)]
-        plan = _without_torn_layers(nodes, [edits for _, edits in planned if not isinstance(edits, Refusal)], refusals)
+    def rewrite(self, graph: FlatGraph) -> tuple[keras.Model | None, tuple[Change, ...], tuple[Refusal, ...]]:
+        regions = joined([node for node in graph.nodes if turns(node)], by=is_map)
+        planned = [_plan_region(region, graph) for region in regions]
+        refusals = [edits for edits in planned if isinstance(edits, Refusal)]
+        plan = _without_torn_layers(graph.nodes, [edits for edits in planned if isinstance(edits, dict)], refusals)
         if not plan:
-            return Rewritten(model, refusals=tuple(refusals))
-        build = _Build(flat, nodes, producers, plan)
-        return Rewritten(build.run(), tuple(build.changes), tuple(refusals))
+            return None, (), tuple(refusals)
+        build = _Build(graph, plan)
+        return build.run(), tuple(build.changes), tuple(refusals)
 
 
-def _plan_region(region: Sequence[Any], producers: Mapping[int, Any]) -> dict[int, Edit] | Refusal:
+def _plan_region(region: Sequence[Any], graph: FlatGraph) -> dict[int, Edit] | Refusal:
     """Return the edit of each node of a region, by the node's id; none where it pads evenly or cannot run sparse."""
     if not any(map(is_pointwise, region)):
         return {}
@@ -94,7 +88,7 @@ def _plan_region(region: Sequence[Any], producers: Mapping[int, Any]) -> dict[in
     for flips in ORIENTATIONS:
         edits: dict[int, Edit] = {}
         for node in region:
-            edit = plan_edit(node, _before(node, producers), flips)
+            edit = plan_edit(node, _before(node, graph), flips)
             if isinstance(edit, str):
                 refused[flips] = node, edit
                 break
@@ -103,7 +97,7 @@ def _plan_region(region: Sequence[Any], producers: Mapping[int, Any]) -> dict[in
             if all(edit == Edit(PLAIN) for edit in edits.values()):
                 return {}
             if any(map(is_stem, region)):
-                return _turned_late(region, edits, producers)
+                return _turned_late(region, edits, graph)
         if flips == PLAIN and not any(map(is_stem, region)):
             node = next(node for node in region if is_sparse_depthwise(node))
             return Refusal(
@@ -116,7 +110,7 @@ def _plan_region(region: Sequence[Any], producers: Mapping[int, Any]) -> dict[in
     return Refusal(NAME, path_of(node.operation), f"{upright}; mirrored,{where} {mirrored}. {CURE}")
 
 
-def _turned_late(region: Sequence[Any], edits: Mapping[int, Edit], producers: Mapping[int, Any]) -> dict[int, Edit]:
+def _turned_late(region: Sequence[Any], edits: Mapping[int, Edit], graph: FlatGraph) -> dict[int, Edit]:
     """Return the edits with images reversed right before the first convolutions, and there in their channels too.
 
     TFLite reverses all axes from the height on in one run over the memory, ten times as fast as height and width
@@ -126,8 +120,8 @@ def _turned_late(region: Sequence[Any], edits: Mapping[int, Edit], producers: Ma
     readers: defaultdict[int, list[Any]] = defaultdict(list)
     for node in region:
         for tensor in node.input_tensors:
-            if id(tensor) in producers:
-                readers[id(producers[id(tensor)])].append(node)
+            if graph.producer(tensor) is not None:
+                readers[id(graph.producer(tensor))].append(node)
     ahead: set[int] = set()
     folded: set[int] = set()
     for node in reversed(region):
@@ -138,13 +132,13 @@ def _turned_late(region: Sequence[Any], edits: Mapping[int, Edit], producers: Ma
             ahead.add(id(node))
     for node in region:
         # What reads a map that is reversed already is reversed with it.
-        sources = [producers.get(id(tensor)) for tensor in node.input_tensors]
+        sources = [graph.producer(tensor) for tensor in node.input_tensors]
         if id(node) in ahead and any(id(source) in edits and id(source) not in ahead for source in sources):
             ahead.discard(id(node))
     late = {key: edit for key, edit in edits.items() if key not in ahead}
     for node in region:
-        before = _before(node, producers)
-        source = _before(before, producers) if folds(node, before) else before
+        before = _before(node, graph)
+        source = _before(before, graph) if folds(node, before) else before
         edit = late[id(node)] if is_stem(node) else None
         if edit is not None and edit.flips[1] and edit.padding is not None and id(source) not in late:
             late[id(node)] = replace(edit, channels=True)
@@ -175,24 +169,24 @@ def _change(node: Any, plan: Mapping[int, Edit]) -> Edit | None:
     return edit if edit is not None and changes_layer(node.operation, edit) else None
 
 
-def _before(node: Any, producers: Mapping[int, Any]) -> Any:
-    return producers.get(id(node.input_tensors[0]))
+def _before(node: Any, graph: FlatGraph) -> Any:
+    return graph.producer(node.input_tensors[0])
 
 
 class _Build:
     """Builds the mirrored model; counts what was changed."""
 
-    def __init__(
-        self, flat: keras.Model, nodes: Sequence[Any], producers: Mapping[int, Any], plan: Mapping[int, Edit]
-    ) -> None:
-        self.flat, self.nodes, self.producers, self.plan = flat, nodes, producers, plan
+    def __init__(self, graph: FlatGraph, plan: Mapping[int, Edit]) -> None:
+        self.graph, self.plan = graph, plan
         self.builder = Builder()
         self.changes: list[Change] = []
-        self.made: dict[tuple[int, Flips, bool], Any] = {(id(tensor), PLAIN, False): tensor for tensor in flat.inputs}
+        self.made: dict[tuple[int, Flips, bool], Any] = {
+            (id(tensor), PLAIN, False): tensor for tensor in graph.model.inputs
+        }
         self.orientation: dict[int, Flips] = {}
 
     def run(self) -> keras.Model:
-        used = [node for node in self.nodes if not self._is_folded(node)]
+        used = [node for node in self.graph.nodes if not self._is_folded(node)]
         for operation, edit in {id(n.operation): (n.operation, self.plan.get(id(n))) for n in used}.values():
             done = apply_edit(operation, edit) if edit is not None else None
             if done is not None:
@@ -204,20 +198,20 @@ class _Build:
                 flips = edit.flips if edit is not None and is_map(old) else PLAIN
                 self.orientation[id(old)] = flips
                 self.made[id(old), flips, False] = new
-        return model_like(self.flat, [self._as(tensor, PLAIN) for tensor in self.flat.outputs], self.flat.name)
+        return self.graph.rebuilt(lambda tensor: self._as(tensor, PLAIN))
 
     def _is_folded(self, node: Any) -> bool:
         """Return whether a node only pads, and every reader of it does so in its place."""
         if type(node.operation) is not kl.ZeroPadding2D:
             return False
-        readers = [reader for reader in self.nodes if any(x is node.outputs[0] for x in reader.input_tensors)]
-        edits = [self.plan.get(id(reader)) for reader in readers if folds(reader, node)]
-        outside = len(edits) < len(readers) or any(x is node.outputs[0] for x in self.flat.outputs)
+        readers = self.graph.readers[id(node.outputs[0])]
+        edits = [self.plan.get(id(reader)) for reader in readers if reader is not None and folds(reader, node)]
+        outside = len(edits) < len(readers)
         return bool(readers) and not outside and all(edit is not None and edit.padding is not None for edit in edits)
 
     def _call(self, node: Any, edit: Edit | None) -> Any:
         if edit is not None and edit.padding is not None:
-            before = _before(node, self.producers)
+            before = _before(node, self.graph)
             source = before.input_tensors[0] if folds(node, before) else node.input_tensors[0]
             tensor = self._as(source, edit.flips, channels=edit.channels)
             if edit.padding != NO_PADDING:

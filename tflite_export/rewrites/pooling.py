@@ -6,7 +6,6 @@ covers (`src/subgraph.c`, `xnn_check_nchw_compatibility`).
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -15,10 +14,9 @@ import keras
 from keras import layers as kl
 
 from keras_prune.graph.pooling import is_mean_of_places, pools_whole_map
-from keras_prune.keras_seam import calls_in
 from tflite_export.file.tflite_file import Change
-from tflite_export.rewrites.graph import Builder, flat_copy, model_like, path_of, refusal_of
-from tflite_export.rewrites.rewrite import Rewritten
+from tflite_export.rewrites.graph import Builder, FlatGraph, path_of
+from tflite_export.rewrites.rewrite import Pass, Refusal
 
 __all__ = ["NAME", "PoolingPass"]
 
@@ -26,7 +24,7 @@ NAME = "pooling"
 
 
 @dataclass(frozen=True)
-class PoolingPass:
+class PoolingPass(Pass):
     r"""Write each mean over a whole map as GlobalAveragePooling2D.
 
     1. An average pooling whose one window covers the map: $y_{b11c} = \sum_{ij} x_{bijc} / (h w)$, dimensions kept.
@@ -40,19 +38,17 @@ class PoolingPass:
 
     name: str = NAME
 
-    def apply(self, model: keras.Model) -> Rewritten:
-        # A model without a known graph is refused, with the reason, by the passes that any model needs.
-        if refusal_of(model) is not None or not any(map(_may_pool, _operations(model))):
-            return Rewritten(model)
-        flat = flat_copy(model)
-        nodes = calls_in(flat)
-        means = _means(nodes, flat.outputs)
+    def concerns(self, model: keras.Model) -> bool:
+        return any(map(_may_pool, _operations(model)))
+
+    def rewrite(self, graph: FlatGraph) -> tuple[keras.Model | None, tuple[Change, ...], tuple[Refusal, ...]]:
+        means = _means(graph)
         if not means:
-            return Rewritten(model)
+            return None, (), ()
         builder, changes = Builder(), []
-        made = {id(tensor): tensor for tensor in flat.inputs}
+        made = {id(tensor): tensor for tensor in graph.model.inputs}
         left_out = {id(first) for first, _ in means.values() if first is not None}
-        for node in nodes:
+        for node in graph.nodes:
             if id(node) in left_out:
                 continue
             if id(node) in means:
@@ -67,25 +63,20 @@ class PoolingPass:
                 outputs = builder.call(node.operation, *args, **kwargs)
             for old, new in zip(node.outputs, keras.tree.flatten(outputs), strict=True):
                 made[id(old)] = new
-        rebuilt = model_like(flat, [made[id(tensor)] for tensor in flat.outputs], flat.name)
-        return Rewritten(rebuilt, tuple(changes))
+        return graph.rebuilt(lambda tensor: made[id(tensor)]), tuple(changes), ()
 
 
-def _means(nodes: list[Any], outputs: list[Any]) -> dict[int, tuple[Any, kl.Layer]]:
+def _means(graph: FlatGraph) -> dict[int, tuple[Any, kl.Layer]]:
     """Return, by the id of the node that gives a mean: the Reshape before it, or None, and the layer in its place."""
-    producers = {id(tensor): node for node in nodes for tensor in node.outputs}
-    readers: defaultdict[int, int] = defaultdict(int)
-    for tensor in [*outputs, *(tensor for node in nodes for tensor in node.input_tensors)]:
-        readers[id(tensor)] += 1
     found: dict[int, tuple[Any, kl.Layer]] = {}
-    for node in nodes:
+    for node in graph.nodes:
         if len(node.input_tensors) != 1:
             continue
         given = node.input_tensors[0]
-        before = producers.get(id(given))
+        before = graph.producer(given)
         if pools_whole_map(node.operation, given.shape):
             found[id(node)] = None, _pooling(node, keepdims=True)
-        elif before is not None and len(before.input_tensors) == 1 and readers[id(given)] == 1:
+        elif before is not None and len(before.input_tensors) == 1 and len(graph.readers[id(given)]) == 1:
             shapes = before.input_tensors[0].shape, given.shape
             if is_mean_of_places(before.operation, *shapes, node.operation):
                 found[id(node)] = before, _pooling(node, keepdims=False)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import keras
 import numpy as np
@@ -18,6 +19,7 @@ from tflite_export.file.tflite_file import Change
 from tflite_export.model import precision
 from tflite_export.model.inputs import DRAWN, collect_inputs
 from tflite_export.model.signature import Signature, signature_of
+from tflite_export.rewrites.graph import FlatGraph, refusal_of
 from tflite_export.tolerances import REWRITE
 
 __all__ = ["Change", "Pass", "Refusal", "Rewritten", "rewrite_model"]
@@ -53,21 +55,41 @@ class Rewritten:
     refusals: tuple[Refusal, ...] = ()
 
 
-class Pass(Protocol):
+class Pass(ABC):
     """A rewrite of a model into an equal one.
 
     Names and types of inputs, the structures of inputs and outputs, and the outputs themselves stay as they are.
+
+    Attributes:
+        name: what reports call it.
     """
 
-    @property
-    def name(self) -> str:
-        """What reports call it."""
+    name: str
 
     def apply(self, model: keras.Model) -> Rewritten:
-        """Return the model rewritten.
+        """Return the model rewritten, or the one given with the reason why not.
 
         Args:
             model: built and without masks; left as it is.
+        """
+        if not self.concerns(model):
+            return Rewritten(model)
+        reason = refusal_of(model)
+        if reason is not None:
+            return Rewritten(model, refusals=(Refusal(self.name, model.name, reason),))
+        made, changes, refusals = self.rewrite(FlatGraph(model))
+        return Rewritten(model if made is None else made, changes, refusals)
+
+    def concerns(self, model: keras.Model) -> bool:
+        """Return whether a model may hold anything for this pass; asked before the model is copied."""
+        return True
+
+    @abstractmethod
+    def rewrite(self, graph: FlatGraph) -> tuple[keras.Model | None, tuple[Change, ...], tuple[Refusal, ...]]:
+        """Return a new model, or None where nothing is changed; what was changed; and what was left as it was.
+
+        Args:
+            graph: of a copy of the model, which may be edited.
         """
 
 
@@ -77,7 +99,7 @@ def rewrite_model(
     inputs: Sequence[NDArray[Any]] | None = None,
     tolerance: float = REWRITE,
 ) -> Rewritten:
-    """Run passes in order, and hold the model after each one that changed something against the one before.
+    """Run passes in order, and compare the model after each one that changed something with the one before.
 
     error = max |after - before| / max |before|, for each output, in float32 as an export computes; where it is too
     large, it is measured anew in float64.
@@ -102,7 +124,9 @@ def rewrite_model(
     refusals: list[Refusal] = []
     for one in passes:
         result = one.apply(model)
-        refusals += result.refusals
+        # That a model's graph is not known is each pass's reason, and said once.
+        known = {(refusal.place, refusal.reason) for refusal in refusals}
+        refusals += [refusal for refusal in result.refusals if (refusal.place, refusal.reason) not in known]
         if result.changes:
             _check_same(model, result.model, one.name, inputs, tolerance)
             changes += result.changes

@@ -15,6 +15,9 @@ from tflite_export.errors import ExportError
 from tflite_export.file.tflite_file import Change
 from tflite_export.model.signature import signature_of
 from tflite_export.rewrites.graph import flat_copy, joined, refusal_of
+from tflite_export.rewrites.heads import HeadsPass
+from tflite_export.rewrites.mirror import MirrorPass
+from tflite_export.rewrites.pooling import PoolingPass
 from tflite_export.rewrites.rewrite import Refusal, Rewritten, rewrite_model
 
 
@@ -34,9 +37,10 @@ class Scaled:
 @dataclass(frozen=True)
 class Refuses:
     name: str = "refuses"
+    reason: str = "never"
 
     def apply(self, model):
-        return Rewritten(model, refusals=(Refusal(self.name, model.name, "never"),))
+        return Rewritten(model, refusals=(Refusal(self.name, model.name, self.reason),))
 
 
 def small():
@@ -46,10 +50,29 @@ def small():
 
 def test_passes_run_in_order_and_what_they_say_is_kept():
     model = small()
-    result = rewrite_model(model, [Refuses(), Scaled(1.0), Refuses()])
+    passes = [Refuses(), Scaled(1.0), Refuses("again"), Refuses("third", "not today")]
+    result = rewrite_model(model, passes)
     assert result.model is not model
     assert [change.what for change in result.changes] == ["bias scaled"]
-    assert [refusal.rewrite for refusal in result.refusals] == ["refuses", "refuses"]
+    # The same reason for the same place is said once, by the first.
+    assert [(refusal.rewrite, refusal.reason) for refusal in result.refusals] == [
+        ("refuses", "never"),
+        ("third", "not today"),
+    ]
+
+
+def test_a_model_without_a_known_graph_is_refused_once_and_stays():
+    class Own(keras.Model):
+        def call(self, x):
+            return keras.ops.mean(x, axis=(1, 2))
+
+    own = Own(name="own")
+    own.build((None, 4, 4, 3))
+    result = rewrite_model(own, [PoolingPass(), HeadsPass(), MirrorPass()])
+    assert result.model is own
+    (refusal,) = result.refusals
+    assert refusal.place == "own"
+    assert refusal.reason.startswith("a subclassed model, whose graph is in the code of its call()")
 
 
 def test_a_pass_that_changes_an_output_is_a_mistake():
