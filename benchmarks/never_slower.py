@@ -39,7 +39,6 @@ from tflite_export import export
 from tflite_export.convert.converter import convert
 from tflite_export.convert.number_types import CALIBRATION, resolve_number_type
 from tflite_export.edits.encode import encode
-from tflite_export.export import names_of, weights_of
 from tflite_export.model.inputs import collect_inputs
 from tflite_export.model.reference import answer
 from tflite_export.model.signature import signature_of
@@ -48,6 +47,7 @@ from tflite_export.runtimes.interleaved import time_in_turn
 from tflite_export.runtimes.opening import open_own
 from tflite_export.runtimes.sessions import Session
 from tflite_export.source.loading import open_source
+from tflite_export.stages.planned import names_of, weights_of
 
 ROWS, UNITS, SHARES = (1, 196), (256, 512, 1024), (0.5, 0.8, 0.9, 0.95)
 NUMBERS: dict[str | None, tuple[Encoding, ...]] = {

@@ -74,7 +74,7 @@ ORDER = [
     "tflite_export.bench",
     "tflite_export.other_runtimes",
     "tflite_export.report",
-    "tflite_export.dense",
+    "tflite_export.stages",
     "tflite_export.inspection",
     "tflite_export.export",
     "tflite_export.latency",

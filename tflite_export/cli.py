@@ -17,12 +17,12 @@ from keras_prune.devices import DEVICES
 from tflite_export.bench.device_page import serve as serve_files
 from tflite_export.bench.timing import benchmark
 from tflite_export.errors import ExportError
-from tflite_export.export import check_places
 from tflite_export.export import export as export_model
 from tflite_export.file.reading import read_arrays
 from tflite_export.inspection import inspect as inspect_source
 from tflite_export.model.inputs import SAMPLES
 from tflite_export.runtimes.limits import Limits
+from tflite_export.stages.checks import check_places
 from tflite_export.verification.verify import verify as verify_file
 
 __all__ = [

@@ -131,7 +131,7 @@ class ExportReport:
         return printable(plain_text(table) + "\n".join(footer))
 
     def _dense_alone(self) -> list[str]:
-        """Return a line where a quantized file was not held against a dense one, because it is one."""
+        """Return a line where a quantized file was not compared with a dense one, because it is one."""
         if self.quantize is None or self.verification.encoding is not None:
             return []
         return [f"no weight is stored sparse: the error is what {self.quantize} costs by itself"]

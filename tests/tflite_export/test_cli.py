@@ -152,4 +152,4 @@ def test_wrong_data_are_one_line_and_code_1(saved, tmp_path, run, command, data,
 def test_a_tolerance_that_is_none_is_refused_before_work_begins(saved, tmp_path, run, tolerance):
     code, _, err = run("export", saved, tmp_path / "out.tflite", f"--tolerance={tolerance}")
     assert code == 1
-    assert "tolerance: must be a share from 0 up, and finite" in err
+    assert "tolerance: must be a finite share of an output's scale, at least 0" in err

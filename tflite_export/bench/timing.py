@@ -113,7 +113,7 @@ def benchmark(
         measured = measure_on_arm64(cases, feeds, rounds, warm_up, cpu=cpu, limits=allowed)
     for case, found, wanted, said in zip(cases, measured.outputs, here.outputs, measured.said, strict=True):
         subject = f"{case.name} ({measured.description})"
-        require_agreement(found, wanted, subject, whose="LiteRT does here", tolerance=OTHER_RUNTIME, said=said)
+        require_agreement(found, wanted, subject, whose="LiteRT's outputs", tolerance=OTHER_RUNTIME, said=said)
     timings = tuple(
         _timing(measured, place, name, len(contents[place]), twin_of, len(paths)) for place, name in enumerate(names)
     )

@@ -18,10 +18,10 @@ from tflite_export.errors import ExportError
 from tflite_export.file.integrity import text
 from tflite_export.file.tflite_file import Change, TFLiteFile
 from tflite_export.model import precision
+from tflite_export.model.fresh_state import fresh_state
 from tflite_export.model.inputs import Inputs
 from tflite_export.model.reasons import operators_without_kernel, reason_of
 from tflite_export.model.signature import Signature, output_names
-from tflite_export.model.states import fresh_state
 
 __all__ = ["SUBJECT", "Converted", "convert", "named_errors", "share_constants"]
 
@@ -187,7 +187,7 @@ def named_errors(signature: Signature, subject: str = "the model") -> Iterator[N
             ) from error
         reason = reason_of(error)
         raise ExportError(
-            subject, "TensorFlow's converter must take it", reason, _way_out(reason, signature)
+            subject, "must be accepted by TensorFlow's converter", reason, _way_out(reason, signature)
         ) from error
 
 

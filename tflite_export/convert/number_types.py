@@ -132,7 +132,9 @@ def check_tolerance(tolerance: float | None) -> None:
         ExportError: it is negative, infinite or not a number.
     """
     if tolerance is not None and not 0 <= tolerance < float("inf"):
-        raise ExportError("tolerance", "must be a share from 0 up, and finite", tolerance, "Leave it out, or 1e-3.")
+        raise ExportError(
+            "tolerance", "must be a finite share of an output's scale, at least 0", tolerance, "Leave it out, or 1e-3."
+        )
 
 
 def check_calibration(kind: NumberType, data: Any) -> None:
@@ -199,7 +201,7 @@ def configure(converter: Any, kind: NumberType, calibration: Callable[[], Iterat
 
 
 def batches(inputs: Inputs, names: tuple[str, ...], batch: int | None) -> Iterator[dict[str, NDArray[Any]]]:
-    """Yield samples by input name, in batches of the file's size; one by one where it is free.
+    """Yield samples by input name, in batches of the file's size, or one by one if that is free.
 
     A last batch that is not full is filled up with its last sample.
     """

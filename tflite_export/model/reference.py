@@ -1,4 +1,4 @@
-"""What a model answers to inputs: what its file is held against."""
+"""The answers of a model to inputs, with which its file is compared."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from keras_prune.arrays.distance import distance, is_float, scale_of
 from tflite_export.errors import ExportError
 from tflite_export.model.classes import are_distributions
+from tflite_export.model.fresh_state import fresh_state
 from tflite_export.model.inputs import Inputs
 from tflite_export.model.reasons import reason_of
 from tflite_export.model.signature import Signature, output_names
-from tflite_export.model.states import fresh_state
 from tflite_export.runtimes.sessions import in_batches, is_per_sample, joined
 from tflite_export.tolerances import SAME_IN_COMPANY
 
@@ -47,6 +47,11 @@ class Reference:
     batch: int | None = None
     classes: tuple[bool | None, ...] = ()
 
+    @property
+    def named_inputs(self) -> dict[str, NDArray[Any]]:
+        """The samples, [samples, ...] each, by the file's names of its inputs."""
+        return dict(zip(self.input_names, self.inputs.arrays, strict=True))
+
     def has_classes(self) -> list[bool]:
         """Return for each output whether the place of its largest value is an answer: see `classes.py`."""
         declared = self.classes or (None,) * len(self.outputs)
@@ -74,7 +79,7 @@ def answer(
         model: what is called, with inputs packed as the signature says and `training=False`; it has a `name`.
         signature: of it. With a fixed batch it is run in batches of that size.
         inputs: the samples.
-        fresh: makes the context of a run; None: `tflite_export.model.states.fresh_state` of the model.
+        fresh: makes the context of a run; None: `tflite_export.model.fresh_state.fresh_state` of the model.
 
     Raises:
         ExportError: the model cannot answer these inputs, or answers NaN.
@@ -144,7 +149,7 @@ def _cannot_answer(name: str, feeds: list[NDArray[Any]], error: Exception) -> Ex
     shapes = ", ".join(str(feed.shape) for feed in feeds)
     return ExportError(
         f"model '{name}'",
-        f"must answer the data itself before its file can be held against it (inputs of shape {shapes})",
+        f"must accept the data itself, since its file is compared with it (inputs of shape {shapes})",
         reason_of(error),
         "Give data that model(data) takes: check their sizes, and the ranges of ids.",
     )

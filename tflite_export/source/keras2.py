@@ -301,7 +301,7 @@ def _apply_in_file(group: Any, mask_name: str, names: list[str]) -> None:
     if len(fitting) != 1:
         raise ExportError(
             f"mask '{mask_name}'",
-            "must tell by its shape which weight it belongs to",
+            "must match exactly one weight by its shape",
             f"{fitting} in layer '{layer}'",
             "Load the file with tf_keras and tfmot, and export the model object.",
         )

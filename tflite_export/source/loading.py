@@ -47,7 +47,7 @@ def open_source(model: Any, signature_key: str | None = None) -> Source:
     if signature_key is not None and not _is_saved_model(model):
         raise ExportError(
             "signature_key",
-            "names a signature of a SavedModel",
+            "applies to a SavedModel only",
             f"{signature_key!r} for another model",
             "Leave it out.",
         )

@@ -23,10 +23,10 @@ from tflite_export.errors import ExportError
 from tflite_export.file.tflite_file import TFLiteFile
 from tflite_export.model import precision
 from tflite_export.model.classes import Compiled
+from tflite_export.model.fresh_state import kept
 from tflite_export.model.inputs import SAMPLES, Inputs, collect_inputs
 from tflite_export.model.reference import Reference, answer
 from tflite_export.model.signature import InputSpec, Signature, one_batch, signature_of
-from tflite_export.model.states import kept
 
 __all__ = ["DEFAULT_KEY", "FunctionSource", "KerasSource", "Source", "build_like"]
 
@@ -329,7 +329,7 @@ def build_like(model: keras.Model, built: keras.Model) -> None:
 
 
 def _carries_masks(model: keras.Model) -> bool:
-    """Return whether there is anything to strip. Without, no copy is made: not every subclassed model has one."""
+    """Return whether there is anything to strip. If not, no copy is made: some subclassed models cannot be copied."""
     own = any(isinstance(layer, (MaskedLayer, Prunable)) for layer in layers_in(model))
     return own or bool(effective_mask(model))
 

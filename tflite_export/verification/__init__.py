@@ -1,1 +1,1 @@
-"""A file held against the model that it came from: compared, mended, and proved again on the device."""
+"""Verify a file against the model that it came from, here, where sparse kernels are on, and on the device itself."""

@@ -1,4 +1,4 @@
-"""Outputs of a file held against those that it must give: how far each is off, and whether that is near enough."""
+"""Compare outputs of a file with those that it must have: how far each is off, and whether that is near enough."""
 
 from __future__ import annotations
 
@@ -191,7 +191,7 @@ def require_agreement(
         outputs: what a runtime answered.
         wanted: what it must answer.
         subject: which file, and where.
-        whose: who answers rightly: "the model".
+        whose: whose outputs are right: "the model's outputs".
         tolerance: largest difference, as a share of an output's scale.
         said: what the runtime printed.
 
@@ -202,8 +202,8 @@ def require_agreement(
     if not found <= tolerance:
         raise ExportError(
             subject,
-            f"must answer as {whose} to {tolerance:g} of each output's scale",
+            f"must equal {whose} to {tolerance:g} of each output's scale",
             "; ".join([f"a difference of {found:.3g}", *said]),
-            "This runtime answers garbage where it cannot allocate: export the model again, for this target.",
+            "Where this runtime cannot allocate, its outputs are garbage: export the model again, for this target.",
         )
     return found

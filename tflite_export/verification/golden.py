@@ -77,7 +77,7 @@ class Golden:
         """Check the bounds."""
         for name, bound in self.bounds.items():
             if not 0 <= bound < math.inf:
-                rule = "must be a number from 0 up, and finite"
+                rule = "must be a finite number, at least 0"
                 raise ExportError(f"the bound of output '{name}'", rule, bound, "Write the golden file again.")
 
     def __len__(self) -> int:
@@ -92,7 +92,7 @@ def golden_of(reference: Reference, tolerance: float = FLOAT32.tolerance) -> Gol
     """
     outputs = dict(zip(reference.output_names, reference.outputs, strict=True))
     return Golden(
-        dict(zip(reference.input_names, reference.inputs.arrays, strict=True)),
+        reference.named_inputs,
         outputs,
         {name: _bound(values, tolerance) for name, values in outputs.items()},
     )
@@ -186,7 +186,7 @@ def read_golden(path: str | os.PathLike[str]) -> Golden:
 
 
 def check_golden(golden: Golden, outputs: Mapping[str, NDArray[Any]], subject: str = "the device") -> list[OutputError]:
-    """Hold what a device answered against a golden file: |answer - output| <= bound, everywhere.
+    """Compare what a device answered with a golden file: |answer - output| <= bound, everywhere.
 
     Args:
         golden: the file.
@@ -208,7 +208,7 @@ def check_golden(golden: Golden, outputs: Mapping[str, NDArray[Any]], subject: s
     for name, wanted in golden.outputs.items():
         place = f"output '{name}' of {subject}"
         if name not in outputs:
-            raise ExportError(place, "must be there", f"only {sorted(outputs)}", "Is it another model's file?")
+            raise ExportError(place, "must be among the outputs given", sorted(outputs), "Is it another model's file?")
         got = np.asarray(outputs[name])
         if got.shape[1:] != wanted.shape[1:] or not 0 < len(got) <= len(wanted):
             raise ExportError(

@@ -1,4 +1,4 @@
-"""Hold a file against its model where sparse kernels are on, which they never are on a PC with AVX."""
+"""Verify a file where sparse kernels are on, which they never are on a PC with AVX."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def verify_where_sparse(
     else:
         raise ExportError("runtime", "must be 'web' or 'arm64'", repr(runtime), "Choose one of these.")
     place = f"{subject} ({description})"
-    found = require_agreement(outputs, wanted, place, whose="the model", tolerance=tolerance, said=said)
+    found = require_agreement(outputs, wanted, place, whose="the model's outputs", tolerance=tolerance, said=said)
     return SparseRun(description, len(feeds[0]), found, tolerance)
 
 

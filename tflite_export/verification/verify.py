@@ -145,8 +145,8 @@ def _warning(output: OutputError) -> str:
             f"{output.share:.1%} of what they reach, and above {NOTABLE:.0%} is warned about"
         )
     return printable(
-        f"output '{output.name}' is far from the model's: {what}. Look whether your application bears that; else give "
-        "more data, quantize less, or pass a smaller tolerance, which refuses such a file."
+        f"output '{output.name}' is far from the model's: {what}. Check whether your application tolerates "
+        "this. Otherwise give more data, quantize less, or pass a smaller tolerance, which rejects such a file."
     )
 
 
@@ -212,7 +212,7 @@ Answers = Mapping[tuple[bool, int, int], Sequence[NDArray[Any]]]
 
 
 def answers(file: TFLiteFile, reference: Reference, subject: str) -> Answers:
-    """Return what a file gives out in every configuration, for `compare_runs` to hold another one against.
+    """Return the outputs of a file in every configuration, for `compare_runs` to compare another one with.
 
     Raises:
         ExportError: it cannot be run.
@@ -244,7 +244,7 @@ def compare_runs(
         subject: what to call the file in errors.
         kind: its number type, for the tolerances.
         tolerance: largest error against the model, in place of the number type's.
-        dense: what the dense file of the same number type gives out, to be compared with too.
+        dense: outputs of the dense file of the same number type, to be compared with too.
         open_file: loads the file: `open_own` one that was just made here, `open_foreign` any other.
 
     Raises:

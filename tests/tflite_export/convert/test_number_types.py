@@ -8,10 +8,10 @@ from keras import layers
 from tflite_export import Encoding, ExportError, export, verify
 from tflite_export.convert import number_types as numbers
 from tflite_export.convert.number_types import NUMBER_TYPES, number_type_of, resolve_number_type
-from tflite_export.export import check_size
 from tflite_export.file import flatbuffer
 from tflite_export.model.inputs import Inputs
 from tflite_export.plan.weights import Names, fingerprint
+from tflite_export.stages.checks import check_size
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def test_an_unknown_number_type_is_refused_with_those_that_are_known(name, net, 
     ],
 )
 def test_choices_that_do_not_go_together_are_refused_before_work_begins(arguments, message, net, tmp_path, monkeypatch):
-    monkeypatch.setattr(sys.modules["tflite_export.export"], "make_dense", lambda *_: pytest.fail("work began"))
+    monkeypatch.setattr(sys.modules["tflite_export.export"], "make_dense_file", lambda *_: pytest.fail("work began"))
     with pytest.raises(ExportError, match=message):
         export(net, tmp_path / "model.tflite", **arguments)
 
@@ -165,7 +165,7 @@ def test_a_model_above_the_limit_of_the_format_is_refused_before_anything_is_mad
     with pytest.raises(ExportError, match=r"Received: 2400000000 bytes in int8"):
         check_size([(table[0], (40_000, 60_000))], numbers.INT8)
     monkeypatch.setattr("tflite_export.file.flatbuffer.LARGEST_FILE", 40_000)
-    monkeypatch.setattr(sys.modules["tflite_export.export"], "make_dense", lambda *_: pytest.fail("work began"))
+    monkeypatch.setattr(sys.modules["tflite_export.export"], "make_dense_file", lambda *_: pytest.fail("work began"))
     with pytest.raises(ExportError, match=r"Received: 41536 bytes in float32, 'one/kernel' the largest with 32768"):
         export(net, tmp_path / "model.tflite", data=np.ones((1, 64)))
 

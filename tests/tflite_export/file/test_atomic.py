@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from tflite_export import ExportError, export
-from tflite_export.export import check_places
 from tflite_export.source.loading import files_of
+from tflite_export.stages.checks import check_places
 
 convert_module = importlib.import_module("tflite_export.export")
 
@@ -124,7 +124,7 @@ def test_one_model_is_exported_from_several_threads(tmp_path, scratch):
     stack = [keras.Input((8,)), *(keras.layers.Dense(units, dtype="mixed_float16") for units in (16, 4))]
     model, data = keras.Sequential(stack), np.random.default_rng(0).normal(size=(3, 8)).astype("f4")
     inside = []
-    real = convert_module.make_dense
+    real = convert_module.make_dense_file
 
     def slow(*arguments):
         inside.append("in")
@@ -134,7 +134,7 @@ def test_one_model_is_exported_from_several_threads(tmp_path, scratch):
         return made
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(convert_module, "make_dense", slow)
+        patch.setattr(convert_module, "make_dense_file", slow)
         with ThreadPoolExecutor(3) as pool:
             done = [pool.submit(export, model, tmp_path / f"{i}.tflite", data=data) for i in range(3)]
     assert all(each.result().verification.max_relative < 1e-4 for each in done)

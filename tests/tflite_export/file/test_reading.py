@@ -164,11 +164,11 @@ def test_a_bound_that_lets_all_or_nothing_pass_is_refused(tmp_path, bound):
     header = {"__metadata__": metadata, "input:x": entry(), "output:y": entry()}
     (tmp_path / "g").write_bytes(golden_of(header, bytes(4)))
     with pytest.raises(
-        ExportError, match=r"must be a golden file .*the bound of output 'y': must be a number from 0 up"
+        ExportError, match=r"must be a golden file .*the bound of output 'y': must be a finite number, at least 0"
     ):
         read_golden(tmp_path / "g")
     x = np.ones((1, 1), np.float32)
-    with pytest.raises(ExportError, match="the bound of output 'y': must be a number from 0 up, and finite"):
+    with pytest.raises(ExportError, match="the bound of output 'y': must be a finite number, at least 0"):
         check_golden(Golden({"x": x}, {"y": x}, {"y": float(bound)}), {"y": x * 2})
 
 

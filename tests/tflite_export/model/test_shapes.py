@@ -321,7 +321,7 @@ def test_what_a_model_cannot_answer_is_said(make, data, reason, tmp_path):
         lambda: export(model, tmp_path / "m.tflite", data=data),
         lambda: answer(model, signature_of(model), Inputs((data,), drawn=False)),
     ):
-        with pytest.raises(ExportError, match=r"must answer the data itself") as caught:
+        with pytest.raises(ExportError, match=r"must accept the data itself") as caught:
             call()
         assert re.search(reason, str(caught.value.received))
         assert "Exception encountered" not in str(caught.value)

@@ -116,7 +116,7 @@ def test_sparse_kernels_take_fewer_instructions_than_the_twin(tmp_path, zero_out
     assert (run.samples, run.runtime) == (5, arm64_guest.describe())
     assert 0 < run.max_relative < 1e-5
     wanted[0][4, 0] += 1.0  # of the last sample, in a batch of its own
-    with pytest.raises(ExportError, match="must answer as the model"):
+    with pytest.raises(ExportError, match="must equal the model's outputs"):
         verify_where_sparse(*arguments, runtime="arm64", tolerance=1e-4)
     for cpu in arm64.CPUS:
         report = benchmark(tmp_path / "sparse.tflite", runtime="arm64", twins=True, cpu=cpu)

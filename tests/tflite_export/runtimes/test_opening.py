@@ -12,10 +12,9 @@ from tflite_export.runtimes.opening import open_foreign, open_own
 OWN = {
     "tflite_export.bench.tune",
     "tflite_export.demo",
-    "tflite_export.dense",
-    "tflite_export.export",
     "tflite_export.latency",
     "tflite_export.runtimes.arm64_guest",
+    "tflite_export.stages.planned",
     "tflite_export.verification.ports",
     "tflite_export.verification.verify",
     "tflite_export.web.limitations",

@@ -78,7 +78,7 @@ def test_damaged_and_missing_files_are_refused(tmp_path, name, rule):
 
 
 def test_a_signature_is_named_of_a_saved_model_only(net):
-    with pytest.raises(ExportError, match="signature_key: names a signature of a SavedModel"):
+    with pytest.raises(ExportError, match="signature_key: applies to a SavedModel only"):
         open_source(net, "serve")
 
 

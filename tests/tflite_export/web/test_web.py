@@ -249,7 +249,7 @@ def test_garbage_is_refused_with_what_the_runtime_printed(host, make_pointwise, 
     here = LiteRTSession(content)  # right on a PC
     names, outputs = list(here.inputs), list(here.outputs)
     wanted = here.run([image], names, outputs)
-    with pytest.raises(ExportError, match=r"must answer as the model to 0\.0001.*Failed to allocate tensors"):
+    with pytest.raises(ExportError, match=r"must equal the model's outputs to 0\.0001.*Failed to allocate tensors"):
         verify_where_sparse(content, [image], wanted, names, outputs, tolerance=1e-4, host=host)
 
 
@@ -263,7 +263,7 @@ def test_a_file_is_verified_where_its_kernels_are_sparse(host, make_pointwise, p
     assert str(run).startswith("sparse kernels executed: LiteRT.js under Node")
     assert json.loads(json.dumps(run.to_dict()))["runtime"] == host.description
     wanted[0][2] += 1.0
-    with pytest.raises(ExportError, match="must answer as the model"):
+    with pytest.raises(ExportError, match="must equal the model's outputs"):
         verify_where_sparse(pointwise, [image], wanted, names, outputs, tolerance=1e-4, host=host)
 
 
@@ -278,7 +278,7 @@ def test_a_benchmark_runs_there_and_compares(tmp_path, make_pointwise, pointwise
     assert sparse.twin_ratio > 0
     assert 0 < sparse.max_difference < 1e-5  # other kernels: sums in another order
     (tmp_path / "bad.tflite").write_bytes(sparse_pointwise(convert(make_pointwise(good=False))))
-    with pytest.raises(ExportError, match="must answer as LiteRT does here"):
+    with pytest.raises(ExportError, match="must equal LiteRT's outputs"):
         benchmark(tmp_path / "bad.tflite", runtime="web", rounds=1)
 
 

@@ -17,9 +17,9 @@ from tflite_export.edits.ranks import lower_pooled_outputs, raise_scalar_constan
 from tflite_export.file import flatbuffer
 from tflite_export.file.tflite_file import Change
 from tflite_export.model import precision
+from tflite_export.model.fresh_state import fresh_state
 from tflite_export.model.inputs import Inputs
 from tflite_export.model.signature import Signature
-from tflite_export.model.states import fresh_state
 from tflite_export.plan.zeros import kernels_of
 from tflite_export.rewrites.heads import HeadsPass
 from tflite_export.rewrites.mirror import MirrorPass
@@ -30,7 +30,7 @@ from tflite_export.source.source import KerasSource, Source
 from tflite_export.xnnpack.clusters import analyse
 from tflite_export.xnnpack.prediction import Analysis
 
-__all__ = ["SAMPLES", "WORTH_TRYING", "Dense", "make_dense", "may_run_sparse"]
+__all__ = ["SAMPLES", "WORTH_TRYING", "DenseFile", "make_dense_file", "may_run_sparse"]
 
 WORTH_TRYING = 1 / 3
 """Share of zeros in a model's 1x1 convolutions from which it is rewritten and converted to see what becomes of it.
@@ -42,7 +42,7 @@ SAMPLES = 4
 
 
 @dataclass(frozen=True, eq=False)
-class Dense:
+class DenseFile:
     """A dense file, and what was done to the model before.
 
     Args:
@@ -63,7 +63,7 @@ def may_run_sparse(target: Device, kind: NumberType) -> bool:
     return target.clusters is not None and kind.name in (None, "float16")
 
 
-def make_dense(source: Source, signature: Signature, kind: NumberType, data: Inputs, target: Device) -> Dense:
+def make_dense_file(source: Source, signature: Signature, kind: NumberType, data: Inputs, target: Device) -> DenseFile:
     """Convert a model, rewritten where its zeros and the target let that pay.
 
     Args:
@@ -76,7 +76,7 @@ def make_dense(source: Source, signature: Signature, kind: NumberType, data: Inp
     Raises:
         ExportError: the converter fails, or a rewrite changes the model's answers.
     """
-    tried: Dense | None = None
+    tried: DenseFile | None = None
     if isinstance(source, KerasSource) and may_run_sparse(target, kind) and _is_worth_trying(source.keras):
         tried = _rewritten(source, signature, kind, data)
         found = analyse(file := tried.converted.file.model, assume_sparse=_pruned_pointwise(file))
@@ -84,10 +84,10 @@ def make_dense(source: Source, signature: Signature, kind: NumberType, data: Inp
             return tried
     converted = source.convert(signature, None, kind, data)
     kernels = kernels_of(source.model) if source.model is not None else {}
-    return Dense(converted, kernels, notes=() if tried is None or not tried.changes else (_why_not(found),))
+    return DenseFile(converted, kernels, notes=() if tried is None or not tried.changes else (_why_not(found),))
 
 
-def _rewritten(source: KerasSource, signature: Signature, kind: NumberType, data: Inputs) -> Dense:
+def _rewritten(source: KerasSource, signature: Signature, kind: NumberType, data: Inputs) -> DenseFile:
     made: dict[str, Any] = {}
 
     def make() -> keras.Model:
@@ -103,7 +103,7 @@ def _rewritten(source: KerasSource, signature: Signature, kind: NumberType, data
     file, edits = converted.file.edited(raise_scalar_constants, lower_pooled_outputs)
     converted = replace(converted, file=file)
     notes = tuple(f"not rewritten: {refusal.place}: {refusal.reason}" for refusal in made["refusals"])
-    return Dense(converted, made["kernels"], made["changes"] + edits, notes)
+    return DenseFile(converted, made["kernels"], made["changes"] + edits, notes)
 
 
 def _is_worth_trying(model: keras.Model) -> bool:
