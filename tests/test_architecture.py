@@ -5,6 +5,7 @@ import collections
 import functools
 import importlib
 import pathlib
+import re
 import sys
 
 import keras
@@ -243,3 +244,15 @@ def test_a_class_under_its_former_name_is_the_class():
     with pytest.warns(DeprecationWarning, match=r"'tflite_export\.runtime' is now"):
         former = importlib.import_module("tflite_export.runtime")
     assert former.Session is former.LiteRTSession
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs" / "design").glob("*.md")), ids=lambda page: page.name)
+def test_modules_that_a_page_names_exist(page):
+    text = page.read_text()
+    named = re.findall(r"`((?:[a-z_0-9]+/)+(?:[a-z_0-9]+\.py)?|[a-z_0-9]+\.py)`", text)
+    roots = [ROOT, ROOT / "keras_prune", ROOT / "tflite_export", ROOT / "keras_prune" / "structured"]
+    names_of_files = {path.name for path in MODULES.values()}
+    missing = [
+        name for name in named if name not in names_of_files and not any((root / name).exists() for root in roots)
+    ]
+    assert not missing
