@@ -100,14 +100,11 @@ class _Renamed(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 
 def keep(names: Mapping[str, str]) -> None:
-    """Let modules be imported under former names too.
+    """Let modules be imported under their former names too.
+
+    `import keras_prune.selection` gives `keras_prune.arrays.selection`, say.
 
     Args:
         names: former name -> name. A former name that is a package today cannot be kept.
-
-    Example:
-        >>> import keras_prune.selection
-        >>> keras_prune.selection.__name__
-        'keras_prune.arrays.selection'
     """
     sys.meta_path.append(_Renamed(names))

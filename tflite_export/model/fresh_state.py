@@ -25,6 +25,7 @@ def fresh_state(model: Any) -> Iterator[None]:
         model: a Keras 3 or tf_keras model.
 
     Example:
+        >>> import keras
         >>> layer = keras.layers.SimpleRNN(1, stateful=True, kernel_initializer="ones")
         >>> model = keras.Sequential([keras.Input((1, 1), batch_size=1), layer])
         >>> with fresh_state(model):
