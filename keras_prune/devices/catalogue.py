@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from keras_prune.arrays.encoding import Encoding
 from keras_prune.devices.device import Clusters, Device, Kernel
-from keras_prune.devices.encoding import Encoding
 from keras_prune.devices.gains import PAYS_ANYWHERE, SWITCHES_ON, Measured
 from keras_prune.strategy import resolve
 

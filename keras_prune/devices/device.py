@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 from keras.saving import register_keras_serializable
 
-from keras_prune.devices.encoding import Encoding
+from keras_prune.arrays.encoding import Encoding
 from keras_prune.devices.gains import (
     PAYS_ANYWHERE,
     SWITCHES_ON,

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from keras_prune.devices.encoding import Encoding
+from keras_prune.arrays.encoding import Encoding
 
 __all__ = [
     "Array",

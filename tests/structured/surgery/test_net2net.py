@@ -244,7 +244,7 @@ def test_steps():
         (kl.LayerNormalization(), r"'in' must keep its width: .*layer normalisation"),
         (kl.RMSNormalization(), r"\(RMSNormalization\) sums over units without weights"),
         (kl.UnitNormalization(), r"\(UnitNormalization\) sums over units without weights"),
-        (kl.Softmax(), r"'in' must keep its width: softmax mixes"),
+        (kl.Softmax(), r"'in' must keep its width: softmax normalises over this axis"),
         (lambda x: kl.Dot((2, 2))([x, x]), r"\(Dot\) sums over units without weights"),
         (lambda x: ops.sum(x, axis=-1, keepdims=True), r"\(Sum\) sums over units, and has no weights"),
         (lambda x: ops.matmul(x, ops.transpose(x, (0, 2, 1))), r"\(Matmul\) sums over units, and has no weights"),

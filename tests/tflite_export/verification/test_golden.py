@@ -101,7 +101,7 @@ def test_answers_that_are_off_are_refused(two, change, message):
 
 
 def test_a_missing_output_is_refused(two):
-    with pytest.raises(ExportError, match=r"output 'label' of the device: must be there\. Received: only \['scores'\]"):
+    with pytest.raises(ExportError, match=r"output 'label' of the device: must be among the outputs given\. Received: \['scores'\]"):
         check_golden(two, {"scores": Y})
 
 
