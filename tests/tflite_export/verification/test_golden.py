@@ -101,7 +101,8 @@ def test_answers_that_are_off_are_refused(two, change, message):
 
 
 def test_a_missing_output_is_refused(two):
-    with pytest.raises(ExportError, match=r"output 'label' of the device: must be among the outputs given\. Received: \['scores'\]"):
+    message = r"output 'label' of the device: must be among the outputs given\. Received: \['scores'\]"
+    with pytest.raises(ExportError, match=message):
         check_golden(two, {"scores": Y})
 
 
