@@ -23,13 +23,16 @@ hypothesis.settings.load_profile("reproducible")
 
 
 def pytest_configure(config):
-    """Makes two logical CPUs, which TensorFlow allows only before it has run anything."""
+    """Makes two logical CPUs, which TensorFlow allows only before it has run anything, and traces functions faster."""
     if config.getoption("numprocesses", None):
         return  # the workers run the tests: the process that starts them needs no TensorFlow
     import tensorflow as tf
 
     cpu = tf.config.list_physical_devices("CPU")[0]
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+    # A test traces many functions and runs each a few times: TensorFlow's optimizer of graphs takes a fifth of the time.
+    # Processes that tests start, the README's code and the notebooks run with it, as users do.
+    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
 
 
 @pytest.fixture(autouse=True)
