@@ -22,8 +22,8 @@ demo: $(VENV)/.installed-demo
 	$(BIN)/keras-prune demo --out build/demo
 
 # One run of pytest for all that it can run, so that its closing line counts everything; what takes longest comes first,
-# so that no process is left alone with it. Where npm is there, LiteRT.js is
-# fetched once, and files are run in WebAssembly too; without it those tests are skipped, with the reason.
+# so that no process is left alone with it. Where npm is there, LiteRT.js is fetched once, and files are run in
+# WebAssembly too; without it those tests are skipped, with the reason.
 test: lint types
 	@if command -v npm >/dev/null; then $(BIN)/python -m tflite_export.runtimes.litertjs || echo "nothing is run in WebAssembly"; else echo "no npm: nothing is run in WebAssembly"; fi
 	$(PYTEST) --doctest-modules --nbmake $(wildcard notebooks) keras_prune tflite_export tests

@@ -5,7 +5,7 @@
 
 Each network is trained on a part of Fashion-MNIST. Copies are pruned by `kp.prune` at once, by magnitude, and measured
 as they are, with the statistics of batch normalisation estimated again (`kp.recalibrate`), and with what is kept solved
-again (`reconstruct=`), on 1,024 training pictures without their labels. Accuracy is that of the Keras model on test
+again (`reconstruct=`), and with both, on 1,024 training pictures without their labels. Accuracy is that of the Keras model on test
 pictures that nothing else has seen; the mean over the seeds. A number that is missed says so.
 """
 
@@ -63,6 +63,7 @@ NETS: dict[str, Callable[[], keras.Model]] = {"batch norm": with_batch_norm, "pl
 WAYS: dict[str, dict[str, Any]] = {
     "unstructured, global": {},
     "unstructured, uniform": {"allocation": "uniform"},
+    "by activations (Wanda), uniform": {"allocation": "uniform", "activations": True},
     "2:4": {"pattern": kp.patterns.NofM(2, 4), "allocation": "uniform", "sparsities": (0.5,)},
     "4x1 blocks, global": {"pattern": kp.patterns.Block(4, 1), "sparsities": (0.75,)},
 }
@@ -75,12 +76,14 @@ def pictures(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
 
 def accuracies(
     path: Path, sparsity: float, way: dict[str, Any], x: npt.NDArray[np.float32], test: tuple[Any, Any]
-) -> tuple[float, float, float, float]:
-    """Return the accuracy as pruned, recalibrated, reconstructed, and the seconds that the last took."""
+) -> tuple[float, ...]:
+    """Return the accuracy as pruned, recalibrated, reconstructed, with both, and the seconds of a reconstruction."""
     found = []
-    options = {key: value for key, value in way.items() if key != "sparsities"}
+    options = {key: value for key, value in way.items() if key not in ("sparsities", "activations")}
+    if "activations" in way:
+        options["criterion"] = kp.criteria.Activation(data=x)
     scope = kp.Scope(exclude=_unfit(path)) if "pattern" in way else None
-    for recalibrate, reconstruct in ((False, None), (True, None), (False, x)):
+    for recalibrate, reconstruct in ((False, None), (True, None), (False, x), (True, x)):
         model = keras.models.load_model(path)
         start = time.perf_counter()
         kp.prune(model, sparsity, scope=scope, reconstruct=reconstruct, **options)
@@ -88,7 +91,7 @@ def accuracies(
         if recalibrate:
             kp.recalibrate(model, x)
         found.append(_accuracy(model, *test))
-    return found[0], found[1], found[2], took
+    return *found, took
 
 
 def _unfit(path: Path) -> list[str]:
@@ -126,11 +129,11 @@ def measure(name: str, images: Images, options: argparse.Namespace) -> tuple[lis
                 print(name, f"seed {seed}", way, sparsity, *(f"{value:.3f}" for value in (dense, *taken)), flush=True)
     rows, met = [], True
     for (way, sparsity), values in found.items():
-        dense, pruned, again, solved, seconds = (statistics.mean(column) for column in zip(*values, strict=True))
+        dense, pruned, again, solved, both, seconds = (statistics.mean(column) for column in zip(*values, strict=True))
         asked = ASKED.get(sparsity) if way == "unstructured, global" else None
         word = "" if asked is None else verdict(-solved / dense, -asked)
         met = met and word != "MISSED"
-        cells = [f"{value:.3f}" for value in (dense, pruned, again, solved)]
+        cells = [f"{value:.3f}" for value in (dense, pruned, again, solved, both)]
         rows.append([f"{name}, {way}, {sparsity:.0%}", *cells, f"{solved / dense:.3f}", f"{seconds:.0f}", word])
     return rows, met
 
@@ -150,7 +153,17 @@ def main(arguments: list[str] | None = None) -> int:
         own, fine = measure(name, images, options)
         rows += own
         met = met and fine
-    columns = ["network, pattern, zeros", "dense", "pruned", "recalibrated", "reconstructed", "of dense", "s", ""]
+    columns = [
+        "network, pattern, zeros",
+        "dense",
+        "pruned",
+        "recalibrated",
+        "reconstructed",
+        "both",
+        "of dense",
+        "s",
+        "",
+    ]
     caption = (
         f"Accuracy, mean of seeds {', '.join(map(str, options.seeds))}; {options.images:,} training images, "
         f"{options.epochs} epochs; {CALIBRATION} of them, without labels, to solve on.\n"

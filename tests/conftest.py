@@ -30,8 +30,8 @@ def pytest_configure(config):
 
     cpu = tf.config.list_physical_devices("CPU")[0]
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
-    # A test traces many functions and runs each a few times: TensorFlow's optimizer of graphs takes a fifth of the time.
-    # Processes that tests start, the README's code and the notebooks run with it, as users do.
+    # A test traces many functions and runs each a few times: TensorFlow's optimizer of graphs takes a fifth of its
+    # time. Processes that tests start, the notebooks among them, and `.ci/readme` run with it, as users do.
     tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
 
 
