@@ -3,10 +3,10 @@
     python -m benchmarks.reconstruction
     python -m benchmarks.reconstruction --seeds 0 --sparsities 0.9
 
-Each network is trained on a part of Fashion-MNIST. Copies are pruned by `kp.prune` at once, by magnitude, and measured
-as they are, with the statistics of batch normalisation estimated again (`kp.recalibrate`), and with what is kept solved
-again (`reconstruct=`), and with both, on 1,024 training pictures without their labels. Accuracy is that of the Keras model on test
-pictures that nothing else has seen; the mean over the seeds. A number that is missed says so.
+Each network is trained on a part of Fashion-MNIST. Copies are pruned by `kp.prune` at once, and measured as they are,
+with the statistics of batch normalisation estimated again (`kp.recalibrate`), with what is kept solved again
+(`reconstruct=`), and with both, on 1,024 training pictures without their labels. Accuracy is that of the Keras model on
+test pictures that nothing else has seen; the mean over the seeds. A number that is missed says so.
 """
 
 from __future__ import annotations
