@@ -7,8 +7,9 @@
 
 PYTHON ?= python3
 VENV   ?= .venv
-# Test processes. Worksteal keeps neighbouring tests, and so their fixtures, in one process until one of them runs dry.
-JOBS   ?= 2
+# Test processes: one more than two cores, since many tests wait for a child process. Worksteal keeps neighbouring
+# tests, and so their fixtures, in one process until one of them runs dry.
+JOBS   ?= 3
 # More arguments for pytest: make test PYTEST_ARGS="-x -k schedules"
 PYTEST_ARGS ?=
 
