@@ -31,6 +31,7 @@ __all__ = [
     "held_by",
     "kernels_of",
     "kinds_where",
+    "letters_of",
     "quantization_of",
     "set_channel_rule",
     "states_of",
@@ -74,7 +75,7 @@ def _depthwise(layer: Any, rank: int) -> Layout:
 
 def _of_einsum(layer: Any, rank: int) -> Layout:
     """Letters of the output are outputs, the others are summed over and so inputs; those of both count groups."""
-    read, letters, output = _letters(layer)
+    read, letters, output = letters_of(layer)
     inputs = tuple(i for i, letter in enumerate(letters) if letter not in output)
     outputs = tuple(i for i, letter in enumerate(letters) if letter in output)
     return Layout((), inputs, outputs, groups=tuple(i for i in outputs if letters[i] in read))
@@ -87,15 +88,15 @@ def channel_axis(layer: Any) -> tuple[int, ...]:
 
 def _axes_of_einsum(layer: Any) -> tuple[int, ...]:
     """The axes of the input whose letters the kernel has, in its layout's order; behind an ellipsis from the end."""
-    read, letters, _ = _letters(layer)
+    read, letters, _ = letters_of(layer)
     front, _, back = read.partition("...")
     axis = {letter: i for i, letter in enumerate(front)} | {letter: i - len(back) for i, letter in enumerate(back)}
     layout = _of_einsum(layer, len(letters))
     return tuple(axis[letters[i]] for i in (*layout.groups, *layout.inputs))
 
 
-def _letters(layer: Any) -> tuple[str, str, str]:
-    """The letters of an einsum's input, kernel and output."""
+def letters_of(layer: Any) -> tuple[str, str, str]:
+    """Return the letters of an EinsumDense's input, kernel and output."""
     left, output = layer.equation.replace(" ", "").split("->")
     read, letters = left.split(",")
     return read, letters, output

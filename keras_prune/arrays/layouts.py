@@ -65,8 +65,7 @@ class Layout:
             >>> grouped.canonical_shape((3, 3, 4, 6)), grouped.by_input().canonical_shape((3, 3, 4, 6))
             ((3, 3, 4, 6), (3, 3, 8, 3))
         """
-        inputs, outputs = self.groups + self.inputs, tuple(axis for axis in self.outputs if axis not in self.groups)
-        return dataclasses.replace(self, inputs=inputs, outputs=outputs, groups=())
+        return dataclasses.replace(self, inputs=self.groups + self.inputs, outputs=self._matrices[2], groups=())
 
     def over_inputs(self, values: npt.NDArray[Any], shape: Sequence[int]) -> npt.NDArray[Any]:
         """Return one number for each input of the layer where it stands in the kernel.
@@ -97,18 +96,54 @@ class Layout:
 
     def to_canonical(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Return an array of the kernel's shape as `[..., in, out]`; a view where the axes stand in order already."""
-        moved = array.reshape(self._shape(array.shape)).transpose(self.space + self.inputs + self.outputs)
-        return moved.reshape(self.canonical_shape(array.shape))
+        return self._joined(array, self._canonical)
 
     def canonical_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
         """Return the shape `[..., in, out]` of a kernel of `shape`."""
-        shape = self._shape(shape)
-        sizes = (math.prod(shape[a] for a in axes) for axes in (self.inputs, self.outputs))
-        return (*(shape[a] for a in self.space), *sizes)
+        return self._sizes(shape, self._canonical)
 
     def from_canonical(self, array: npt.NDArray[Any], shape: tuple[int, ...]) -> npt.NDArray[Any]:
         """Return an array `[..., in, out]` in the axes of a kernel of `shape`: `to_canonical` undone."""
-        order = self.space + self.inputs + self.outputs
+        return self._parted(array, self._canonical, shape)
+
+    def to_matrices(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Return an array of the kernel's shape as `[groups, window x in, out]`, a matrix for each group.
+
+        Example:
+            >>> Layout.depthwise(4).to_matrices(np.zeros((3, 3, 8, 2))).shape
+            (8, 9, 2)
+        """
+        return self._joined(array, self._matrices)
+
+    def matrices_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """Return the shape `[groups, window x in, out]` of a kernel of `shape`."""
+        return self._sizes(shape, self._matrices)
+
+    def from_matrices(self, array: npt.NDArray[Any], shape: tuple[int, ...]) -> npt.NDArray[Any]:
+        """Return matrices `[groups, window x in, out]` in the axes of a kernel of `shape`: `to_matrices` undone."""
+        return self._parted(array, self._matrices, shape)
+
+    @property
+    def _canonical(self) -> tuple[tuple[int, ...], ...]:
+        return (*((axis,) for axis in self.space), self.inputs, self.outputs)
+
+    @property
+    def _matrices(self) -> tuple[tuple[int, ...], ...]:
+        return self.groups, self.space + self.inputs, tuple(axis for axis in self.outputs if axis not in self.groups)
+
+    def _sizes(self, shape: Sequence[int], parts: tuple[tuple[int, ...], ...]) -> tuple[int, ...]:
         cut = self._shape(shape)
-        moved = array.reshape([cut[a] for a in order]).transpose(np.argsort(order))
-        return moved.reshape(shape) if self.split else moved
+        return tuple(math.prod(cut[axis] for axis in part) for part in parts)
+
+    def _joined(self, array: npt.NDArray[Any], parts: tuple[tuple[int, ...], ...]) -> npt.NDArray[Any]:
+        """An array of the kernel's shape with one axis for each part, its axes flattened."""
+        moved = array.reshape(self._shape(array.shape)).transpose(sum(parts, ()))
+        return moved.reshape(self._sizes(array.shape, parts))
+
+    def _parted(
+        self, array: npt.NDArray[Any], parts: tuple[tuple[int, ...], ...], shape: tuple[int, ...]
+    ) -> npt.NDArray[Any]:
+        """The same in the axes of a kernel of `shape`: `_joined` undone."""
+        order = sum(parts, ())
+        cut = self._shape(shape)
+        return array.reshape([cut[axis] for axis in order]).transpose(np.argsort(order)).reshape(shape)

@@ -24,7 +24,7 @@ from keras_prune.keras_seam.layers import layers_in, takes_training
 from keras_prune.models.variables import assign, read
 from keras_prune.reconstruction.least_squares import Sums, solve
 from keras_prune.reconstruction.linear import LinearMap, linear_map
-from keras_prune.reconstruction.store import Store
+from keras_prune.reconstruction.store import Pair, Store
 from keras_prune.scope import Skipped, Target
 from keras_prune.statistics.batches import Batches
 from keras_prune.statistics.kernel_inputs import replaced
@@ -35,9 +35,6 @@ BATCH = 128
 """Samples that run at once, where the data does not come in batches."""
 ROWS, ROWS_PER_INPUT = 65_536, 8
 """Samples that a kernel is solved on: at most the larger of this many, and this many for each of its inputs."""
-
-Pair = tuple[Any, Any]
-"""A tensor in the pruned model, and the same one in the dense model: one object as long as they are equal."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -55,41 +52,30 @@ class Pruned:
     dense: npt.NDArray[Any]
 
 
-def reconstruct(
-    model: keras.Model, pruned: Sequence[Pruned], data: Any, *, done: Callable[[str], None] = lambda path: None
-) -> tuple[Skipped, ...]:
+def reconstruct(model: keras.Model, pruned: Sequence[Pruned], data: Any) -> tuple[Skipped, ...]:
     """Solve the kept weights of pruned kernels again, and the biases of their layers, in place.
 
     Args:
         model: the pruned model.
         pruned: its pruned tensors.
         data: inputs, as `Batches` takes them; labels are not looked at.
-        done: told the path of each tensor that is finished.
 
     Returns:
         The tensors that keep their weights as they are, with the reasons.
     """
     batches = [batch.x for batch in Batches(data, model, labels=False, size=BATCH)]
     with Store() as store:
-        return _Reconstruction(model, pruned, len(batches), store, done).run(batches)
+        return _Reconstruction(model, pruned, len(batches), store).run(batches)
 
 
 class _Reconstruction:
     """One pass of both models through the graph."""
 
-    def __init__(
-        self,
-        model: keras.Model,
-        pruned: Sequence[Pruned],
-        batches: int,
-        store: Store,
-        done: Callable[[str], None],
-    ) -> None:
+    def __init__(self, model: keras.Model, pruned: Sequence[Pruned], batches: int, store: Store) -> None:
         self._model = model
         self._waiting = list(pruned)
         self._number = batches
         self._store = store
-        self._done = done
         self._skipped: list[Skipped] = []
         self._dense: list[tuple[keras.Variable, Any]] = []
         for one in pruned:
@@ -177,7 +163,6 @@ class _Reconstruction:
             reason = self._solve(operation, arguments, one)
             if reason:
                 self._skipped.append(Skipped(one.target.path, reason))
-            self._done(one.target.path)
 
     def _in_order(
         self, operation: Any, arguments: Callable[[int], tuple[Any, Any]], found: list[Pruned]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -16,6 +16,7 @@ import numpy.typing as npt
 from keras import layers as kl
 
 from keras_prune.graph.windows import Window, same_padding
+from keras_prune.layer_kinds import kernels_of, letters_of
 
 __all__ = ["LinearMap", "Pick", "linear_map", "windows"]
 
@@ -59,121 +60,61 @@ def linear_map(layer: Any, variable: keras.Variable) -> LinearMap | None:
         >>> found.matrices(np.zeros((3, 3, 2, 6))).shape
         (2, 18, 3)
     """
-    if variable is not getattr(layer, "kernel", None):
+    if not isinstance(layer, (*_VECTORS, *_WINDOWS)) or layer.kernel is not variable:
         return None
-    if isinstance(layer, kl.EinsumDense):
-        return _einsum(layer)
-    if isinstance(layer, kl.Dense):
-        return _dense(layer)
-    if isinstance(layer, (kl.DepthwiseConv1D, kl.DepthwiseConv2D)):
-        return _depthwise(layer)
-    if isinstance(layer, (kl.Conv1D, kl.Conv2D, kl.Conv3D)):
-        return _convolution(layer)
-    return None
-
-
-def _dense(layer: Any) -> LinearMap:
-    shape = tuple(layer.kernel.shape)
-    return LinearMap(
-        rows=lambda x, pick: _picked(x.reshape(-1, 1, shape[0]), pick),
-        matrices=lambda kernel: kernel[None],
-        kernel=lambda solved: solved[0],
-        vectors=None if layer.bias is None else lambda bias: bias[None],
-        bias=None if layer.bias is None else lambda solved: solved[0],
-    )
-
-
-def _convolution(layer: Any) -> LinearMap:
-    *space, inputs, outputs = layer.kernel.shape
-    groups, places = layer.groups, int(np.prod(space))
-    shape = (places, inputs, groups, outputs // groups)
-
-    def rows(x: Array, pick: Pick) -> Array:
-        found = windows(layer, x, pick).reshape(-1, places, groups, inputs)
-        return found.transpose(0, 2, 1, 3).reshape(-1, groups, places * inputs)
-
-    return LinearMap(
-        rows,
-        matrices=lambda kernel: kernel.reshape(shape).transpose(2, 0, 1, 3).reshape(groups, places * inputs, -1),
-        kernel=lambda solved: (
-            solved.reshape(groups, places, inputs, -1).transpose(1, 2, 0, 3).reshape(layer.kernel.shape)
-        ),
-        vectors=None if layer.bias is None else lambda bias: bias.reshape(groups, -1),
-        bias=None if layer.bias is None else lambda solved: solved.reshape(-1),
-    )
-
-
-def _depthwise(layer: Any) -> LinearMap:
-    *space, channels, multiplier = layer.kernel.shape
-    places = int(np.prod(space))
-    return LinearMap(
-        rows=lambda x, pick: windows(layer, x, pick).transpose(0, 2, 1),
-        matrices=lambda kernel: kernel.reshape(places, channels, multiplier).transpose(1, 0, 2),
-        kernel=lambda solved: solved.transpose(1, 0, 2).reshape(layer.kernel.shape),
-        vectors=None if layer.bias is None else lambda bias: bias.reshape(channels, multiplier),
-        bias=None if layer.bias is None else lambda solved: solved.reshape(-1),
-    )
-
-
-def _einsum(layer: Any) -> LinearMap | None:
-    """Letters of kernel and input that the output has count groups; those that it lacks are summed over."""
-    left, output = layer.equation.replace(" ", "").split("->")
-    read, letters = left.split(",")
-    groups = [c for c in letters if c in read and c in output]
-    summed = [c for c in letters if c in read and c not in output]
-    made = [c for c in letters if c not in read and c in output]
-    if len(groups) + len(summed) + len(made) != len(letters) or len(set(letters)) != len(letters):
+    if isinstance(layer, kl.EinsumDense) and not _is_product(layer):
         return None
-    front, _, back = read.partition("...")
-    axis = {c: i for i, c in enumerate(front)} | {c: i - len(back) for i, c in enumerate(back)}
-    size = dict(zip(letters, layer.kernel.shape, strict=True))
-    number = int(np.prod([size[c] for c in groups], dtype=int))
-    width = int(np.prod([size[c] for c in summed], dtype=int))
-    order = [letters.index(c) for c in (*groups, *summed, *made)]
-    sizes = [size[c] for c in (*groups, *summed, *made)]
+    record = (kernels_of(layer) or {})[variable.name]
+    shape = tuple(variable.shape)
+    layout = record.layout(layer, len(shape))
+    groups, width, _ = layout.matrices_shape(shape)
 
-    def rows(x: Array, pick: Pick) -> Array:
-        last = [axis[c] % x.ndim for c in (*groups, *summed)]
-        first = [i for i in range(x.ndim) if i not in last]
-        return _picked(x.transpose(*first, *last).reshape(-1, number, width), pick)
+    def rows_of_vectors(x: Array, pick: Pick) -> Array:
+        last = [axis % x.ndim for axis in record.axes(layer)]
+        first = [axis for axis in range(x.ndim) if axis not in last]
+        rows = x.transpose(*first, *last).reshape(-1, groups, width)
+        return rows[pick(len(rows))]
 
-    turned = _einsum_bias(layer, output, [*groups, *made], size)
+    def rows_of_windows(x: Array, pick: Pick) -> Array:
+        found = windows(layer, x, pick)
+        by_group = found.reshape(*found.shape[:2], groups, -1)
+        return by_group.transpose(0, 2, 1, 3).reshape(-1, groups, width)
+
+    axes = _axes_of_bias(layer)
     return LinearMap(
-        rows,
-        matrices=lambda kernel: kernel.transpose(order).reshape(number, width, -1),
-        kernel=lambda solved: solved.reshape(sizes).transpose(np.argsort(order)),
-        vectors=None if turned is None else lambda bias: turned(bias).reshape(number, -1),
-        bias=None if turned is None else lambda solved: _unturned(solved, layer, output, [*groups, *made], size),
+        rows=rows_of_windows if isinstance(layer, _WINDOWS) else rows_of_vectors,
+        matrices=layout.to_matrices,
+        kernel=lambda solved: layout.from_matrices(solved, shape),
+        vectors=None if axes is None else lambda bias: bias.reshape(axes[0]).transpose(axes[1]).reshape(groups, -1),
+        bias=None if axes is None else lambda solved: _as_bias(solved, *axes, layer.bias.shape),
     )
 
 
-def _bias_letters(layer: Any, output: str) -> str:
-    """The letters of the output that the axes of the bias stand for, in the output's order."""
-    axes = layer.bias_axes or ""
-    return "".join(c for c in output if c in axes)
+_VECTORS = (kl.Dense, kl.EinsumDense)
+_WINDOWS = (kl.Conv1D, kl.Conv2D, kl.Conv3D, kl.DepthwiseConv1D, kl.DepthwiseConv2D)
 
 
-def _einsum_bias(layer: Any, output: str, wanted: list[str], size: dict[str, int]) -> Callable[[Array], Array] | None:
+def _is_product(layer: Any) -> bool:
+    """Whether each letter of an einsum's kernel runs along its input, its output, or both."""
+    read, letters, output = letters_of(layer)
+    return len(set(letters)) == len(letters) and all(letter in read or letter in output for letter in letters)
+
+
+def _axes_of_bias(layer: Any) -> tuple[list[int], tuple[int, ...]] | None:
+    """The sizes of a bias's axes, and their order in matrices; None where it has others than outputs, or none."""
     if layer.bias is None:
         return None
-    letters = _bias_letters(layer, output)
-    if sorted(letters) != sorted(wanted):
-        return None
-    shape, order = [size[c] for c in letters], [letters.index(c) for c in wanted]
-    return lambda bias: bias.reshape(shape).transpose(order)
+    if not isinstance(layer, kl.EinsumDense):
+        return list(layer.bias.shape), (0,)
+    read, letters, output = letters_of(layer)
+    size = dict(zip(letters, layer.kernel.shape, strict=True))
+    made = [c for c in letters if c in read and c in output] + [c for c in letters if c not in read]
+    has = [c for c in output if c in (layer.bias_axes or "")]
+    return ([size[c] for c in has], tuple(has.index(c) for c in made)) if sorted(has) == sorted(made) else None
 
 
-def _unturned(solved: Array, layer: Any, output: str, wanted: list[str], size: dict[str, int]) -> Array:
-    letters = _bias_letters(layer, output)
-    return (
-        solved.reshape([size[c] for c in wanted])
-        .transpose([wanted.index(c) for c in letters])
-        .reshape(layer.bias.shape)
-    )
-
-
-def _picked(rows: Array, pick: Pick) -> Array:
-    return rows[pick(len(rows))]
+def _as_bias(solved: Array, sizes: Sequence[int], order: tuple[int, ...], shape: Sequence[int]) -> Array:
+    return solved.reshape([sizes[axis] for axis in order]).transpose(np.argsort(order)).reshape(shape)
 
 
 def windows(layer: Any, x: Array, pick: Pick) -> Array:

@@ -51,9 +51,10 @@ def recalibrate(model: keras.Model, data: Any) -> keras.Model:
                 undo.enter_context(replaced(layer, "call", _as_in_training(layer.call)))
             for number, batch in enumerate(Batches(data, model, labels=False)):
                 # The mean of all batches so far: new = old * n / (n + 1) + batch / (n + 1).
-                for layer in found:
-                    undo.enter_context(replaced(layer, "momentum", number / (number + 1)))
-                outputs(model, batch.x)
+                with contextlib.ExitStack() as share:
+                    for layer in found:
+                        share.enter_context(replaced(layer, "momentum", number / (number + 1)))
+                    outputs(model, batch.x)
     except BaseException:
         for variable, value in before:
             assign(variable, value)

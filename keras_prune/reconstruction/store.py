@@ -15,12 +15,13 @@ from keras import ops
 
 from keras_prune.keras_seam.graphs import mask_of, set_mask
 
-__all__ = ["Store"]
+__all__ = ["Pair", "Store"]
 
 MEMORY = 2 * 1024**3
 """Bytes that are kept in memory."""
 
 Pair = tuple[Any, Any]
+"""A tensor in the pruned model, and the same one in the dense model: one object as long as they are equal."""
 
 
 @dataclasses.dataclass(frozen=True)
