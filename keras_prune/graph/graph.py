@@ -7,11 +7,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import keras
-from keras import tree
+from keras import ops, tree
 
 from keras_prune.keras_seam import place_among_calls
 
-__all__ = ["Graph", "Inside", "Node", "Ref", "Shape", "fill", "place_of_call"]
+__all__ = ["Graph", "Inside", "Node", "Ref", "Shape", "fill", "input_tensors", "place_of_call"]
 
 Shape = tuple[int | None, ...]
 
@@ -119,3 +119,19 @@ def place_of_call(body: Inside, node: Node) -> int:
     same = [one for one in body.nodes if one.operation is node.operation]
     order = sorted(same, key=lambda one: place_among_calls(body.symbols[one.outputs[0]]))
     return next(i for i, one in enumerate(order) if one is node)
+
+
+def input_tensors(graph: Graph, x: Any) -> list[Any]:
+    """Return what a model is given as a tensor for each of its graph's inputs, in their order, types and ranks."""
+    symbols = [graph.symbols[i] for i in graph.inputs]
+    if isinstance(x, dict) and all(symbol.name in x for symbol in symbols):
+        leaves = [x[symbol.name] for symbol in symbols]
+    else:
+        leaves = tree.flatten(x)
+    found = []
+    for leaf, symbol in zip(leaves, symbols, strict=True):
+        tensor = ops.convert_to_tensor(leaf, dtype=symbol.dtype)
+        if len(tensor.shape) == len(symbol.shape) - 1:
+            tensor = ops.expand_dims(tensor, -1)
+        found.append(tensor)
+    return found

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from keras import ops, tree
 
-from keras_prune.graph.graph import Graph, Inside, Node
+from keras_prune.graph.graph import Graph, Inside, Node, input_tensors
 from keras_prune.graph.trace import trace
 from keras_prune.keras_seam.layers import layers_in, takes_training
 from keras_prune.models.variables import assign, read
@@ -95,7 +95,7 @@ class _Reconstruction:
             given = [(x, x) for x in batches]
             self._solve_inside(self._model, lambda i: (((given[i][0],), {}), ((given[i][1],), {})))
         else:
-            flat = [_in_order_of(graph, x) for x in batches]
+            flat = [input_tensors(graph, x) for x in batches]
             self._run_graph(graph, [[(x[i], x[i]) for x in flat] for i in range(len(graph.inputs))])
         reason = "no call of its layer was seen on the data"
         self._skipped += [Skipped(one.target.path, reason) for one in self._waiting]
@@ -242,19 +242,3 @@ def _watched(layers: Sequence[Any], see: Callable[[Any, Any], None]) -> Iterator
         for layer in {id(layer): layer for layer in layers}.values():
             undo.enter_context(replaced(layer, "call", told(layer, layer.call)))
         yield
-
-
-def _in_order_of(graph: Graph, x: Any) -> list[Any]:
-    """The tensors of a batch in the order of a graph's inputs, of their types and ranks."""
-    symbols = [graph.symbols[i] for i in graph.inputs]
-    if isinstance(x, dict) and all(symbol.name in x for symbol in symbols):
-        leaves = [x[symbol.name] for symbol in symbols]
-    else:
-        leaves = tree.flatten(x)
-    found = []
-    for leaf, symbol in zip(leaves, symbols, strict=True):
-        tensor = ops.convert_to_tensor(leaf, dtype=symbol.dtype)
-        if len(tensor.shape) == len(symbol.shape) - 1:
-            tensor = ops.expand_dims(tensor, -1)
-        found.append(tensor)
-    return found

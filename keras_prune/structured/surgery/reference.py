@@ -12,7 +12,7 @@ import numpy.typing as npt
 from keras import ops, tree
 
 from keras_prune.arrays.distance import relative_difference
-from keras_prune.graph.graph import Graph, Inside, Node
+from keras_prune.graph.graph import Graph, Inside, Node, input_tensors
 from keras_prune.graph.trace import trace
 from keras_prune.keras_seam import takes_training
 from keras_prune.models.agreement import Given, State, check_agreement, kept_state
@@ -52,7 +52,7 @@ def check_rebuilt(
     state = _zeros(analysis, keep)
 
     def reference(*args: Any, training: bool, **kwargs: Any) -> Any:
-        return run_graph(graph, _flat(graph, (args, kwargs)), skip, [])
+        return run_graph(graph, input_tensors(graph, (args, kwargs)), skip, [])
 
     def locate(given: Given, tolerance: float) -> str:
         return _first_difference(analysis, keep, model, skip, state, given, tolerance)
@@ -104,13 +104,6 @@ def needed(graph: Graph, skip: Mapping[int, int]) -> list[Node]:
     return found[::-1]
 
 
-def _flat(graph: Graph, given: Given) -> list[Any]:
-    """A tensor for each of a graph's inputs, of its type."""
-    symbols = [graph.symbols[i] for i in graph.inputs]
-    leaves = tree.flatten((given[0], given[1]))
-    return [ops.convert_to_tensor(leaf, dtype=symbol.dtype) for leaf, symbol in zip(leaves, symbols, strict=True)]
-
-
 def _zeros(analysis: Analysis, keep: Keep | Copies) -> State:
     """The values of a model's variables when all that is removed is 0."""
     values: dict[int, tuple[keras.Variable, npt.NDArray[Any]]] = {}
@@ -139,10 +132,10 @@ def _first_difference(
     graph = analysis.graph
     with contextlib.suppress(Exception):  # what is sought is a hint: the message stands without it
         with kept_state(graph.model, state):
-            run_graph(graph, _flat(graph, given), skip, before)
+            run_graph(graph, input_tensors(graph, given), skip, before)
         made = trace(model)
         with kept_state(model):
-            run_graph(made, _flat(made, given), {}, after)
+            run_graph(made, input_tensors(made, given), {}, after)
         found = {node.path: outputs for node, outputs in reversed(after)}
         for node, outputs in before:
             pairs = zip(tree.flatten(outputs), tree.flatten(found.get(node.path, ())), strict=False)
