@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import keras
+import numpy as np
 import numpy.typing as npt
 
 from keras_prune import statistics
@@ -76,13 +79,13 @@ def prune(
     targets = survey.targets
     rounds = recipe.criterion.rounds
     earlier = [mask_of(target.variable) for target in targets]
-    several = rounds > 1 or reconstruct is not None
-    before = {id(v): (v, read(v).copy()) for v in model.weights} if several else {}
+    # One round writes nothing before all that may fail is done.
+    before = [(v, read(v).copy()) for v in model.weights] if rounds > 1 or reconstruct is not None else []
     with strategy_scope(model):
         state = TrainingState.of(model)
         state.left_alone = survey.for_target
         masks = [bind(target, state) for target in targets]
-    try:
+    with _given_back_on_error(masks, earlier, before):
         for i in range(1, rounds + 1):
             share = sparsity if i == rounds else 1.0 - (1.0 - sparsity) ** (i / rounds)
             tensors = _tensors(model, targets, masks, recipe)
@@ -90,21 +93,31 @@ def prune(
             for mask, value in zip(masks, values, strict=True):
                 mask.write(value)
         if reconstruct is not None:
-            _reconstruct(model, masks, {key: value for key, (_, value) in before.items()}, reconstruct)
-    except BaseException:
-        # The model is given back as it was.
-        for mask, held in zip(masks, earlier, strict=True):
-            if held is None:
-                release(mask.target.variable)
-            elif several:
-                mask.write(held)
-        for variable, weights in before.values():
-            assign(variable, weights)
-        raise
+            _reconstruct(model, masks, {id(variable): value for variable, value in before}, reconstruct)
     # One that was compiled before would train without the masks.
     model.train_function = None
     _warn_of_loose_zeros(masks)
     return model
+
+
+@contextlib.contextmanager
+def _given_back_on_error(
+    masks: list[Mask],
+    earlier: list[npt.NDArray[np.bool_] | None],
+    before: list[tuple[keras.Variable, npt.NDArray[Any]]],
+) -> Iterator[None]:
+    """In an error, put back the masks that there were, None where there was none, and the weights noted `before`."""
+    try:
+        yield
+    except BaseException:
+        for mask, held in zip(masks, earlier, strict=True):
+            if held is None:
+                release(mask.target.variable)
+            elif before:
+                mask.write(held)
+        for variable, weights in before:
+            assign(variable, weights)
+        raise
 
 
 def _reconstruct(model: keras.Model, masks: list[Mask], dense: dict[int, npt.NDArray[Any]], data: Any) -> None:

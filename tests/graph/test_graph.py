@@ -8,29 +8,7 @@ from keras import ops
 
 from keras_prune.graph.trace import trace
 from keras_prune.structured import analyse
-
-
-class Residual(keras.Model):
-    def __init__(self):
-        super().__init__()
-        self.first = kl.Dense(8, activation="relu", name="first")
-        self.second = kl.Dense(8, name="second")
-        self.head = kl.Dense(2, name="head")
-
-    def call(self, x):
-        x = self.first(x)
-        return self.head(ops.relu(x + self.second(x)))
-
-
-class Opaque(keras.Model):
-    def __init__(self):
-        super().__init__()
-        self.dense = kl.Dense(3)
-
-    def call(self, x):
-        import tensorflow as tf
-
-        return tf.nn.relu(tf.raw_ops.Relu(features=self.dense(x)))
+from tests.subclassed import Opaque, Residual
 
 
 def test_order_is_topological_and_operations_are_nodes():

@@ -12,6 +12,7 @@ import keras_prune as kp
 from keras_prune import layer_kinds
 from keras_prune.structured import analyse, count, plan, remove
 from keras_prune.structured.planning.latency import Latency
+from tests.subclassed import Opaque
 
 
 def net(width=16):
@@ -36,19 +37,6 @@ def mixed():
     x = kl.Dense(8, name="before")(inputs)
     x = kl.Dense(10, name="after")(Mixed(name="mixed")(x))
     return keras.Model(inputs, kl.Dense(2, name="head")(x), name="with_mixed")
-
-
-class Opaque(keras.Model):
-    """A model whose `call` goes past Keras."""
-
-    def __init__(self):
-        super().__init__()
-        self.dense = kl.Dense(3)
-
-    def call(self, x):
-        import tensorflow as tf
-
-        return tf.raw_ops.Relu(features=self.dense(x))
 
 
 def opaque():

@@ -9,6 +9,7 @@ from keras import layers as kl
 from keras import ops
 
 from keras_prune.structured import Axis, Effect, analyse, plan, rule_for
+from tests.subclassed import Residual
 
 
 def data(n=16):
@@ -258,18 +259,6 @@ def test_a_class_that_makes_its_own_graph_gives_a_plain_functional_model(kind):
 def test_a_class_that_is_made_from_inputs_and_outputs_is_kept():
     inputs = keras.Input((6,))
     assert type(plan(Trained(inputs, kl.Dense(3)(kl.Dense(16)(inputs))), params=0.6).apply()) is Trained
-
-
-class Residual(keras.Model):
-    def __init__(self):
-        super().__init__()
-        self.first = kl.Dense(8, activation="relu", name="first")
-        self.second = kl.Dense(8, name="second")
-        self.head = kl.Dense(2, name="head")
-
-    def call(self, x):
-        x = self.first(x)
-        return self.head(ops.relu(x + self.second(x)))
 
 
 class Scaled(keras.Model):
