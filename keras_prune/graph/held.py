@@ -9,6 +9,7 @@ from typing import Any
 import keras
 
 from keras_prune.keras_seam import RECORDS_OF_LAYERS, replace_record, unlocked
+from keras_prune.models.attributes import replaced
 
 __all__ = ["Place", "exchange", "find", "held", "is_layer", "is_variable", "lent"]
 
@@ -86,17 +87,11 @@ def _with(value: Any, place: Place, new: Any) -> Any:
 @contextlib.contextmanager
 def lent(layer: Any, values: Mapping[Place, Any]) -> Iterator[None]:
     """The scope in which a layer holds other values, behind Keras's back, so that nothing is tracked."""
-    attributes = vars(layer)
-    before = {name: attributes[name] for name, *_ in values if name in attributes}
-    added = {name for name, *_ in values} - before.keys()
-    try:
+    with contextlib.ExitStack() as scope:
         for (name, *rest), value in values.items():
-            attributes[name] = _with(attributes.get(name), tuple(rest), value)
+            new = _with(vars(layer).get(name), tuple(rest), value)
+            scope.enter_context(replaced(layer, name, new))
         yield
-    finally:
-        attributes.update(before)
-        for name in added:
-            attributes.pop(name, None)
 
 
 def exchange(layer: Any, old: Any, new: Any) -> None:

@@ -21,13 +21,13 @@ from keras import ops, tree
 from keras_prune.graph.graph import Graph, Inside, Node, input_tensors
 from keras_prune.graph.trace import trace
 from keras_prune.keras_seam.layers import layers_in, takes_training
+from keras_prune.models.attributes import replaced
 from keras_prune.models.variables import assign, read
 from keras_prune.reconstruction.least_squares import Sums, solve
 from keras_prune.reconstruction.linear import LinearMap, linear_map
 from keras_prune.reconstruction.store import Pair, Store
 from keras_prune.scope import Skipped, Target
 from keras_prune.statistics.batches import Batches
-from keras_prune.statistics.kernel_inputs import replaced
 
 __all__ = ["Pruned", "reconstruct"]
 

@@ -10,10 +10,10 @@ import keras
 from keras import layers as kl
 
 from keras_prune.keras_seam.layers import layers_in
+from keras_prune.models.attributes import replaced
 from keras_prune.models.variables import assign, read
 from keras_prune.statistics.batches import Batches
 from keras_prune.statistics.evaluation import outputs
-from keras_prune.statistics.kernel_inputs import replaced
 
 __all__ = ["recalibrate"]
 

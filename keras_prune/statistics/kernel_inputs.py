@@ -21,6 +21,7 @@ from keras import ops, tree
 
 from keras_prune.keras_seam import DROPOUT_MASKS, layers_in, own_variables
 from keras_prune.layer_kinds import Kernel, Source, kernels_of
+from keras_prune.models.attributes import replaced
 from keras_prune.scope import Target
 from keras_prune.statistics.batches import Batches
 from keras_prune.statistics.evaluation import forward, to_float64
@@ -165,21 +166,6 @@ def _watched(model: keras.Layer, targets: Sequence[Target], gathered: Sequence[M
             if watchers:
                 undo.enter_context(replaced(layer, "call", _watching(layer, watchers)))
         yield
-
-
-@contextlib.contextmanager
-def replaced(layer: Any, name: str, value: Any) -> Iterator[None]:
-    """Set an attribute of the instance for a while, past Keras's tracking of attributes."""
-    missing = object()
-    before = layer.__dict__.get(name, missing)
-    layer.__dict__[name] = value
-    try:
-        yield
-    finally:
-        if before is missing:
-            del layer.__dict__[name]
-        else:
-            layer.__dict__[name] = before
 
 
 def _watching(layer: Any, watchers: Sequence[tuple[Target, Moments, Reader]]) -> Callable[..., Any]:

@@ -20,11 +20,11 @@ from keras import layers as kl
 from keras import ops, tree
 
 from keras_prune.keras_seam import DTYPE_POLICY, float64_policy, input_structure, layers_in
+from keras_prune.models.attributes import replaced
 from keras_prune.scope import Target
 from keras_prune.statistics.batches import Batches
 from keras_prune.statistics.differentiation import gradient
 from keras_prune.statistics.evaluation import forward, raw_values, to_float64
-from keras_prune.statistics.kernel_inputs import replaced
 
 __all__ = ["synaptic_flow"]
 
