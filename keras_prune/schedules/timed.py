@@ -73,13 +73,17 @@ class TimedSchedule(Schedule):
     def __post_init__(self) -> None:
         to_integers(self, "begin_step", "end_step", "frequency")
         to_numbers(self, "begin_epoch", "end_epoch")
+        for edge in ("begin", "end"):
+            given_edge(self, edge)  # refuses what says it twice
         if self.frequency is None and not self.is_relative:
             object.__setattr__(self, "frequency", 100)
         check_steps(self, self.begin_step, self.end_step, self.frequency)
 
     @property
     def is_relative(self) -> bool:
-        return any(isinstance(given_edge(self, edge), str) for edge in ("begin", "end"))
+        # Asked at every step of a training.
+        said = (self.begin, self.end, self.begin_epoch, self.end_epoch)
+        return any(value is not None for value in said)
 
     def resolve(self, span: Span) -> Schedule:
         if not self.is_relative:
