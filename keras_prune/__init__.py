@@ -17,13 +17,13 @@ from keras_prune.layers import (
     PrunableMultiHeadAttention,
 )
 from keras_prune.masks.hold import hold
+from keras_prune.monitoring.best import RestoreBest
 from keras_prune.oneshot import prune
 from keras_prune.reconstruction.recalibration import recalibrate
 from keras_prune.report.report import Report, report
 from keras_prune.scope import Scope
 from keras_prune.strip import strip
 from keras_prune.structured import StructuredPruning
-from keras_prune.training.best import RestoreBest
 from keras_prune.training.callbacks import DynamicPruning, GradientPruning, Pruning, PruningCallback, ThresholdPruning
 from keras_prune.training.parts import L1, ClipGradients, Part
 

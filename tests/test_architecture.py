@@ -41,6 +41,7 @@ ORDER = [
     "keras_prune.layers",
     "keras_prune.reconstruction",
     "keras_prune.training",
+    "keras_prune.monitoring",
     "keras_prune.oneshot",
     "keras_prune.strip",
     "keras_prune.structured.rules",

@@ -10,6 +10,7 @@ import keras
 import numpy as np
 
 from keras_prune.masks.state import TrainingState
+from keras_prune.monitoring.metric import Metric, check_mode, evaluate_within, value_of
 from keras_prune.optimizers.clock import Clock, optimizers_for
 from keras_prune.optimizers.finding import has_own_step
 from keras_prune.structured.analysis.groups import Units, analyse
@@ -30,7 +31,6 @@ from keras_prune.structured.fit.gates import Gates
 from keras_prune.structured.importances.names import resolve_importance
 from keras_prune.structured.planning.unit_choice import limits_of, order_units
 from keras_prune.structured.surgery.net2net import check_copies, copy_units, summed_axes
-from keras_prune.training.metric import Metric, check_mode, evaluate_within, value_of
 
 __all__ = ["StructureAdjustment"]
 

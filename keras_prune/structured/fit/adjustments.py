@@ -11,6 +11,7 @@ import numpy.typing as npt
 from rich import box
 from rich.table import Table
 
+from keras_prune.monitoring.metric import Metric
 from keras_prune.strategy import check_fraction
 from keras_prune.structured.analysis.groups import Analysis, Keep, Units
 from keras_prune.structured.analysis.widths import Kept
@@ -18,7 +19,6 @@ from keras_prune.structured.counting.counting import Counter
 from keras_prune.structured.importances.importance import Scores
 from keras_prune.structured.planning.plan import WIDTH
 from keras_prune.text.tables import plain_lines
-from keras_prune.training.metric import Metric
 
 __all__ = [
     "GROWTHS",

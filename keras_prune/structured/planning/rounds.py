@@ -10,6 +10,7 @@ import keras
 from rich import box
 from rich.table import Table
 
+from keras_prune.monitoring.metric import Metric, Score
 from keras_prune.strategy import check_fraction
 from keras_prune.structured.analysis.groups import analyse
 from keras_prune.structured.counting.counting import Count, Counter
@@ -17,7 +18,6 @@ from keras_prune.structured.planning.distill import Distillation
 from keras_prune.structured.planning.plan import WIDTH, Plan, plan, remove
 from keras_prune.structured.planning.unit_choice import check_reachable, limits_of
 from keras_prune.text.tables import plain_lines
-from keras_prune.training.metric import Metric, Score
 
 __all__ = ["PruningHistory", "Round", "iterate"]
 

@@ -10,8 +10,8 @@ import numpy as np
 
 from keras_prune.masks.state import TrainingState
 from keras_prune.models.variables import read
+from keras_prune.monitoring.metric import Metric, check_mode, value_of
 from keras_prune.optimizers.clock import synchronise
-from keras_prune.training.metric import Metric, check_mode, value_of
 
 __all__ = ["RestoreBest"]
 
