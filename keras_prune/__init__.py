@@ -17,6 +17,7 @@ from keras_prune.layers import (
     PrunableMultiHeadAttention,
 )
 from keras_prune.masks.hold import hold
+from keras_prune.monitoring.adaptive import AdaptivePruning
 from keras_prune.monitoring.best import RestoreBest
 from keras_prune.oneshot import prune
 from keras_prune.reconstruction.recalibration import recalibrate
@@ -33,6 +34,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "L1",
+    "AdaptivePruning",
     "ClipGradients",
     "Device",
     "DynamicPruning",

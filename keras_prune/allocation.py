@@ -43,6 +43,8 @@ class Allocation(Measuring):
     """Whether each tensor comes with its curve, `Scored.curve`: how the loss on `data` rises when this tensor alone is
     pruned to each of `points`. Curves are measured once in a training. Without `data` they are empty, and an allocation
     that cannot do without refuses (`check_curves`)."""
+    floor = declared(0.0)
+    """The share of its units that every tensor keeps: 0, or a field."""
     points = declared((0.25, 0.5, 0.75, 0.9, 0.95))
     """The sparsities of the curves, increasing fractions in (0, 1): 0.25, 0.5, 0.75, 0.9 and 0.95, or a field."""
 

@@ -150,17 +150,18 @@ def off_in_units(path: str, mask: MaskArray, layout: Layout, recipe: Recipe) -> 
     return (on.size - int(np.count_nonzero(on))) * pattern.weights_per_unit(canonical.shape)
 
 
-def highest_sparsity(tensor: Tensor, recipe: Recipe) -> float:
+def highest_sparsity(tensor: Tensor, recipe: Recipe, floor: float = 0.0) -> float:
     """Return the highest sparsity that a tensor can have, a fraction in [0, 1]: at its pattern's limit, or one unit on.
 
     Args:
         tensor: its scores do not matter.
         recipe: has the pattern.
+        floor: the share of its units that it keeps.
     """
     pattern = recipe.pattern.at(tensor.path)
     shape = layout_for(tensor.layout, pattern).canonical_shape(tensor.weight.shape)
     entry = Scored(tensor.path, shape, np.zeros(0), pattern.weights_per_unit(shape), pattern.limit(shape))
-    return caps_of([entry], 0.0)[0] / entry.units
+    return caps_of([entry], floor)[0] / entry.units
 
 
 def layout_for(layout: Layout, pattern: Pattern) -> Layout:

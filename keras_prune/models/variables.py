@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import keras
@@ -9,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from keras import ops
 
-__all__ = ["assign", "dense", "read", "resource_of"]
+__all__ = ["assign", "dense", "given_back", "read", "resource_of"]
 
 
 def dense(gradient: Any) -> Any:
@@ -56,3 +58,14 @@ def resource_of(variable: keras.Variable) -> Any:
     value = variable.value
     # A distributed variable has a value on each device.
     return None if hasattr(value, "values") or not hasattr(value, "handle") else value
+
+
+@contextlib.contextmanager
+def given_back(variables: Iterable[keras.Variable]) -> Iterator[None]:
+    """Let variables be written to for a while; in the end, an error or an interrupt included, they are as before."""
+    before = [(variable, np.array(read(variable))) for variable in variables]
+    try:
+        yield
+    finally:
+        for variable, value in before:
+            variable.assign(value)

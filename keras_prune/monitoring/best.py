@@ -9,9 +9,8 @@ import keras
 import numpy as np
 
 from keras_prune.masks.state import TrainingState
-from keras_prune.models.variables import read
+from keras_prune.monitoring.kept_model import KeptModel
 from keras_prune.monitoring.metric import Metric, check_mode, value_of
-from keras_prune.optimizers.clock import synchronise
 
 __all__ = ["RestoreBest"]
 
@@ -100,7 +99,7 @@ class RestoreBest(keras.callbacks.Callback):
         if known is not None and known[1] < epoch:
             self.best, self.best_epoch, self._waited = float(known[0]), int(known[1]), int(known[2])
         else:
-            self._drop()
+            self._kept().drop()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Keep the weights, if this is the best epoch of those at the target."""
@@ -113,7 +112,7 @@ class RestoreBest(keras.callbacks.Callback):
         self._waited += 1
         if self.best is None or self._metric.loss_from(self.best, value) < -self.min_delta:
             self.best, self.best_epoch, self._waited = value, epoch, 0
-            self._keep()
+            self._kept().keep(self._masks())
         self._state().arrays[NUMBERS] = np.array([self.best, self.best_epoch, self._waited], np.float64)
         if self.patience is not None and self._waited >= self.patience:
             self.model.stop_training = True
@@ -129,36 +128,18 @@ class RestoreBest(keras.callbacks.Callback):
                 stacklevel=2,
             )
         else:
-            self._put_back()
-        self._drop()
+            self._kept().put_back(self._masks())
+            for owner in self._owners:  # those whose training is over by now, too
+                owner.recount()
+        self._kept().drop()
 
     # -- what is kept -------------------------------------------------------------------------------------------------
 
     def _state(self) -> TrainingState:
         return TrainingState.of(self.model)
 
-    def _held(self) -> dict[str, keras.Variable]:
-        """Return what makes up the model of an epoch: masks first, then the weights, which those masks let pass."""
-        masks = {key: variable for key, variable in self._state().variables.items() if key.startswith(MASKS)}
-        weights = {str(i): variable for i, variable in enumerate(self.model.weights)}
-        return {f"best:{key}": variable for key, variable in {**masks, **weights}.items()}
+    def _kept(self) -> KeptModel:
+        return KeptModel(self.model, "best")
 
-    def _keep(self) -> None:
-        synchronise(self.model)
-        for key, variable in self._held().items():
-            value = read(variable)
-            # Files know no half precision of other makers than NumPy.
-            self._state().arrays[key] = np.array(value, value.dtype if value.dtype.kind in "biuf" else np.float32)
-
-    def _put_back(self) -> None:
-        arrays = self._state().arrays
-        for key, variable in self._held().items():
-            if key in arrays:
-                variable.assign(arrays[key])
-        for owner in self._owners or self._state().owners:
-            owner.recount()
-
-    def _drop(self) -> None:
-        arrays = self._state().arrays
-        for key in [key for key in arrays if key.startswith("best:")]:
-            del arrays[key]
+    def _masks(self) -> dict[str, keras.Variable]:
+        return {key: variable for key, variable in self._state().variables.items() if key.startswith(MASKS)}

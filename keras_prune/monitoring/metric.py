@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -10,9 +11,14 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_prune.models.variables import given_back
+from keras_prune.statistics.batches import Batches
+
 __all__ = ["Metric", "Score", "check_mode", "evaluate_within", "value_of"]
 
 MODES = ("auto", "max", "min")
+ROUNDING = 1e-6
+"""Metrics come in single precision: what is worse by no more than this is not worse."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +40,16 @@ class Metric:
     def loss_from(self, reference: float, value: float) -> float:
         """Return how much worse `value` is than `reference`; negative if it is better."""
         return reference - value if self.rises else value - reference
+
+    def is_within(self, tolerance: float, reference: float, value: float) -> bool:
+        """Return whether `value` is worse than `reference` by no more than a tolerance; not a number never is.
+
+        Example:
+            >>> accuracy = Metric("accuracy", rises=True)
+            >>> [accuracy.is_within(0.01, 0.9, value) for value in (0.95, 0.89, 0.88, float("nan"))]
+            [True, True, False, False]
+        """
+        return math.isfinite(value) and self.loss_from(reference, value) <= tolerance + ROUNDING
 
     @classmethod
     def of(cls, owner: str, model: keras.Model, name: str, mode: str, value: float) -> Metric:
@@ -81,7 +97,7 @@ class Score:
 
     Args:
         owner: who asks, for messages.
-        evaluate: a function of the model; or data for `model.evaluate`: `(x, y)` or a data set.
+        evaluate: a function of the model; or data for `model.evaluate`: `(x, y)` or a data set; or `Batches`.
         metric: the name of a metric in what `evaluate` returns; None for the first one beside the loss.
         mode: "max", "min", or "auto" as Keras finds it; a function's value rises with "auto".
     """
@@ -111,7 +127,9 @@ class Score:
 
 
 def _evaluate(model: keras.Model, data: Any) -> dict[str, Any]:
-    """Return the logs of `model.evaluate` on `(x, y)`, `(x, y, sample_weight)`, or a data set."""
+    """Return the logs of `model.evaluate` on `(x, y)`, `(x, y, sample_weight)`, a data set, or batches."""
+    if isinstance(data, Batches):
+        data = ((b.x, b.y) if b.sample_weight is None else (b.x, b.y, b.sample_weight) for b in data)
     x, rest = (data[0], data[1:]) if isinstance(data, tuple) else (data, ())
     named = dict(zip(("y", "sample_weight"), rest, strict=False))
     return dict(model.evaluate(x, **named, verbose=0, return_dict=True))
@@ -119,8 +137,6 @@ def _evaluate(model: keras.Model, data: Any) -> dict[str, Any]:
 
 def evaluate_within(model: keras.Model, data: Any) -> dict[str, Any]:
     """Evaluate in the middle of an epoch, whose running metrics go on as if it had not been."""
-    running = [(variable, ops.convert_to_numpy(variable.value)) for variable in model.metrics_variables]
-    logs = _evaluate(model, data)
-    for variable, value in running:
-        variable.assign(value)
+    with given_back(model.metrics_variables):
+        logs = _evaluate(model, data)
     return {f"val_{name}": value for name, value in logs.items()}

@@ -83,6 +83,7 @@ class TrainingSums:
 
     def __init__(self, state: TrainingState, targets: Sequence[Target], kinds: frozenset[str]) -> None:
         self.keys: list[str] = []
+        self._counts: list[str] = []
         self._state = state
         self._targets = tuple(targets)
         self._sums: list[dict[str, keras.Variable]] = []
@@ -99,10 +100,17 @@ class TrainingSums:
         """Return what adds up gradients in the steps of one more optimizer; the steps of each are counted apart."""
         first = self._targets[0].index
         number = len(self._parts)
-        count = self._state.variable(f"steps{number or ''}:{first}", (), "float32", 0.0)
+        key = f"steps{number or ''}:{first}"
+        count = self._state.variable(key, (), "float32", 0.0)
+        self._counts.append(key)
         table = {id(target.variable): sums for target, sums in zip(self._targets, self._sums, strict=True)}
         self._parts.append(GradientSums(table, count))
         return self._parts[-1]
+
+    @property
+    def variables(self) -> dict[str, keras.Variable]:
+        """The sums and the steps that they are of, by key."""
+        return {key: self._state.variables[key] for key in (*self.keys, *self._counts)}
 
     @property
     def steps(self) -> int:

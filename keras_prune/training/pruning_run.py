@@ -169,6 +169,12 @@ class PruningRun(SteppedRun):
         return self._masks.off
 
     @property
+    def variables(self) -> dict[str, keras.Variable]:
+        """What goes with the weights of a moment, by its key in the model's state: masks, then sums of gradients."""
+        masks = {f"mask:{key}": mask.variable for key, mask in zip(self._keys, self._masks, strict=True)}
+        return masks if self._measurements.sums is None else {**masks, **self._measurements.sums.variables}
+
+    @property
     def last_step(self) -> int:
         """The step from which the final target holds."""
         return self.schedule.target_step
@@ -278,6 +284,17 @@ class PruningRun(SteppedRun):
 
     # -- updating -----------------------------------------------------------------------------------------------------
 
+    def bring_to(self, sparsity: float) -> None:
+        """Prune to a sparsity now, between two steps and whatever the schedule says of them; what is off stays off.
+
+        Args:
+            sparsity: at most the schedule's final one.
+        """
+        synchronise(self.model)
+        self._step = self.step
+        if not (self.recipe.allocation.adds_up and self._has_reached(sparsity)):
+            self._change(masks_at_sparsity(self._read_tensors(), self.recipe, sparsity, final=self.schedule.final))
+
     def _update(self) -> None:
         target = self.schedule(self._step)
         grows = self.recipe.growth is not None
@@ -296,10 +313,15 @@ class PruningRun(SteppedRun):
             masks = masks_at_sparsity(
                 tensors, self.recipe, target, final=self.schedule.final, progress=min(1.0, progress), seed=self._step
             )
-        self._units_off = None
-        self._restart(masks)
         # They look into the variables' memory, and while they do, TensorFlow copies a variable before it writes to it.
         del tensors
+        self._change(masks)
+        self._state.arrays[f"updated:{self._keys[0]}"] = self._mark()
+
+    def _change(self, masks: Sequence[npt.NDArray[np.bool_]]) -> None:
+        """Put new masks in force."""
+        self._units_off = None
+        self._restart(masks)
         if self._hidden:
             for mask, values in zip(self._masks, masks, strict=True):
                 change_mask(mask, self._hidden[id(mask.target.variable)][1], values)
@@ -310,7 +332,6 @@ class PruningRun(SteppedRun):
             self._masks.apply()
         if self._measurements.sums is not None:
             self._measurements.sums.reset()
-        self._state.arrays[f"updated:{self._keys[0]}"] = self._mark()
 
     def _restart(self, masks: Sequence[npt.NDArray[np.bool_]]) -> None:
         """Give weights that are about to come back the optimizer's state of new ones."""

@@ -29,6 +29,7 @@ class SteppedCallback(keras.callbacks.Callback, Generic[Running]):
 
     def __init__(self) -> None:
         super().__init__()
+        self.params: dict[str, Any] = {}  # a CallbackList of one's own need not have any
         self._run: Running | None = None
         self._last_batch = -1
         self._foreseen = False
