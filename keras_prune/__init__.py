@@ -1,6 +1,6 @@
 """Neural-network pruning for Keras 3: from `model.fit` to a verified file on a phone."""
 
-from keras_prune import allocation, criteria, devices, growth, patterns, schedules, structured
+from keras_prune import allocation, criteria, devices, growth, patterns, schedules, search, structured
 from keras_prune.devices import Device
 from keras_prune.files.loading import load_model
 from keras_prune.former_names import NAMES as _NAMES
@@ -67,6 +67,7 @@ __all__ = [
     "recalibrate",
     "report",
     "schedules",
+    "search",
     "strip",
     "structured",
 ]

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 import sys
+import zipfile
 from collections.abc import Callable
 from importlib.metadata import entry_points, version
 from pathlib import Path
 from typing import Annotated, Any
 
 import keras
+import numpy as np
 import typer
 
 from keras_prune.files.atomic import check_apart, check_writable, replaced
@@ -22,6 +24,8 @@ from keras_prune.oneshot import prune as prune_model
 from keras_prune.patterns import Block
 from keras_prune.report.report import report as report_model
 from keras_prune.scope import Scope
+from keras_prune.search.sensitivity import POINTS
+from keras_prune.search.sensitivity import sensitivity as measure_sensitivity
 from keras_prune.strip import strip as strip_model
 from keras_prune.text.plaintext import printable
 
@@ -114,6 +118,52 @@ def prune(
 def strip(model: KerasFile, out: Out, as_json: Json = False) -> None:
     """Write a plain Keras model, without masks or wrapper layers, its pruned weights exactly zero."""
     _rewrite(model, out, strip_model, as_json)
+
+
+@app.command()
+def sensitivity(
+    model: KerasFile,
+    data: Annotated[
+        Path,
+        typer.Option(
+            metavar="FILE.npz",
+            help="What is measured on: arrays named x and y, and sample_weight if there is one. "
+            "For a model with several inputs, in place of x one array per input, by its name.",
+        ),
+    ],
+    metric: Annotated[
+        str | None, typer.Option(help="A metric that the model is compiled with; if not given, the loss.")
+    ] = None,
+    points: Annotated[
+        list[float] | None, typer.Option(help="A sparsity to measure, a fraction in (0, 1); may be given often.")
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(help="Write the curves here, too: a .png, .svg or .pdf file.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Say how the loss or a metric changes when each tensor alone is pruned by magnitude, without training."""
+    found = measure_sensitivity(
+        load_model(model), _labelled(data), metric=metric, points=tuple(sorted(points or POINTS)), verbose=0
+    )
+    if plot is not None:
+        found.plot(plot)
+    typer.echo(json.dumps(found.to_dict()) if as_json else str(found))
+
+
+def _labelled(path: Path) -> tuple[Any, ...]:
+    """Return `(x, y)` or `(x, y, sample_weight)` from a `.npz` file; pickled objects are refused."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except (OSError, ValueError, AttributeError, zipfile.BadZipFile) as error:
+        raise ValueError(f"--data must be a .npz file of numbers. Received: '{path}': {error}") from error
+    y, weight = arrays.pop("y", None), arrays.pop("sample_weight", None)
+    if y is None or not arrays:
+        raise ValueError(
+            f"--data must have an array y and inputs, as numpy.savez('{path}', x=x, y=y) writes them. "
+            f"Received: {sorted(arrays) if y is None else ['y']}"
+        )
+    x = arrays.get("x", arrays)
+    return (x, y) if weight is None else (x, y, weight)
 
 
 def _rewrite(model: Path, out: Path, change: Callable[[keras.Model], keras.Model], as_json: bool) -> None:

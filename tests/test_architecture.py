@@ -53,6 +53,7 @@ ORDER = [
     "keras_prune.structured.fit",
     "keras_prune.structured",
     "keras_prune.report",
+    "keras_prune.search",
     "keras_prune.files",
     "keras_prune.cli",
     "keras_prune",

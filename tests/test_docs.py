@@ -10,7 +10,7 @@ import pytest
 
 import keras_prune
 import tflite_export
-from keras_prune import allocation, criteria, devices, growth, patterns, schedules
+from keras_prune import allocation, criteria, devices, growth, patterns, schedules, search
 from keras_prune.strategy import Strategy
 from tests import readme
 
@@ -18,7 +18,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 README = readme.PATH.read_text(encoding="utf-8")
 PAGES = ["README.md", "CHANGELOG.md", *sorted(str(p.relative_to(ROOT)) for p in (ROOT / "docs").rglob("*.md"))]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-MODULES = (keras_prune, schedules, criteria, patterns, allocation, growth, devices, tflite_export)
+MODULES = (keras_prune, schedules, criteria, patterns, allocation, growth, devices, search, tflite_export)
 PUBLIC = {f"{module.__name__}.{name}": getattr(module, name) for module in MODULES for name in module.__all__}
 OBJECTS = {name: thing for name, thing in PUBLIC.items() if inspect.isclass(thing) or inspect.isfunction(thing)}
 

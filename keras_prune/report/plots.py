@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["plot_amounts", "plot_history", "plot_sparsity"]
+__all__ = ["plot_amounts", "plot_history", "plot_sensitivity", "plot_sparsity"]
 
 INK = "#333333"
 FAINT = "#d9d9d9"
@@ -148,6 +148,43 @@ def plot_history(
     axes.legend(frameon=False, labelcolor=INK, loc="best")
     if title:
         axes.set_title(title, loc="left", color=INK)
+    _save(figure, path)
+
+
+def plot_sensitivity(
+    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    path: Path,
+    *,
+    label: str,
+    whole: float,
+    order: Sequence[str],
+) -> None:
+    """Write a metric against sparsity, a curve for each tensor; the first of an order have colours and names.
+
+    Args:
+        curves: sparsities, fractions in [0, 1], and values, by name.
+        path: the file; its ending gives the format.
+        label: the metric's name.
+        whole: its value without pruning, drawn as a line.
+        order: the names, the most telling first.
+    """
+    figure = _figure(height=4.2)
+    axes = figure.add_subplot()
+    _style(axes)
+    axes.grid(color=FAINT, linewidth=0.8)
+    axes.axhline(whole, color=INK, linewidth=1.0, linestyle="--", label=f"nothing pruned: {whole:.4g}")
+    rest = order[len(COLOURS) :]
+    for number, name in enumerate(rest):
+        sparsities, values = curves[name]
+        others = f"{len(rest)} more" if number == 0 else None
+        axes.plot(100 * np.asarray(sparsities), values, color="#b0b0b0", linewidth=1.0, label=others, zorder=1)
+    for colour, name in zip(COLOURS, order, strict=False):
+        sparsities, values = curves[name]
+        axes.plot(100 * np.asarray(sparsities), values, color=colour, marker="o", markersize=4, label=name, zorder=2)
+    axes.set_xlim(0, 102)
+    axes.set_xlabel("zeros in one tensor, the others as they are, %")
+    axes.set_ylabel(label)
+    figure.legend(frameon=False, labelcolor=INK, loc="outside right upper", fontsize=9)
     _save(figure, path)
 
 

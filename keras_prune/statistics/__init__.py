@@ -9,8 +9,9 @@ import keras
 import numpy as np
 
 from keras_prune.scope import Target
-from keras_prune.statistics.gradients import gradient_statistics, loss, sensitivity_curves
+from keras_prune.statistics.gradients import gradient_statistics
 from keras_prune.statistics.kernel_inputs import input_statistics
+from keras_prune.statistics.pruned_alone import loss, sensitivity_curves
 from keras_prune.statistics.synaptic_flow import synaptic_flow
 from keras_prune.statistics.walks import kept
 

@@ -1,15 +1,13 @@
-"""Gradients of a data set's loss with respect to targets, and the loss itself."""
+"""Gradients of a data set's loss with respect to targets."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 import numpy.typing as npt
-from keras import ops
 
 from keras_prune.keras_seam import layers_in
 from keras_prune.scope import Target
@@ -17,7 +15,7 @@ from keras_prune.statistics.batches import Batch, Batches
 from keras_prune.statistics.differentiation import gradient, hessian_product
 from keras_prune.statistics.evaluation import batch_loss, check_compiled, raw_values, to_float64
 
-__all__ = ["gradient_statistics", "loss", "loss_gradients", "sensitivity_curves"]
+__all__ = ["gradient_statistics", "loss_gradients"]
 
 Array = npt.NDArray[np.float64]
 
@@ -27,75 +25,6 @@ _SUMMANDS: dict[str, Callable[[Array, int], Array]] = {
     "squared_gradient": lambda g, size: np.square(g),
 }
 FIRST_ORDER = frozenset(_SUMMANDS)
-
-
-def loss(model: keras.Model, data: Any) -> float:
-    """Return the mean loss over the samples of `data`, in inference mode; the model stays as it is.
-
-    Args:
-        model: compiled.
-        data: `(x, y)`, `(x, y, sample_weight)` or batches of it; arrays are taken 256 samples at a time.
-    """
-    check_compiled(model)
-    return _mean_loss(model, Batches(data, model, labels=True, size=256), ())
-
-
-def _mean_loss(model: keras.Model, batches: Batches, weights: Sequence[tuple[keras.Variable, Any]]) -> float:
-    total, samples = 0.0, 0
-    for batch in batches:
-        total += float(batch_loss(model, batch, weights)) * batch.size
-        samples += batch.size
-    return total / samples
-
-
-def sensitivity_curves(
-    model: keras.Model,
-    targets: Sequence[Target],
-    masks_at: Callable[[int, float], npt.NDArray[np.bool_]],
-    points: Sequence[float],
-    data: Any,
-) -> list[tuple[tuple[float, float], ...]]:
-    r"""Measure $L(w \odot m_l(s)) - L(w)$ for each tensor l pruned alone to each sparsity s.
-
-    Args:
-        model: compiled; it stays as it is.
-        targets: the tensors.
-        masks_at: index of a target and sparsity -> mask of the variable's shape (True: kept).
-        points: sparsities, increasing fractions in (0, 1).
-        data: `(x, y)` or batches of it. Cost: one evaluation a target and point.
-
-    Returns:
-        For each target, pairs of (sparsity, loss increase): `allocation.Scored.curve`.
-    """
-    check_compiled(model)
-    batches = Batches(data, model, labels=True, size=256)
-    whole = _finite_loss(model, _mean_loss(model, batches, ()))
-    curves = []
-    for index, target in enumerate(targets):
-        weight = ops.convert_to_tensor(target.variable.value)
-        curve = []
-        for point in points:
-            mask = np.asarray(masks_at(index, point), dtype=bool)
-            if mask.shape != tuple(target.variable.shape):
-                raise ValueError(
-                    f"The mask of {target.path!r} must have the shape {tuple(target.variable.shape)}. "
-                    f"Received: {mask.shape}"
-                )
-            pruned = ops.where(ops.convert_to_tensor(mask), weight, ops.zeros_like(weight))
-            increase = _mean_loss(model, batches, [(target.variable, pruned)]) - whole
-            # A loss that overflows is worse than any other, which a finite curve can still say.
-            curve.append((float(point), increase if math.isfinite(increase) else float(np.finfo(np.float32).max)))
-        curves.append(tuple(curve))
-    return curves
-
-
-def _finite_loss(model: keras.Model, value: float) -> float:
-    if not math.isfinite(value):
-        raise ValueError(
-            f"The loss of {model.name!r} on the data must be finite. Received: {value}. Look for NaN in "
-            f"data or weights."
-        )
-    return value
 
 
 def gradient_statistics(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -19,7 +19,7 @@ from keras_prune.scope import Target
 from keras_prune.strategy import Measuring
 from keras_prune.training.gradient_sums import TrainingSums
 
-__all__ = ["Curve", "Measurements", "measure_curves", "with_curves"]
+__all__ = ["Curve", "Measurements", "alone", "measure_curves", "with_curves"]
 
 MaskArray = npt.NDArray[np.bool_]
 Curve = tuple[tuple[float, float], ...]
@@ -36,18 +36,28 @@ def measure_curves(
     allocation = recipe.allocation
     if allocation.data is None:
         return [()] * len(tensors)
-    alone = Recipe(recipe.criterion, recipe.pattern, Uniform())
-
-    most = [highest_sparsity(tensor, recipe) for tensor in tensors]
-
-    def mask_alone(index: int, sparsity: float) -> MaskArray:
-        return masks_at_sparsity([tensors[index]], alone, min(sparsity, most[index]))[0]
-
-    curves = statistics.sensitivity_curves(model, targets, mask_alone, allocation.points, allocation.data)
+    masks_alone, most = alone(tensors, recipe)
+    curves = statistics.sensitivity_curves(model, targets, masks_alone, allocation.points, allocation.data)
     return [
         tuple({min(sparsity, top): rise for sparsity, rise in curve}.items())
         for top, curve in zip(most, curves, strict=True)
     ]
+
+
+def alone(tensors: Sequence[Tensor], recipe: Recipe) -> tuple[Callable[[int, float], MaskArray], list[float]]:
+    """Return what gives the mask of each tensor pruned alone, and the highest sparsity that each can have.
+
+    Args:
+        tensors: the first argument of what is returned counts them; a sparsity that one cannot have gives its highest.
+        recipe: its allocation does not matter.
+    """
+    recipe = Recipe(recipe.criterion, recipe.pattern, Uniform())
+    most = [highest_sparsity(tensor, recipe) for tensor in tensors]
+
+    def mask_alone(index: int, sparsity: float) -> MaskArray:
+        return masks_at_sparsity([tensors[index]], recipe, min(sparsity, most[index]))[0]
+
+    return mask_alone, most
 
 
 def with_curves(tensors: Sequence[Tensor], curves: Sequence[Curve]) -> list[Tensor]:
