@@ -29,7 +29,7 @@ test: lint types
 	@if command -v npm >/dev/null; then $(BIN)/python -m tflite_export.runtimes.litertjs || echo "nothing is run in WebAssembly"; else echo "no npm: nothing is run in WebAssembly"; fi
 	$(PYTEST) --doctest-modules --nbmake $(wildcard notebooks) keras_prune tflite_export tests
 
-bench: $(VENV)/.installed-tfmot
+bench: $(VENV)/.installed-tfmot $(VENV)/.installed-search
 	$(BIN)/python -m benchmarks.train_step
 	$(BIN)/python -m benchmarks.mask_update
 	$(BIN)/python -m benchmarks.lenet_mnist
@@ -44,6 +44,7 @@ bench: $(VENV)/.installed-tfmot
 	$(BIN)/python -m tflite_export.runtimes.litertjs
 	$(BIN)/python -m benchmarks.web_models
 	$(BIN)/python -m benchmarks.target_defaults
+	$(BIN)/python -m benchmarks.strategy_search
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

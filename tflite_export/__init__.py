@@ -10,8 +10,6 @@ from tflite_export.file.c_array import write_c_array
 from tflite_export.file.encoding import Encoding
 from tflite_export.former_names import NAMES as _NAMES
 from tflite_export.inspection import Inspection, inspect
-from tflite_export.measures.measure import Cost, Measure
-from tflite_export.measures.phone import Phone
 from tflite_export.plan.plan import PlanLine
 from tflite_export.report import ExportReport
 from tflite_export.runtimes.limits import Limits
@@ -24,7 +22,6 @@ _keep(_NAMES)
 
 __all__ = [
     "BenchmarkReport",
-    "Cost",
     "Encoding",
     "ExportError",
     "ExportReport",
@@ -32,9 +29,7 @@ __all__ = [
     "Golden",
     "Inspection",
     "Limits",
-    "Measure",
     "MicroReport",
-    "Phone",
     "PlanLine",
     "Target",
     "Verification",

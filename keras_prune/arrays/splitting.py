@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from keras_prune.arrays.selection import lowest
 
-__all__ = ["Scored", "Share", "caps_of", "fit_shares", "lowest_together", "reachable_caps"]
+__all__ = ["Scored", "Share", "caps_of", "fit_shares", "lowest_together", "reachable_caps", "shift_shares"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -136,6 +137,92 @@ def fit_shares(tensors: Sequence[Scored], wanted: Sequence[float], caps: Sequenc
     counts = [min(round(s * t.units), cap) for s, t, cap in zip(shares(high), tensors, caps, strict=True)]
     _settle(tensors, counts, off, caps, goal)
     return [count / t.units for count, t in zip(counts, tensors, strict=True)]
+
+
+def shift_shares(
+    tensors: Sequence[Scored], wanted: Sequence[float], bounds: Sequence[tuple[float, float]], target: float | None
+) -> list[float]:
+    r"""Shift wanted sparsities by one amount, within bounds, until the whole has the target's number of zeros.
+
+    The shift c is one on the logistic scale of each tensor's bounds, so that no share leaves them:
+
+    $s_i' = l_i + (h_i - l_i) \, \sigma(c + \mathrm{logit} \frac{s_i - l_i}{h_i - l_i})$
+
+    Args:
+        tensors: their scores do not matter.
+        wanted: a fraction for each.
+        bounds: the lowest and the highest share of each; no tensor loses its last unit, whatever they say.
+        target: the share of all weights to be zero, a fraction in [0, 1); None leaves the shares as they are wanted.
+
+    Returns:
+        Shares of whole units, which add up to the target, to within half a unit.
+
+    Raises:
+        ValueError: the bounds leave no way to reach the target.
+
+    Example:
+        >>> a, b = Scored("a", (10, 10), np.zeros(0), 1), Scored("b", (10, 30), np.zeros(0), 1)
+        >>> shift_shares([a, b], [0.5, 0.5], [(0.0, 1.0)] * 2, 0.8)
+        [0.8, 0.8]
+        >>> shift_shares([a, b], [0.2, 0.9], [(0.0, 1.0)] * 2, 0.8)
+        [0.35, 0.95]
+    """
+    ends = _unit_bounds(tensors, bounds)
+    if target is None:
+        counts = [_within(round(s * t.units), *end) for s, t, end in zip(wanted, tensors, ends, strict=True)]
+        return [count / t.units for count, t in zip(counts, tensors, strict=True)]
+    goal = target * sum(t.size for t in tensors)
+    _check_between(tensors, ends, target)
+    places = [
+        math.log(u / (1.0 - u))
+        for s, (low, high) in zip(wanted, bounds, strict=True)
+        for u in [_within((s - low) / (high - low) if high > low else 0.5, 1e-6, 1.0 - 1e-6)]
+    ]
+
+    def counts_at(shift: float) -> list[float]:
+        return [
+            _within((low + (high - low) / (1.0 + math.exp(-z - shift))) * t.units, *end)
+            for z, t, (low, high), end in zip(places, tensors, bounds, ends, strict=True)
+        ]
+
+    below, above = -100.0, 100.0
+    for _ in range(100):
+        middle = (below + above) / 2.0
+        zeros = sum(c * t.weights_per_unit for c, t in zip(counts_at(middle), tensors, strict=True))
+        below, above = (below, middle) if zeros >= goal else (middle, above)
+    rounded = [round(count) for count in counts_at(above)]
+    _settle(tensors, rounded, [low for low, _ in ends], [high for _, high in ends], goal)
+    return [count / t.units for count, t in zip(rounded, tensors, strict=True)]
+
+
+def _unit_bounds(tensors: Sequence[Scored], bounds: Sequence[tuple[float, float]]) -> list[tuple[int, int]]:
+    """The fewest and the most units that each tensor may have off."""
+    ends = []
+    for tensor, cap, (low, high) in zip(tensors, caps_of(tensors, 0.0), bounds, strict=True):
+        most = min(cap, math.floor(high * tensor.units + 1e-9))
+        ends.append((min(most, math.ceil(low * tensor.units - 1e-9)), most))
+    return ends
+
+
+def _check_between(tensors: Sequence[Scored], ends: Sequence[tuple[int, int]], target: float) -> None:
+    """Refuse a target that lies outside what the ends allow, by more than half a unit."""
+    total = sum(t.size for t in tensors)
+    fewest, most = (
+        sum(end[i] * t.weights_per_unit for end, t in zip(ends, tensors, strict=True)) / total for i in (0, 1)
+    )
+    half = max(t.weights_per_unit for t in tensors) / 2 / total
+    if not fewest - half <= target <= most + half:
+        raise ValueError(
+            f"The bounds of {len(tensors)} tensors, and their patterns, allow sparsities of all together from "
+            f"{fewest:.4g} to {most:.4g}. Received: {target:g}. Widen the bounds, or take another sparsity or pattern."
+        )
+
+
+N = TypeVar("N", int, float)
+
+
+def _within(value: N, low: N, high: N) -> N:
+    return min(max(value, low), high)
 
 
 def _settle(tensors: Sequence[Scored], counts: list[int], off: Sequence[int], caps: Sequence[int], goal: float) -> None:

@@ -53,6 +53,7 @@ class TrainingState(Saved):
         self.left_alone: tuple[Skipped, ...] = ()
         self._owners: dict[int, tuple[Any, Any]] = {}
         self._optimizer: Any = None
+        self._fills: dict[str, float] = {}
 
     @classmethod
     def of(cls, model: keras.Model) -> TrainingState:
@@ -97,6 +98,7 @@ class TrainingState(Saved):
             # Of an earlier run of the same optimizer: its value goes on.
             self.restored.add(key)
             return self.variables[key]
+        self._fills[key] = fill
         name = "pruning_" + key.replace(":", "_")
 
         def initializer(shape: Any, dtype: Any = None) -> Any:
@@ -115,6 +117,15 @@ class TrainingState(Saved):
             variable.assign(value)
             self.restored.add(key)
         return variable
+
+    def forget(self) -> None:
+        """Bring everything to how it is before anything is pruned: variables to what fills them, and no array."""
+        for key, variable in self.variables.items():
+            variable.assign(ops.full(variable.shape, self._fills[key], variable.dtype))
+        self.arrays.clear()
+        self.restored.clear()
+        self.left_alone = ()
+        self._owners = {}
 
     # -- who prunes what ----------------------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["plot_amounts", "plot_history", "plot_sensitivity", "plot_sparsity"]
+__all__ = ["plot_amounts", "plot_history", "plot_search", "plot_sensitivity", "plot_sparsity", "plot_trade"]
 
 INK = "#333333"
 FAINT = "#d9d9d9"
@@ -185,6 +185,59 @@ def plot_sensitivity(
     axes.set_xlabel("zeros in one tensor, the others as they are, %")
     axes.set_ylabel(label)
     figure.legend(frameon=False, labelcolor=INK, loc="outside right upper", fontsize=9)
+    _save(figure, path)
+
+
+def plot_search(
+    numbers: Sequence[int], values: Sequence[float], path: Path, *, label: str, rises: bool, dense: float
+) -> None:
+    """Write the values of trials as dots, and the best so far as a line.
+
+    Args:
+        numbers: of the trials, `[n]`.
+        values: `[n]`.
+        path: the file; its ending gives the format.
+        label: what the values are.
+        rises: whether more is better.
+        dense: the value before anything was tried, drawn as a line.
+    """
+    figure = _figure(height=3.6)
+    axes = figure.add_subplot()
+    _style(axes)
+    best = np.maximum.accumulate(values) if rises else np.minimum.accumulate(values)
+    axes.axhline(dense, color=COLOURS[1], linewidth=1.5, linestyle="--", zorder=0, label="dense")
+    axes.plot(numbers, values, "o", color=COLOURS[0], markersize=4, label="trial")
+    axes.step(numbers, best, where="post", color=COLOURS[2], label="best so far")
+    axes.set_xlabel("trial")
+    axes.set_ylabel(label)
+    axes.grid(color=FAINT, linewidth=0.8)
+    axes.legend(frameon=False, labelcolor=INK, loc="best")
+    _save(figure, path)
+
+
+def plot_trade(values: Mapping[str, Sequence[float]], front: Sequence[bool], path: Path) -> None:
+    """Write trials as dots, the first value against each of the others, and those on the Pareto front joined.
+
+    Args:
+        values: name -> `[n]`, two or more names.
+        front: `[n]`, which are on the front.
+        path: the file; its ending gives the format.
+    """
+    (first, heights), *others = values.items()
+    figure = _figure(height=4.2, width=6 * len(others))
+    on = np.array(front, dtype=bool)
+    ys = np.asarray(heights, dtype=float)
+    for axes, (name, amounts) in zip(figure.subplots(1, len(others), squeeze=False)[0], others, strict=True):
+        _style(axes)
+        xs = np.asarray(amounts, dtype=float)
+        axes.plot(xs[~on], ys[~on], "o", color=COLOURS[5], markersize=4, label="trial")
+        order = np.argsort(xs[on], kind="stable")
+        line = "-" if len(others) == 1 else ""  # a front in more than two dimensions is no line here
+        axes.plot(xs[on][order], ys[on][order], f"o{line}", color=COLOURS[0], markersize=5, label="front")
+        axes.set_xlabel(name)
+        axes.set_ylabel(first)
+        axes.grid(color=FAINT, linewidth=0.8)
+        axes.legend(frameon=False, labelcolor=INK, loc="best")
     _save(figure, path)
 
 

@@ -31,7 +31,6 @@ __all__ = [
     "check_full_int8",
     "check_micro",
     "check_structure",
-    "draw_samples",
 ]
 
 SAMPLES = 4
@@ -116,9 +115,7 @@ def check_micro(
     if full_int8:
         check_full_int8(model, subject)
     with MicroSession(file, subject, limits=limits) as micro:
-        feeds = (
-            draw_samples(micro.inputs) if inputs is None else {name: np.asarray(inputs[name]) for name in micro.inputs}
-        )
+        feeds = _draw(micro.inputs) if inputs is None else {name: np.asarray(inputs[name]) for name in micro.inputs}
         names, outputs = list(feeds), list(micro.outputs)
         # Both runtimes get the same bytes: what is compared is the kernels.
         stored = [micro.inputs[name].store(feeds[name]) for name in names]
@@ -217,7 +214,7 @@ def _sparse(subject: str, name: str) -> ExportError:
     )
 
 
-def draw_samples(ports: Mapping[str, Port]) -> dict[str, NDArray[Any]]:
+def _draw(ports: Mapping[str, Port]) -> dict[str, NDArray[Any]]:
     """Draw a few samples: the whole range of a quantized input, a standard normal for floats, else 0 and 1."""
     rng = np.random.default_rng(SEED)
     drawn: dict[str, NDArray[Any]] = {}
