@@ -76,6 +76,7 @@ ORDER = [
     "tflite_export.verification",
     "tflite_export.tflm",
     "tflite_export.bench",
+    "tflite_export.measures",
     "tflite_export.other_runtimes",
     "tflite_export.report",
     "tflite_export.stages",

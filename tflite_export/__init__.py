@@ -10,6 +10,8 @@ from tflite_export.file.c_array import write_c_array
 from tflite_export.file.encoding import Encoding
 from tflite_export.former_names import NAMES as _NAMES
 from tflite_export.inspection import Inspection, inspect
+from tflite_export.measures.measure import Cost, Measure
+from tflite_export.measures.phone import Phone
 from tflite_export.plan.plan import PlanLine
 from tflite_export.report import ExportReport
 from tflite_export.runtimes.limits import Limits
@@ -22,6 +24,7 @@ _keep(_NAMES)
 
 __all__ = [
     "BenchmarkReport",
+    "Cost",
     "Encoding",
     "ExportError",
     "ExportReport",
@@ -29,7 +32,9 @@ __all__ = [
     "Golden",
     "Inspection",
     "Limits",
+    "Measure",
     "MicroReport",
+    "Phone",
     "PlanLine",
     "Target",
     "Verification",

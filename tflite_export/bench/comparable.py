@@ -13,7 +13,7 @@ from tflite_export.model.inputs import SEED, check_array, check_counts, read_lea
 from tflite_export.model.signature import InputSpec, Signature
 from tflite_export.runtimes.sessions import MeasuredFile, Session
 
-__all__ = ["feeds_for", "matching_inputs", "matching_outputs", "measured_files"]
+__all__ = ["feeds_for", "matching_inputs", "matching_names", "matching_outputs", "measured_files"]
 
 
 def measured_files(
@@ -53,7 +53,7 @@ def matching_inputs(sessions: Sequence[Session]) -> list[list[str]]:
     Raises:
         ExportError: a file has none, or others than the first: in number, name, sizes or type.
     """
-    names = _matching("inputs", [(session.subject, session.inputs) for session in sessions])
+    names = matching_names("inputs", [(session.subject, session.inputs) for session in sessions])
     for session, own in zip(sessions, names, strict=True):
         for name, place in zip(own, names[0], strict=True):
             wanted, found = _form(sessions[0].inputs[place]), _form(session.inputs[name])
@@ -73,10 +73,19 @@ def matching_outputs(sessions: Sequence[Session]) -> list[list[str]]:
     Raises:
         ExportError: a file has none, or others than the first.
     """
-    return _matching("outputs", [(session.subject, session.outputs) for session in sessions])
+    return matching_names("outputs", [(session.subject, session.outputs) for session in sessions])
 
 
-def _matching(what: str, files: Sequence[tuple[str, Mapping[str, Any]]]) -> list[list[str]]:
+def matching_names(what: str, files: Sequence[tuple[str, Mapping[str, Any]]]) -> list[list[str]]:
+    """Return for each file its names, in one order; a single one may have any name.
+
+    Args:
+        what: "inputs" or "outputs".
+        files: what errors call each, and what is described by name.
+
+    Raises:
+        ExportError: a file has none, or others than the first.
+    """
     subject, described = files[0]
     first = sorted(described)
     if not first:

@@ -13,6 +13,7 @@ from tflite_export.bench.comparable import measured_files
 from tflite_export.bench.report import BenchmarkReport, Timing
 from tflite_export.edits.twin import is_sparse, twin
 from tflite_export.errors import ExportError
+from tflite_export.runtimes.arm64 import CPU
 from tflite_export.runtimes.arm64_guest import ROUNDS as ARM64_ROUNDS
 from tflite_export.runtimes.arm64_guest import measure_on_arm64
 from tflite_export.runtimes.isolation import LiteRTProcess, measure_isolated
@@ -24,7 +25,7 @@ from tflite_export.tolerances import OTHER_RUNTIME
 from tflite_export.verification.compare import require_agreement
 from tflite_export.web.web_session import measure_in_litertjs
 
-__all__ = ["ALIASES", "ROUNDS", "RUNTIMES", "WARM_UP", "benchmark"]
+__all__ = ["ALIASES", "ROUNDS", "RUNTIMES", "WARM_UP", "benchmark", "measure_files"]
 
 RUNTIMES = ("litert", "web", "arm64")
 ALIASES = {"wasm": "web"}
@@ -44,7 +45,7 @@ def benchmark(
     twins: bool = False,
     browser: bool = False,
     simd: str = "relaxed",
-    cpu: str = "cortex-a76",
+    cpu: str = CPU,
     limits: Limits | None = None,
 ) -> BenchmarkReport:
     """Time files against each other in interleaved runs, so that a slow spell of the machine meets all of them.
@@ -97,6 +98,64 @@ def benchmark(
         *zip(names, contents, strict=True),
         *((f"{names[place]}, its twin", twin(contents[place], names[place])) for place in twin_of),
     ]
+    measured, samples = measure_files(
+        files,
+        runtime,
+        rounds,
+        warm_up,
+        threads=threads,
+        batch=batch,
+        delegate=delegate,
+        data=data,
+        browser=browser,
+        simd=simd,
+        cpu=cpu,
+        limits=limits,
+    )
+    timings = tuple(
+        _timing(measured, place, name, len(contents[place]), twin_of, len(paths)) for place, name in enumerate(names)
+    )
+    return BenchmarkReport(timings, runtime, measured.description, measured.unit, threads, samples, rounds, warm_up)
+
+
+def measure_files(
+    files: Sequence[tuple[str, bytes]],
+    runtime: str,
+    rounds: int,
+    warm_up: int,
+    *,
+    threads: int = 1,
+    batch: int = 1,
+    delegate: bool = True,
+    data: Any = None,
+    browser: bool = False,
+    simd: str = "relaxed",
+    cpu: str = CPU,
+    limits: Limits | None = None,
+) -> tuple[Measurement, int]:
+    """Run files of unknown origin in turn, each in the same process, and compare their outputs with LiteRT's here.
+
+    Args:
+        files: name and content of each.
+        runtime: one of `RUNTIMES`.
+        rounds: timed runs of each file.
+        warm_up: untimed runs of each file before that.
+        threads: see `benchmark`, as for the others.
+        batch: samples in a run.
+        delegate: use XNNPACK.
+        data: inputs.
+        browser: in a headless Chromium.
+        simd: of LiteRT.js.
+        cpu: that qemu is.
+        limits: what the files may take.
+
+    Returns:
+        The measurement, and the samples that a run took.
+
+    Raises:
+        ExportError: a file cannot be run, differs from the first in its inputs or outputs, or gives wrong outputs; or a
+            runtime is missing.
+    """
     allowed = (limits or Limits()).for_files(*(content for _, content in files))
     with LiteRTProcess() as process:
         sessions = [
@@ -114,12 +173,7 @@ def benchmark(
     for case, found, wanted, said in zip(cases, measured.outputs, here.outputs, measured.said, strict=True):
         subject = f"{case.name} ({measured.description})"
         require_agreement(found, wanted, subject, whose="LiteRT's outputs", tolerance=OTHER_RUNTIME, said=said)
-    timings = tuple(
-        _timing(measured, place, name, len(contents[place]), twin_of, len(paths)) for place, name in enumerate(names)
-    )
-    return BenchmarkReport(
-        timings, runtime, measured.description, measured.unit, threads, len(feeds[0]), rounds, warm_up
-    )
+    return measured, len(feeds[0])
 
 
 def _timing(

@@ -31,6 +31,7 @@ __all__ = [
     "check_full_int8",
     "check_micro",
     "check_structure",
+    "draw_samples",
 ]
 
 SAMPLES = 4
@@ -115,7 +116,9 @@ def check_micro(
     if full_int8:
         check_full_int8(model, subject)
     with MicroSession(file, subject, limits=limits) as micro:
-        feeds = _draw(micro.inputs) if inputs is None else {name: np.asarray(inputs[name]) for name in micro.inputs}
+        feeds = (
+            draw_samples(micro.inputs) if inputs is None else {name: np.asarray(inputs[name]) for name in micro.inputs}
+        )
         names, outputs = list(feeds), list(micro.outputs)
         # Both runtimes get the same bytes: what is compared is the kernels.
         stored = [micro.inputs[name].store(feeds[name]) for name in names]
@@ -214,7 +217,7 @@ def _sparse(subject: str, name: str) -> ExportError:
     )
 
 
-def _draw(ports: Mapping[str, Port]) -> dict[str, NDArray[Any]]:
+def draw_samples(ports: Mapping[str, Port]) -> dict[str, NDArray[Any]]:
     """Draw a few samples: the whole range of a quantized input, a standard normal for floats, else 0 and 1."""
     rng = np.random.default_rng(SEED)
     drawn: dict[str, NDArray[Any]] = {}

@@ -49,6 +49,8 @@ class MicroSession(Session):
         self.inputs, self.outputs = ports_of(file.model)
         self._feeds: dict[str, NDArray[Any]] = {}
         self._answers: list[NDArray[Any]] = []
+        self.ran = 0.0
+        """Seconds that the interpreter has run, in all, by the clock of its own process."""
         self._limits = (limits or Limits()).for_files(file.content)
         self._process = start_python(_CHILD, log=True)
         self._process.limit_memory(self._limits.memory)
@@ -88,7 +90,8 @@ class MicroSession(Session):
 
     def invoke(self) -> None:
         """Run the file once, on the inputs that were set."""
-        _, self._answers = self._ask_with_inputs("run")
+        answer, self._answers = self._ask_with_inputs("run")
+        self.ran += float(answer["took"])
 
     def fetch(self, outputs: Sequence[str]) -> list[NDArray[Any]]:
         """Return outputs by name, as real numbers."""

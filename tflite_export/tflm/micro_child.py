@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import time
 from typing import IO, Any
 
 import numpy as np
@@ -30,6 +31,8 @@ class Micro:
     def __init__(self, content: bytes, inputs: int, outputs: int) -> None:
         self.content, self.counts = content, (inputs, outputs)
         self.interpreter = self.allocate(LARGEST_ARENA)
+        self.took = 0.0
+        """Seconds of the last run."""
 
     def allocate(self, arena: int) -> Any:
         """Return an interpreter in an arena of this size; RuntimeError, or worse, where it is too small."""
@@ -44,7 +47,9 @@ class Micro:
         interpreter.reset()  # state of one sample must not leak into the next
         for position, values in enumerate(feeds):
             interpreter.set_input(values, position)
+        start = time.perf_counter()
         interpreter.invoke()
+        self.took = time.perf_counter() - start
         return [interpreter.get_output(position) for position in range(self.counts[1])]
 
     def find_arena(self, feeds: list[Any]) -> int:
@@ -109,6 +114,7 @@ def serve(requests: IO[bytes], answers: IO[bytes]) -> None:
                 raise RuntimeError("nothing is loaded")
             elif header["do"] == "run":
                 outputs = micro.run(as_arrays(header["arrays"], blobs))
+                answer["took"] = micro.took
             elif header["do"] == "arena":
                 answer["arena"] = micro.find_arena(as_arrays(header["arrays"], blobs))
             else:

@@ -74,6 +74,7 @@ class GuardedServer(ThreadingHTTPServer):
         token: what every path must begin with; "" for none. Without one, the Host header must name this
             machine's loopback, so that no page of another site can reach it under a name of its own (DNS
             rebinding).
+        largest_request: bytes of the body of a POST, at most.
     """
 
     daemon_threads = True
@@ -88,12 +89,14 @@ class GuardedServer(ThreadingHTTPServer):
         host: str = "127.0.0.1",
         port: int = 0,
         token: str = "",
+        largest_request: int = LARGEST_REQUEST,
     ) -> None:
         if not token and host not in LOOPBACK:
             raise ValueError(f"a server that the network can reach needs a token. Received: host {host!r}, no token.")
         self.resources = dict(resources)
         self.handlers = dict(handlers or {})
         self.token = token
+        self.largest_request = largest_request
         self.host = host
         if ":" in host:
             self.address_family = AF_INET6
@@ -186,7 +189,7 @@ class _Answer(BaseHTTPRequestHandler):
             self._refuse(path)
             return
         length = self.headers.get("Content-Length", "")
-        if not (length.isascii() and length.isdigit()) or len(length) > 10 or int(length) > LARGEST_REQUEST:
+        if not (length.isascii() and length.isdigit()) or len(length) > 10 or int(length) > self.server.largest_request:
             self._send(HTTPStatus.LENGTH_REQUIRED, b"a length is needed\n", "text/plain")
             self.close_connection = True
             return

@@ -22,7 +22,9 @@ OWN = {
 }
 """What may load a file into this process: it has made the file, or does so for somebody who has."""
 FOREIGN = {
-    "tflite_export.bench.device_page",
+    "tflite_export.bench.served_files",
+    "tflite_export.measures.latency",
+    "tflite_export.measures.phone",
     "tflite_export.bench.timing",
     "tflite_export.tflm.mcu",
     "tflite_export.verification.verify",

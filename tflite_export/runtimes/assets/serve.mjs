@@ -1,73 +1,14 @@
 /** The page that measures files in the browser that opened it. */
 
-import {Engine, clockStep, hasRelaxedSimd, quantile, unpack} from './engine.mjs';
+import {quantile, unpack} from './engine.mjs';
+import {WARM_UP, describeDevice, element, get, measure, plain, showDevice} from './measuring.mjs';
 
-const WARM_UP = 5;
 const $ = (id) => document.getElementById(id);
-
-/** Returns a text with an escape for each character that would not be seen or would turn the direction of reading. */
-const plain = (text) =>
-  text.replace(/(?![\n\u200c\u200d])[\p{Cc}\p{Cf}\p{Cs}\p{Zl}\p{Zp}]/gu, (found) =>
-    found
-      .split('')
-      .map((unit) => `\\u${unit.charCodeAt(0).toString(16).padStart(4, '0')}`)
-      .join(''),
-  );
-
-/** Returns an element with attributes and children; strings become plain text, never markup. */
-function element(name, attributes = {}, ...children) {
-  const made = document.createElement(name);
-  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
-  made.append(...children.map((child) => (typeof child === 'string' ? plain(child) : child)));
-  return made;
-}
 
 const say = (text) => void ($('status').textContent = plain(text));
 const digits = (value) => (value < 10 ? value.toFixed(2) : value.toFixed(1));
 const milliseconds = (value) => `${digits(value)} ms`;
 const megabytes = (bytes) => (bytes < 1e6 ? `${(bytes / 1e3).toFixed(1)} kB` : `${(bytes / 1e6).toFixed(2)} MB`);
-const pause = () => new Promise((resolve) => setTimeout(resolve, 0));
-
-async function get(path) {
-  const response = await fetch(path);
-  if (!response.ok) throw new Error(`the server answered ${response.status} to '${path}'`);
-  return new Uint8Array(await response.arrayBuffer());
-}
-
-/** Returns what the browser tells of the device; what it does not tell is left out. */
-async function describeDevice() {
-  const device = {user_agent: navigator.userAgent};
-  if (navigator.userAgentData) {
-    const more = await navigator.userAgentData.getHighEntropyValues(['model', 'platform', 'platformVersion']);
-    device.platform = [more.platform, more.platformVersion].filter(Boolean).join(' ');
-    if (more.model) device.model = more.model;
-  }
-  if (navigator.hardwareConcurrency) device.processors = navigator.hardwareConcurrency;
-  if (navigator.deviceMemory) device.memory_gb = navigator.deviceMemory;
-  device.simd = hasRelaxedSimd() ? 'relaxed' : 'plain';
-  device.clock_step_ms = Number(clockStep().toPrecision(3));
-  device.screen = `${screen.width} x ${screen.height} at ${devicePixelRatio}x`;
-  return device;
-}
-
-const LABELS = {
-  user_agent: 'Browser',
-  platform: 'System',
-  model: 'Model',
-  processors: 'Processors',
-  memory_gb: 'Memory, GB',
-  simd: 'WebAssembly SIMD',
-  clock_step_ms: 'Step of the clock, ms',
-  screen: 'Screen',
-};
-
-function showDevice(device) {
-  $('device').replaceChildren(
-    ...Object.entries(device).map(([key, value]) =>
-      element('div', {}, element('dt', {}, LABELS[key]), element('dd', {}, String(value))),
-    ),
-  );
-}
 
 function figure(label, value, style = '') {
   return element('div', {class: style.includes('wide') ? 'wide' : ''}, element('dt', {}, label), element('dd', {class: style}, value));
@@ -118,87 +59,15 @@ function bar(share) {
   return element('div', {class: 'track', 'aria-hidden': 'true'}, svg);
 }
 
-let engine;
-
-/** What LiteRT.js calls an error, by printing: it does not throw where it cannot allocate. */
-const said = [];
-const print = console.error;
-console.error = (...words) => {
-  if (String(words[0]).startsWith('ERROR')) said.push(words.join(' '));
-  print(...words);
-};
-
-/** Loads LiteRT.js, once. */
-async function loadEngine() {
-  if (engine) return engine;
-  const litert = await import('./litertjs/core.mjs');
-  const build = hasRelaxedSimd() ? 'litert_wasm_internal.js' : 'litert_wasm_compat_internal.js';
-  await litert.loadLiteRt(new URL(`litertjs/${build}`, document.baseURI).href);
-  engine = new Engine(litert);
-  return engine;
-}
-
-/** Loads a file and holds its outputs against the golden ones. */
-async function check(job, file) {
-  const loaded = await engine.load(await get(file.path));
-  const row = {id: loaded.id, agrees: true, max_difference: 0};
-  const before = said.length;
-  for (const sample of file.samples) {
-    const byName = Object.fromEntries(file.inputs.map((name, i) => [name, job.blobs[sample.feeds[i]]]));
-    engine.feed(loaded.id, loaded.inputs.map(({name}) => byName[name]));
-    await engine.invoke(loaded.id);
-    const outputs = await engine.fetch(loaded.id);
-    file.outputs.forEach(({name, bound, scale}, i) => {
-      const place = loaded.outputs.findIndex((output) => output.name === name);
-      const got = outputs[place];
-      const wanted = new got.constructor(job.blobs[sample.outputs[i]].buffer);
-      let largest = got.length === wanted.length ? 0 : Infinity;
-      for (let k = 0; k < got.length; k++) {
-        const off = Math.abs(got[k] - wanted[k]);
-        if (!(off <= largest)) largest = Number.isNaN(off) ? Infinity : off;
-      }
-      row.max_difference = Math.max(row.max_difference, largest / (scale || 1));
-      if (!(largest <= bound)) row.agrees = false;
-    });
-  }
-  if (!row.agrees) row.said = said.slice(before);
-  return row;
-}
-
-/** Measures all files; returns a row for each. */
-async function measure(job, rounds) {
-  say('Loading LiteRT.js …');
-  await loadEngine();
-  const rows = [];
-  for (const [i, file] of job.files.entries()) {
-    say(`Checking ${file.name} (${i + 1} of ${job.files.length}) …`);
-    await pause();
-    try {
-      rows.push(await check(job, file));
-    } catch (error) {
-      rows.push({error: String(error?.message ?? error)});
-    }
-  }
-  const timed = rows.filter((row) => row.agrees);
-  let measured = {times: [], step: clockStep(), repeats: []};
-  if (timed.length) {
-    say(`Measuring ${timed.length} of ${job.files.length} files …`);
-    measured = await engine.time(timed.map((row) => row.id), rounds, WARM_UP, async (done) => {
-      $('progress').value = done / rounds;
-      await pause(); // the page stays alive between rounds
-    });
-  }
-  timed.forEach((row, column) => {
-    const own = measured.times.map((times) => times[column]);
+/** Puts the medians, quartiles and ratios of the times into the rows. */
+function summarise({rows, times}) {
+  for (const row of rows.filter((each) => each.column !== undefined)) {
+    const own = times.map((round) => round[row.column]);
     row.median_ms = quantile(own, 0.5);
     row.low_ms = quantile(own, 0.25);
     row.high_ms = quantile(own, 0.75);
-    row.runs_a_sample = measured.repeats[column];
-    row.ratio = rows[0].agrees ? quantile(measured.times.map((times) => times[0] / times[column]), 0.5) : null;
-  });
-  for (const row of rows) {
-    if (row.id !== undefined) engine.unload(row.id);
-    delete row.id;
+    row.ratio = rows[0].agrees ? quantile(times.map((round) => round[0] / round[row.column]), 0.5) : null;
+    delete row.column;
   }
   return rows;
 }
@@ -266,7 +135,12 @@ async function start() {
     $('progress').value = 0;
     $('copied').textContent = '';
     try {
-      const rows = await measure(job, rounds);
+      const rows = summarise(
+        await measure(job, rounds, {
+          say,
+          onRound: (done) => void ($('progress').value = done / rounds),
+        }),
+      );
       showFiles(job, rows);
       $('json').value = plain(JSON.stringify(resultOf(job, device, rows, rounds, hidden), null, 2));
       $('result').hidden = false;

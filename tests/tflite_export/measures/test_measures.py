@@ -1,0 +1,201 @@
+"""What a file costs: by the target's own measure, by a measure of one's own, and what is refused."""
+
+import dataclasses
+import gzip
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+import tflite_export as tx
+from keras_prune.devices import DEVICES, Device
+from tests.tflite_export.installed import missing
+from tests.tflite_export.measures.nets import of_bool, perceptron
+from tflite_export import ExportError
+from tflite_export.measures import choosing
+from tflite_export.measures.choosing import measure_for
+from tflite_export.measures.latency import Latency, costs_of
+from tflite_export.measures.micro import MicroFlash, MicroLatency
+from tflite_export.measures.sizes import FileSize
+from tflite_export.runtimes import litertjs
+from tflite_export.runtimes.sessions import Measurement
+from tflite_export.web.node import find_node
+
+WITHOUT_NODE = missing(litertjs.find_web_runtime, find_node)
+node = pytest.mark.skipif(bool(WITHOUT_NODE), reason=WITHOUT_NODE)
+
+
+@pytest.fixture(scope="module")
+def files():
+    """Nets of one interface, the second one far smaller; and one of another interface."""
+    return {"wide": perceptron(1024), "narrow": perceptron(8), "other": perceptron(8, features=32)}
+
+
+# -- which measure a target has ----------------------------------------------------------------------------------------
+
+
+def installed(monkeypatch, arm64):
+    def find():
+        if not arm64:
+            raise ExportError("'qemu-aarch64'", "must be on the PATH", "none", "Run: apt-get install qemu-user")
+
+    for module in ("choosing", "latency"):
+        monkeypatch.setattr(f"tflite_export.measures.{module}.find_arm64_runtime", find)
+    for name in ("find_web_runtime", "find_node"):
+        monkeypatch.setattr(f"tflite_export.measures.latency.{name}", lambda: None)
+    monkeypatch.setattr("keras_prune.devices.device.platform.machine", lambda: "x86_64")
+    monkeypatch.setattr(choosing.platform, "machine", lambda: "x86_64")
+
+
+@pytest.mark.parametrize("arm64", [True, False])
+def test_a_device_is_measured_by_what_is_nearest_to_it(monkeypatch, arm64):
+    """Renamed, since nothing may ask for a device's name."""
+    installed(monkeypatch, arm64)
+    found = {
+        name: measure_for(dataclasses.replace(device, name=f"my {name}"), "latency")
+        for name, device in DEVICES.items()
+        if name != "mcu"
+    }
+    elsewhere = "arm64" if arm64 else "litert"
+    assert {name: measure.runtime for name, measure in found.items()} == {
+        "any": "litert",
+        "x86": "litert",
+        "web": "web",
+        **dict.fromkeys(("android", "ios", "arm64"), elsewhere),
+    }
+    estimates = {name for name, measure in found.items() if measure.estimate}
+    assert estimates == (set() if arm64 else {"android", "ios", "arm64"})
+    if not arm64:
+        assert found["ios"].estimate == (
+            "timed in LiteRT on this machine (x86_64): instructions of aarch64 cannot be counted here. "
+            "'qemu-aarch64': must be on the PATH. Received: none. Run: apt-get install qemu-user"
+        )
+    assert measure_for(None, "latency").runtime == "litert"
+
+
+def test_a_device_that_nothing_stands_in_for_is_estimated_here():
+    unknown = measure_for(Device("toaster"), "latency")
+    assert unknown.runtime == "litert"
+    assert unknown.estimate.endswith("nothing here runs files as 'toaster' does")
+    here = measure_for(Device("mine", runs_on=("*",), stands_in=("arm64",)), "latency")
+    assert (here.runtime, here.estimate) == ("litert", "")
+
+
+def test_bytes_are_bytes_wherever_they_lie():
+    for device in (*DEVICES.values(), None):
+        assert type(measure_for(device, "size")) is FileSize
+    flash = measure_for(DEVICES["android"], "flash")
+    assert (type(flash), flash.objective) == (FileSize, "flash")
+    assert flash.measure({"a": bytes(12), "b": bytes(4)}, "a") == {
+        "a": tx.Cost(12.0, "bytes", 1.0, 0.0, "the file"),
+        "b": tx.Cost(4.0, "bytes", 3.0, 0.0, "the file"),
+    }
+    assert "TFL3" in flash.refusal(b"no file")
+
+
+def test_what_is_not_installed_is_an_error_with_the_command(monkeypatch, tmp_path):
+    monkeypatch.setenv("KERAS_PRUNE_CACHE", str(tmp_path))
+    with pytest.raises(ExportError, match=r"Run: python -m tflite_export\.runtimes\.litertjs"):
+        measure_for(DEVICES["web"], "latency")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    for objective in ("latency", "flash"):
+        with pytest.raises(ImportError, match=r"pip install \"keras-prune\[mcu\]\""):
+            measure_for(DEVICES["mcu"], objective)
+
+
+class Download(tx.Measure):
+    objective = "size"
+
+    def measure(self, files, reference):
+        sizes = {name: len(gzip.compress(content)) for name, content in files.items()}
+        return {name: tx.Cost(n, "bytes", sizes[reference] / n, 0.0, "gzip") for name, n in sizes.items()}
+
+
+def test_a_measure_of_ones_own_is_taken_for_its_objective():
+    own = Download()
+    for device in (None, DEVICES["web"], DEVICES["mcu"]):
+        assert measure_for(device, "size", own) is own
+    with own as opened:
+        assert opened.refusal(b"anything") is None
+        assert opened.measure({"a": bytes(100)}, "a")["a"].ratio == 1.0
+    with pytest.raises(ExportError, match=r"must measure what is minimised, 'latency'\. Received: 'size' of Download"):
+        measure_for(None, "latency", own)
+    with pytest.raises(ExportError, match=r"measure: must be a tx\.Measure\. Received: 'gzip'"):
+        measure_for(None, "size", "gzip")
+    with pytest.raises(ExportError, match=r"minimize: must be one of .* Received: 'macs'"):
+        measure_for(None, "macs")
+
+
+# -- what is measured --------------------------------------------------------------------------------------------------
+
+
+def test_a_cost_is_by_medians_of_pairwise_ratios():
+    # A slow second round doubles both files: the ratios do not see it.
+    samples = np.array([[2.0, 1.0], [4.0, 2.0], [2.0, 0.5], [2.0, 0.8]])
+    measured = Measurement("a runtime", "guest instructions", [], samples, [])
+    costs = costs_of(measured, {"b": b"", "a": b""}, "a", "why")
+    assert list(costs) == ["b", "a"]
+    assert costs["a"] == tx.Cost(2.0, "instructions", 1.0, 0.0, "a runtime, one thread", "why")
+    # The ratios are 2, 2, 4, 2.5: median 2.25, quartiles 2 and 2.875.
+    assert dataclasses.astuple(costs["b"])[:4] == (0.9, "instructions", 2.25, pytest.approx(0.875 / 2 / 2.25))
+    assert str(tx.Cost(1.25, "ms", 2.0, 0.05, "here", "why")) == "1.25 ms, 2.00 x (+- 5.0 %), an estimate"
+    assert str(tx.Cost(12345.0, "bytes", 2.0, 0.0, "the file")) == "12,345 bytes, 2.00 x"
+
+
+def test_files_are_timed_beside_the_reference_and_what_does_not_run_is_left_out(files):
+    measure = Latency(rounds=9)
+    given = {"narrow": files["narrow"], "other": files["other"], "damaged": files["wide"][:2000], "wide": files["wide"]}
+    costs = measure.measure(given, "wide")
+    assert list(costs) == ["narrow", "wide"]
+    assert (costs["wide"].ratio, costs["wide"].spread, costs["wide"].unit) == (1.0, 0.0, "ms")
+    assert costs["narrow"].ratio > 2
+    assert costs["narrow"].value < costs["wide"].value
+    assert costs["narrow"].on.startswith("LiteRT ")
+    assert "must take what the first file's 't0' takes" in measure.refusal(files["other"])
+    assert measure.refusal(given["damaged"]) is not None
+    assert measure.refusal(files["narrow"]) is None
+    with pytest.raises(ExportError):
+        measure.measure({"damaged": given["damaged"], "wide": files["wide"]}, "damaged")
+
+
+@node
+def test_files_are_timed_in_litert_js(files):
+    with measure_for(DEVICES["web"], "latency") as measure:
+        costs = measure.measure({name: files[name] for name in ("wide", "narrow")}, "wide")
+    assert costs["narrow"].ratio > 2
+    assert costs["narrow"].on.startswith("LiteRT.js under Node")
+    assert costs["narrow"].estimate == ""
+    assert "is bool" in measure.refusal(of_bool())
+
+
+def convert_int8(width):
+    import tensorflow as tf
+
+    model = keras.Sequential([keras.Input((64,), batch_size=1), layers.Dense(width), layers.Dense(8)])
+    samples = np.random.default_rng(0).normal(size=(4, 1, 64)).astype("float32")
+    converter = tf.lite.TFLiteConverter.from_keras_model(model)
+    converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    converter.representative_dataset = lambda: ([sample] for sample in samples)
+    converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+    converter.inference_input_type = converter.inference_output_type = tf.int8
+    return converter.convert()
+
+
+def test_flash_and_time_of_a_microcontroller(files):
+    pytest.importorskip("tflite_micro")
+    int8 = convert_int8(256)
+    given = {"float": perceptron(256), "int8": int8, "damaged": int8[:800]}
+    flash, latency = MicroFlash(), MicroLatency(rounds=5)
+    costs = flash.measure(given, "float")
+    assert list(costs) == ["float", "int8"]
+    assert costs["int8"].value == len(int8)
+    assert costs["int8"].ratio == len(given["float"]) / len(int8)
+    assert "an arena of " in costs["int8"].on
+    assert flash.refusal(given["damaged"]) is not None
+    times = latency.measure(given, "float")
+    assert list(times) == ["float", "int8"]
+    assert times["float"].ratio == 1.0
+    assert all(cost.value > 0 and cost.unit == "ms" and "portable kernels" in cost.estimate for cost in times.values())
+    with pytest.raises(ExportError, match=r"the reference 'damaged': must run in TensorFlow Lite Micro"):
+        latency.measure(given, "damaged")

@@ -1,0 +1,1 @@
+"""Measures: what a file costs on a device, as one figure that a search makes small."""
