@@ -255,6 +255,10 @@ def test_a_study_of_a_name_takes_only_its_own_trials(net, tmp_path, monkeypatch)
     }.items():
         with pytest.raises(ValueError, match=f"has {what} .*Received: name='mine'"):
             search(net, storage=opened, name="mine", **options)
+    with pytest.raises(ValueError, match="has another sampler or seed"):
+        search(net, storage=None, name="mine", sampler="pso")
+    with pytest.raises(ValueError, match=r"tell the dead from the living.*Received: RDBStorage without heartbeats"):
+        search(net, storage=opened, sampler="pso")
     other = kp.strip(model)
     other.layers[0].bias.assign(np.ones(10))
     with pytest.raises(ValueError, match="has another model"):
