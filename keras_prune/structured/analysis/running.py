@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
 from keras import tree
 
-from keras_prune.graph.graph import Graph, Inside, Ref, place_of_call
+from keras_prune.graph.graph import Graph, Inside, Node, Ref, place_of_call
 from keras_prune.graph.held import lent
+from keras_prune.graph.running import run_calls
 from keras_prune.graph.symbolic import flat_tensors
 
 __all__ = ["all_graphs", "results_of", "run_graph"]
@@ -32,10 +33,8 @@ def run_graph(
 
     A layer that was seen through runs as it is; of what is inside, its inner layers' inputs and results are shown.
     """
-    known = dict(zip(graph.inputs, inputs, strict=True))
-    for number in graph.inputs:
-        see(graph, number, known[number])
-    for node in graph.nodes:
+
+    def called(node: Node, known: Mapping[int, Any]) -> list[Any]:
         args, kwargs = node.filled(known)
         if isinstance(node.body, Inside):
             made = seen = _run_inside(node.body, args, kwargs, see, call)
@@ -43,10 +42,13 @@ def run_graph(
             made = seen = run_graph(node.body, [known[i] for i in node.entries], see, call)
         else:
             made, seen = call(node.operation, args, kwargs)
-        for number, value, shown in zip(node.outputs, made, seen, strict=True):
-            known[number] = value
+        for number, shown in zip(node.outputs, seen, strict=True):
             see(graph, number, shown)
-    return [known[i] for i in graph.outputs]
+        return made
+
+    for number, value in zip(graph.inputs, inputs, strict=True):
+        see(graph, number, value)
+    return run_calls(graph, inputs, called)
 
 
 def results_of(operation: Any, args: Any, kwargs: Any) -> tuple[list[Any], list[Any]]:

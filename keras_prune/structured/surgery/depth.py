@@ -13,11 +13,11 @@ from keras import layers as kl
 
 from keras_prune.graph.calls import find_call, graph_of, open_graphs
 from keras_prune.graph.graph import Graph, Inside, Node
+from keras_prune.graph.running import needed
 from keras_prune.statistics.batches import Batches
 from keras_prune.statistics.evaluation import batch_loss, check_compiled
 from keras_prune.structured.analysis.groups import Analysis, analyse
 from keras_prune.structured.counting.counting import Counter
-from keras_prune.structured.surgery.reference import needed
 from keras_prune.structured.surgery.rewrite import rebuild
 from keras_prune.structured.surgery.shrink import refuse_masks
 

@@ -13,13 +13,14 @@ from keras import ops, tree
 
 from keras_prune.arrays.distance import relative_difference
 from keras_prune.graph.graph import Graph, Inside, Node, input_tensors
+from keras_prune.graph.running import run_calls
 from keras_prune.graph.trace import trace
 from keras_prune.keras_seam import takes_training
 from keras_prune.models.agreement import Given, State, check_agreement, kept_state
 from keras_prune.models.variables import read
 from keras_prune.structured.analysis.groups import Analysis, Copies, Keep
 
-__all__ = ["check_rebuilt", "needed", "run_graph"]
+__all__ = ["check_rebuilt", "run_graph"]
 
 Trail = list[tuple[Node, Any]]
 
@@ -77,31 +78,18 @@ def run_graph(graph: Graph, inputs: list[Any], skip: Mapping[int, int], trail: T
         skip: calls that are left out, each with the tensor that takes the place of its result.
         trail: takes the calls, each with what it made.
     """
-    known = dict(zip(graph.inputs, inputs, strict=True))
-    for node in needed(graph, skip):
-        if id(node) in skip:
-            known[node.outputs[0]] = known[skip[id(node)]]
-            continue
+
+    def call(node: Node, known: Mapping[int, Any]) -> list[Any]:
         if node.body is not None and not isinstance(node.body, Inside):
-            made: Any = run_graph(node.body, [known[i] for i in node.entries], skip, trail)
-        else:
-            args, kwargs = node.filled(known)
-            if takes_training(node.operation):
-                kwargs["training"] = False
-            made = node.operation(*args, **kwargs)
-            trail.append((node, made))
-        known.update(zip(node.outputs, tree.flatten(made), strict=True))
-    return [known[i] for i in graph.outputs]
+            return run_graph(node.body, [known[i] for i in node.entries], skip, trail)
+        args, kwargs = node.filled(known)
+        if takes_training(node.operation):
+            kwargs["training"] = False
+        made = node.operation(*args, **kwargs)
+        trail.append((node, made))
+        return tree.flatten(made)
 
-
-def needed(graph: Graph, skip: Mapping[int, int]) -> list[Node]:
-    """The calls that a model's outputs come from when some are skipped, as `rebuild` skips them."""
-    wanted, found = set(graph.outputs), []
-    for node in reversed(graph.nodes):
-        if wanted.intersection(node.outputs):
-            found.append(node)
-            wanted.update([skip[id(node)]] if id(node) in skip else node.inputs)
-    return found[::-1]
+    return run_calls(graph, inputs, call, skip)
 
 
 def _zeros(analysis: Analysis, keep: Keep | Copies) -> State:

@@ -12,6 +12,7 @@ from keras import layers as kl
 from keras import tree
 
 from keras_prune.graph.graph import Graph, Inside, Node
+from keras_prune.graph.running import run_calls
 from keras_prune.keras_seam import input_structure, origin_of, output_structure, takes_graph
 from keras_prune.layers.carrying import carry_attributes, carry_state
 from keras_prune.masks.hold import hold, is_held
@@ -23,7 +24,7 @@ from keras_prune.structured.rules.registry import Effect
 from keras_prune.structured.surgery.arrays import cut_arrays
 from keras_prune.structured.surgery.compose import compose
 from keras_prune.structured.surgery.constructor import made_again, unbuilt
-from keras_prune.structured.surgery.reference import check_rebuilt, needed
+from keras_prune.structured.surgery.reference import check_rebuilt
 from keras_prune.structured.surgery.resized import Resized, tell_resized
 from keras_prune.structured.surgery.training import copy_training_state
 
@@ -174,11 +175,7 @@ class _Rebuild:
         return next(node.body for node in whole.walk() if node.body is not None and node.operation is model)
 
     def _run(self, graph: Graph, inputs: list[Any]) -> list[Any]:
-        known = dict(zip(graph.inputs, inputs, strict=True))
-        for node in needed(graph, self.skip):
-            if id(node) in self.skip:
-                known[node.outputs[0]] = known[self.skip[id(node)]]
-                continue
+        def call(node: Node, known: Mapping[int, Any]) -> list[Any]:
             filled, kwargs = node.filled(known)
             args = list(filled)
             if node.body is None:
@@ -188,8 +185,9 @@ class _Rebuild:
             made = self._copy(node.operation, node.body)(*args, **kwargs)
             if id(node.operation) in self.then:
                 made = self.then[id(node.operation)](made)
-            known.update(zip(node.outputs, tree.flatten(made), strict=True))
-        return [known[i] for i in graph.outputs]
+            return tree.flatten(made)
+
+        return run_calls(graph, inputs, call, self.skip)
 
     def _copy(self, operation: Any, body: Graph | None, alone: bool = True) -> Any:
         if id(operation) not in self.copies:
