@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import os
 import stat
-import zipfile
-from math import prod
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from keras_prune.files import archives
+from keras_prune.files.arrays import LARGEST_DATA, load_arrays
 from tflite_export.errors import ExportError
 
 __all__ = ["LARGEST_DATA", "check_keras_archive", "read_arrays", "require_file"]
-
-LARGEST_DATA = 4 * 2**30
-"""Bytes of arrays in one file, unpacked."""
 
 
 def require_file(path: str | os.PathLike[str], largest: int) -> None:
@@ -72,16 +67,7 @@ def read_arrays(path: str | os.PathLike[str]) -> NDArray[Any] | dict[str, NDArra
     """
     require_file(path, LARGEST_DATA)
     try:
-        with open(path, "rb") as file:
-            if not zipfile.is_zipfile(file):
-                return _read_array(file, os.fstat(file.fileno()).st_size)
-            with zipfile.ZipFile(file) as archive:
-                archives.require_small_archive(archive, LARGEST_DATA)
-                found = {}
-                for entry in archive.infolist():
-                    with archive.open(entry) as member:
-                        found[entry.filename.removesuffix(".npy")] = _read_array(member, entry.file_size)
-                return found
+        return load_arrays(path, LARGEST_DATA)
     except Exception as error:  # NumPy and zipfile raise anything on damage
         raise ExportError(
             f"'{os.fspath(path)}'",
@@ -89,21 +75,3 @@ def read_arrays(path: str | os.PathLike[str]) -> NDArray[Any] | dict[str, NDArra
             f"{type(error).__name__}: {error}",
             "Save it by numpy.save.",
         ) from error
-
-
-def _read_array(stream: IO[bytes], size: int) -> NDArray[Any]:
-    """Return the array of a .npy that takes so many bytes."""
-    stream.seek(0)
-    version = npy.read_magic(stream)
-    headers = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
-    if version not in headers:
-        raise ValueError(f"the format's version {version}, where arrays of numbers have 1.0 or 2.0")
-    shape, _, dtype = headers[version](stream)
-    if dtype.hasobject:
-        raise ValueError("an array of Python objects, which are not loaded")
-    declared, there = prod(shape) * dtype.itemsize, size - stream.tell()
-    if declared != there:
-        raise ValueError(f"shape {shape} of {dtype}, which takes {declared} bytes, where {there} are")
-    stream.seek(0)
-    array: NDArray[Any] = npy.read_array(stream, allow_pickle=False)
-    return array
