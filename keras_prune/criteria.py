@@ -31,6 +31,7 @@ __all__ = [
     "Magnitude",
     "Movement",
     "Random",
+    "SecondOrder",
     "SynFlow",
     "Taylor",
 ]
@@ -303,3 +304,27 @@ class SynFlow(Criterion, name="synflow"):
 
     def __call__(self, weight: Array, statistics: Statistics) -> Array:
         return np.asarray(np.abs(weight) * statistics["synflow"])
+
+
+@_register
+@dataclasses.dataclass(frozen=True)
+class SecondOrder(Criterion, name="second_order"):
+    r"""$w_j^2 / [H^{-1}]_{jj}$: what outputs lose without a weight when the others of the layer make up for it.
+
+    H is $X^T X / n$ of the inputs X that the kernel reads. For `prune(model, sparsity, "second_order",
+    reconstruct=inputs)`: these scores give each tensor its share; masks are then chosen input by input while the
+    weights that stay are solved, so that each choice sees what those before it have moved. Scores of different layers
+    are in units of their own outputs: "uniform", "erk" and "lamp" share zeros out without comparing these.
+
+    Source: Hassibi, Stork 1993, "Second order derivatives for network pruning: Optimal Brain Surgeon", equation 5;
+    input by input as in Frantar, Alistarh 2023, "SparseGPT", algorithm 1.
+
+    Example:
+        >>> SecondOrder()(np.array([[2.0], [1.0]]), {"inverse_hessian": np.array([[1.0], [0.2]])})[:, 0]
+        array([4., 5.])
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"inverse_hessian"})
+
+    def __call__(self, weight: Array, statistics: Statistics) -> Array:
+        return np.asarray(np.square(weight) / statistics["inverse_hessian"])

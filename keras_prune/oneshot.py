@@ -21,10 +21,12 @@ from keras_prune.masks.recipe import Recipe, resolve_recipe
 from keras_prune.masks.state import TrainingState, strategy_scope
 from keras_prune.masks.update import Tensor, masks_at_sparsity
 from keras_prune.models.variables import assign, read
-from keras_prune.reconstruction.layer_by_layer import Pruned
+from keras_prune.reconstruction.kernels import warn_of_left
+from keras_prune.reconstruction.layer_by_layer import Pruned, inverse_hessians
 from keras_prune.reconstruction.layer_by_layer import reconstruct as reconstruct_kernels
 from keras_prune.scope import Scope, Target
 from keras_prune.strategy import check_fraction
+from keras_prune.text.progress import progress
 from keras_prune.training.measuring import measure_curves, with_curves
 from keras_prune.training.pruning_run import NOTABLE
 
@@ -41,6 +43,7 @@ def prune(
     scope: Scope | None = None,
     target: str | Device | None = None,
     reconstruct: Any = None,
+    verbose: Any = "auto",
 ) -> keras.Model:
     """Prune a model at once, in place, without training.
 
@@ -57,7 +60,9 @@ def prune(
         target: the device that the model is for, as for `Pruning`.
         reconstruct: inputs, or batches of them (labels are not looked at; a thousand are enough). Layer after layer,
             the weights that are kept, and biases, are solved again by least squares, so that each layer gives what
-            it gave in the dense model, on what it reads in the pruned one.
+            it gave in the dense model, on what it reads in the pruned one. With the criterion "second_order" masks are
+            chosen on the way.
+        verbose: whether a bar shows how far `reconstruct` is: 1, 0, or "auto" where a terminal or notebook shows it.
 
     Returns:
         The same model.
@@ -74,7 +79,7 @@ def prune(
     """
     check_fraction("prune: sparsity", sparsity)
     recipe = resolve_recipe(criterion, pattern, allocation, default="global")
-    recipe.check_data("prune", training=False)
+    recipe.check_data("prune", training=False, reconstruction=reconstruct is not None)
     survey, recipe = choose_tensors(model, scope, recipe, target, "prune", sparsity)
     targets = survey.targets
     rounds = recipe.criterion.rounds
@@ -85,15 +90,19 @@ def prune(
         state = TrainingState.of(model)
         state.left_alone = survey.for_target
         masks = [bind(target, state) for target in targets]
-    with _given_back_on_error(masks, earlier, before):
+    passes = 0 if reconstruct is None else 1 + rounds * recipe.while_solving
+    with _given_back_on_error(masks, earlier, before), progress("prune", passes * len(masks), verbose) as done:
         for i in range(1, rounds + 1):
             share = sparsity if i == rounds else 1.0 - (1.0 - sparsity) ** (i / rounds)
-            tensors = _tensors(model, targets, masks, recipe)
+            solved = inverse_hessians(model, targets, reconstruct, done) if recipe.while_solving else None
+            tensors = _tensors(model, targets, masks, recipe, solved)
             values = masks_at_sparsity(tensors, recipe, share, final=sparsity)
             for mask, value in zip(masks, values, strict=True):
                 mask.write(value)
         if reconstruct is not None:
-            _reconstruct(model, masks, {id(variable): value for variable, value in before}, reconstruct)
+            dense = {id(variable): value for variable, value in before}
+            pruned = [Pruned(m, dense[id(m.target.variable)], held) for m, held in zip(masks, earlier, strict=True)]
+            warn_of_left("prune", reconstruct_kernels(model, pruned, reconstruct, recipe, done))
     # One that was compiled before would train without the masks.
     model.train_function = None
     _warn_of_loose_zeros(masks)
@@ -120,14 +129,6 @@ def _given_back_on_error(
         raise
 
 
-def _reconstruct(model: keras.Model, masks: list[Mask], dense: dict[int, npt.NDArray[Any]], data: Any) -> None:
-    pruned = [Pruned(mask.target, mask.read(), dense[id(mask.target.variable)]) for mask in masks]
-    left = reconstruct_kernels(model, pruned, data)
-    if left:
-        listed = "; ".join(f"{one.path}: {one.reason}" for one in left)
-        warnings.warn(f"prune: reconstruct= leaves the weights of these tensors as they were: {listed}.", stacklevel=3)
-
-
 def _warn_of_loose_zeros(masks: list[Mask]) -> None:
     loose = sum(loose_zeros(mask.target.variable, mask.read()) for mask in masks)
     if loose > NOTABLE * sum(math.prod(mask.target.variable.shape) for mask in masks):
@@ -138,8 +139,16 @@ def _warn_of_loose_zeros(masks: list[Mask]) -> None:
         )
 
 
-def _tensors(model: keras.Model, targets: tuple[Target, ...], masks: list[Mask], recipe: Recipe) -> list[Tensor]:
-    gathered = statistics.collect(model, targets, recipe.criterion.needs, recipe.criterion.data)
+def _tensors(
+    model: keras.Model,
+    targets: tuple[Target, ...],
+    masks: list[Mask],
+    recipe: Recipe,
+    gathered: list[dict[str, Any]] | None = None,
+) -> list[Tensor]:
+    """The tensors with the statistics that were gathered, or else with those that the criterion needs."""
+    if gathered is None:
+        gathered = statistics.collect(model, targets, recipe.criterion.needs, recipe.criterion.data)
     tensors = [
         Tensor(t.path, read(t.variable), m.read() if m.zeros else None, t.layout, values, t.index)
         for t, m, values in zip(targets, masks, gathered, strict=True)

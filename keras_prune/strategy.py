@@ -13,6 +13,7 @@ import keras
 
 __all__ = [
     "FROM_TRAINING",
+    "IN_RECONSTRUCTION",
     "ONLY_FROM_TRAINING",
     "STATISTICS",
     "Measuring",
@@ -148,7 +149,10 @@ ONLY_FROM_TRAINING = frozenset({"movement"})
 """Statistics that no pass over data can give."""
 
 STATISTICS = FROM_TRAINING | {"hessian_gradient", "synflow", "input_norm", "input_mean", "seed"}
-"""Every statistic that a strategy may need; `Measuring` says what each is."""
+"""Every statistic that a strategy may need in training and out of it; `Measuring` says what each is."""
+
+IN_RECONSTRUCTION = frozenset({"inverse_hessian"})
+"""Statistics of a criterion whose masks are chosen while the weights that stay are solved: `prune(reconstruct=)`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,9 +172,12 @@ class Measuring(Strategy):
     | "input_norm" | L2 norm of the input that a weight reads |
     | "input_mean" | mean $|a|$ of the input that a weight reads |
     | "seed" | an integer of the tensor's own |
+    | "inverse_hessian" | diagonal of $H^{-1}$, $H = X^T X / n$ of the n inputs X that a kernel reads, damped |
 
     With `data`, they are taken on it at each update of the masks. Without, the first four come from training itself,
-    "synflow" and "seed" from the tensor, and the others are refused. "movement" comes from training in any case.
+    "synflow" and "seed" from the tensor, and the others are refused. "movement" comes from training in any case. A
+    criterion that takes "inverse_hessian" takes nothing else, and is for `prune(..., reconstruct=inputs)`, which takes
+    it on these: for the whole kernel at first, then input by input, once those before are settled.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()

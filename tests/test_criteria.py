@@ -22,6 +22,8 @@ FORMULAS = [
     (criteria.SNIP(), {"gradient": [[-0.5, -1.0], [0.0, 0.25]]}, [[1.0, 1.0], [0.0, 1.0]]),
     # The sign stays: the paper removes the largest -w · Hg first.
     (criteria.GraSP(), {"hessian_gradient": [[3.0, 2.0], [-2.0, 0.5]]}, [[6.0, -2.0], [-1.0, -2.0]]),
+    # 2² / 0.5, 1² / 0.5, 0.5² / 0.25, 4² / 0.25: row i reads input i.
+    (criteria.SecondOrder(), {"inverse_hessian": [[0.5], [0.25]]}, [[8.0, 2.0], [1.0, 64.0]]),
     (criteria.SynFlow(), {"synflow": [[3.0, 2.0], [1.0, 0.5]]}, [[6.0, 2.0], [0.5, 2.0]]),
 ]
 

@@ -11,7 +11,7 @@ from keras_prune.criteria import Criterion
 from keras_prune.growth import Growth
 from keras_prune.patterns import ByPath, Pattern
 from keras_prune.statistics import INPUTS, WITHOUT_DATA
-from keras_prune.strategy import ONLY_FROM_TRAINING, STATISTICS, Measuring, check_needs, resolve
+from keras_prune.strategy import IN_RECONSTRUCTION, ONLY_FROM_TRAINING, STATISTICS, Measuring, check_needs, resolve
 
 __all__ = ["Recipe", "resolve_allocation", "resolve_pattern", "resolve_recipe"]
 
@@ -38,20 +38,29 @@ class Recipe:
     stated: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
-        check_needs(self.criterion)
+        check_needs(self.criterion, STATISTICS | IN_RECONSTRUCTION)
         if self.growth is not None:
             check_needs(self.growth, STATISTICS - {"seed"})
 
-    def check_data(self, owner: str, *, training: bool = True) -> None:
+    @property
+    def while_solving(self) -> bool:
+        """Whether masks are chosen while the weights that stay are solved."""
+        return bool(IN_RECONSTRUCTION & self.criterion.needs)
+
+    def check_data(self, owner: str, *, training: bool = True, reconstruction: bool = False) -> None:
         """Refuse a criterion or a growth with statistics that nobody can give: neither training, data nor the tensor.
 
         Args:
             owner: who asks, for messages.
             training: whether there is a training that can give some.
+            reconstruction: whether weights are solved again, which gives some, too.
 
         Raises:
             ValueError: with the way out.
         """
+        if self.while_solving:
+            _check_solving(owner, self.criterion, reconstruction)
+            return
         _check_data(owner, self.criterion, training)
         if self.growth is not None:
             _check_data(owner, self.growth, training)
@@ -91,6 +100,21 @@ def resolve_recipe(criterion: Any, pattern: Any, allocation: Any, growth: Any = 
         None if growth is None else resolve(growth, Growth),  # type: ignore[type-abstract]
         frozenset(stated),
     )
+
+
+def _check_solving(name: str, criterion: Criterion, reconstruction: bool) -> None:
+    kind = type(criterion).__name__
+    if criterion.needs - IN_RECONSTRUCTION:
+        raise ValueError(
+            f"{name}: a criterion that takes {sorted(IN_RECONSTRUCTION)} takes nothing else, as it is asked again for "
+            f"parts of a kernel. Received: {kind} with needs={sorted(criterion.needs)}."
+        )
+    if not reconstruction:
+        place = "criteria." if type(criterion).__module__ == Criterion.__module__ else ""
+        raise ValueError(
+            f"{name}: {kind} chooses masks while the weights that stay are solved, on inputs. Received: none. "
+            f"Write keras_prune.prune(model, sparsity, {place}{kind}(), reconstruct=x) with a thousand samples."
+        )
 
 
 def _check_data(name: str, strategy: Measuring, training: bool) -> None:

@@ -34,6 +34,9 @@ class Unstructured(Pattern, name="unstructured"):
     def weights_per_unit(self, shape: Shape) -> int:
         return 1
 
+    def reach(self, shape: Shape) -> int:
+        return 1
+
     def reduce(self, scores: Array) -> Array:
         return scores.reshape(-1)
 
@@ -87,6 +90,9 @@ class Block(Pattern):
 
     def weights_per_unit(self, shape: Shape) -> int:
         return self.rows * self.cols
+
+    def reach(self, shape: Shape) -> int:
+        return self.rows
 
     def reduce(self, scores: Array) -> Array:
         rows, cols = self._matrix(scores.shape)
@@ -146,6 +152,9 @@ class NofM(Pattern):
 
     def weights_per_unit(self, shape: Shape) -> int:
         return self.m - self.n
+
+    def reach(self, shape: Shape) -> int:
+        return self.m
 
     def limit(self, shape: Shape) -> float:
         return 1.0 - self.n / self.m

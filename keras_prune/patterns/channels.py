@@ -71,3 +71,6 @@ class Channel(Filter, name="channel"):
 
     axis: ClassVar[int] = -2
     by_input: ClassVar[bool] = True
+
+    def reach(self, shape: Shape) -> int:
+        return 1

@@ -99,6 +99,15 @@ class Pattern(Strategy):
         """Return the sparsity with every unit off, the highest that the pattern can give."""
         return 1.0
 
+    def reach(self, shape: Shape) -> int:
+        """Return over how many neighbouring inputs a unit reaches at most, where inputs are cut from the first on.
+
+        Inputs are all axes but the last, flattened; with `by_input` the one before the last, and a unit has all places
+        of the window. Masks that are chosen while the kernel is solved are chosen in runs of so many inputs or more. As
+        it stands here: over all of them.
+        """
+        return shape[-2] if self.by_input else math.prod(shape[:-1])
+
     def units(self, shape: Shape) -> float:
         """Return the number of weights divided by the weights of a unit."""
         return math.prod(shape) / self.weights_per_unit(shape)

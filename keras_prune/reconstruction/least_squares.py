@@ -11,7 +11,7 @@ import dataclasses
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["DAMPING", "Sums", "solve"]
+__all__ = ["DAMPING", "Sums", "damped", "factor_of_inverse", "solve"]
 
 Array = npt.NDArray[np.float64]
 Kept = npt.NDArray[np.bool_]
@@ -26,9 +26,9 @@ class Sums:
 
     Attributes:
         gram: $\sum x^T x$, `[groups, k, k]`.
-        mixed: $\sum x^T y$, `[groups, k, k]`.
+        mixed: $\sum x^T y$, `[groups, k, m]`.
         pruned: $\sum x$, `[groups, k]`.
-        dense: $\sum y$, `[groups, k]`.
+        dense: $\sum y$, `[groups, m]`.
         count: samples.
     """
 
@@ -39,17 +39,18 @@ class Sums:
     count: int = 0
 
     @classmethod
-    def zeros(cls, groups: int, width: int) -> Sums:
-        """Return sums over no samples, for `width` inputs of each of `groups`."""
-        square, line = (groups, width, width), (groups, width)
-        return cls(np.zeros(square), np.zeros(square), np.zeros(line), np.zeros(line))
+    def zeros(cls, groups: int, width: int, dense: int | None = None) -> Sums:
+        """Return sums over no samples, for `width` inputs of each of `groups`, and `dense` ones in the dense model."""
+        dense = width if dense is None else dense
+        square, mixed = np.zeros((groups, width, width)), np.zeros((groups, width, dense))
+        return cls(square, mixed, np.zeros((groups, width)), np.zeros((groups, dense)))
 
     def add(self, pruned: npt.NDArray[np.float32], dense: npt.NDArray[np.float32]) -> None:
         """Add samples.
 
         Args:
             pruned: the inputs in the pruned model, `[n, groups, k]`.
-            dense: those of the same samples in the dense model, `[n, groups, k]`.
+            dense: those of the same samples in the dense model, `[n, groups, m]`.
         """
         x, y = np.ascontiguousarray(pruned.transpose(1, 0, 2)), dense.transpose(1, 0, 2)
         turned = x.transpose(0, 2, 1)
@@ -58,6 +59,42 @@ class Sums:
         self.pruned += x.sum(axis=1, dtype=np.float64)
         self.dense += y.sum(axis=1, dtype=np.float64)
         self.count += len(pruned)
+
+    def centred(self) -> tuple[Array, Array]:
+        r"""Return the Gram matrix and the mixed one of inputs less their means: what is left once a bias is solved."""
+        mean, other = self.pruned / self.count, self.dense / self.count
+        gram = self.gram - self.count * mean[:, :, None] * mean[:, None, :]
+        return gram, self.mixed - self.count * mean[:, :, None] * other[:, None, :]
+
+
+def damped(gram: Array, damping: float = DAMPING) -> tuple[Array, Array]:
+    r"""Return Gram matrices $H = X^T X + \lambda I$, and for each group its $\lambda$, `[groups]`.
+
+    Args:
+        gram: $X^T X$, `[groups, k, k]`.
+        damping: share of the mean diagonal.
+    """
+    mean = np.diagonal(gram, axis1=1, axis2=2).mean(axis=1)
+    shift = damping * np.where(mean == 0, 1.0, mean)
+    return gram + shift[:, None, None] * np.eye(gram.shape[1]), shift
+
+
+def factor_of_inverse(hessian: Array) -> Array:
+    r"""Return the upper triangular U with $H^{-1} = U^T U$, `[groups, k, k]`.
+
+    The inverse of what is left of H once its first j rows and columns are gone is $U_{j:,j:}^T U_{j:,j:}$.
+
+    Args:
+        hessian: H, positive definite, `[groups, k, k]`.
+
+    Example:
+        >>> factor_of_inverse(np.array([[[1.0, 0.0], [0.0, 4.0]]]))
+        array([[[1. , 0. ],
+                [0. , 0.5]]])
+    """
+    # With rows and columns in reverse H = L L^T, so that reversed again the inverse of L is U.
+    lower = np.linalg.cholesky(hessian[:, ::-1, ::-1])
+    return np.asarray(np.linalg.inv(lower)[:, ::-1, ::-1])
 
 
 def solve(
@@ -77,10 +114,10 @@ def solve(
 
     Args:
         sums: over the samples.
-        kernel: the dense one, `[groups, k, outputs]`.
+        kernel: the dense one, `[groups, m, outputs]`.
         kept: which weights may be other than 0, `[groups, k, outputs]`.
         bias: the dense one, `[groups, outputs]`; None where the layer has none, and then none is solved for.
-        start: what the kept weights are drawn to, `[groups, k, outputs]`; None: the dense ones.
+        start: what the kept weights are drawn to, `[groups, k, outputs]`; None: the dense ones, where m is k.
         damping: share of the mean diagonal.
 
     Source: Hassibi, Stork, "Second order derivatives for network pruning: Optimal Brain Surgeon", eq. 4, with the
@@ -95,30 +132,26 @@ def solve(
         array([7., 0.])
     """
     start = kernel if start is None else start
-    gram, wanted = sums.gram, sums.mixed @ kernel
-    if bias is not None:
-        mean, other = sums.pruned / sums.count, sums.dense / sums.count
-        gram = gram - sums.count * mean[:, :, None] * mean[:, None, :]
-        wanted = wanted - sums.count * mean[:, :, None] * (other[:, None, :] @ kernel)
-    solved = np.zeros_like(kernel)
+    gram, mixed = (sums.gram, sums.mixed) if bias is None else sums.centred()
+    hessian, shift = damped(gram, damping)
+    wanted = mixed @ kernel + shift[:, None, None] * start
+    solved = np.zeros(kept.shape)
     for group in range(len(kernel)):
-        _solve_group(gram[group], wanted[group], kept[group], start[group], damping, solved[group])
+        _solve_group(hessian[group], wanted[group], kept[group], solved[group])
     if bias is None:
         return solved, None
-    return solved, bias + (other[:, None, :] @ kernel - mean[:, None, :] @ solved)[:, 0]
+    gap = sums.dense[:, None, :] @ kernel - sums.pruned[:, None, :] @ solved
+    return solved, bias + gap[:, 0] / sums.count
 
 
-def _solve_group(gram: Array, wanted: Array, kept: Kept, start: Array, damping: float, solved: Array) -> None:
+def _solve_group(hessian: Array, wanted: Array, kept: Kept, solved: Array) -> None:
     """Solve for one group, `[k, k]`, `[k, outputs]`; outputs that keep the same weights are solved together."""
-    shift = damping * (float(np.mean(np.diag(gram))) or 1.0)
     packed = np.packbits(kept, axis=0).T
     _, pattern = np.unique(packed, axis=0, return_inverse=True)
     order = np.argsort(pattern.ravel(), kind="stable")
     edges = np.flatnonzero(np.diff(pattern.ravel()[order])) + 1
     for outputs in np.split(order, edges):
         rows = np.flatnonzero(kept[:, outputs[0]])
-        if not len(rows):
-            continue
-        left = gram[np.ix_(rows, rows)] + shift * np.eye(len(rows))
-        place = np.ix_(rows, outputs)
-        solved[place] = np.linalg.solve(left, wanted[place] + shift * start[place])
+        if len(rows):
+            place = np.ix_(rows, outputs)
+            solved[place] = np.linalg.solve(hessian[np.ix_(rows, rows)], wanted[place])

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import tempfile
-from collections.abc import Iterator, Sequence
+import weakref
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -15,7 +17,7 @@ from keras import ops
 
 from keras_prune.keras_seam.graphs import mask_of, set_mask
 
-__all__ = ["Pair", "Store"]
+__all__ = ["Kept", "Pair", "Store"]
 
 MEMORY = 2 * 1024**3
 """Bytes that are kept in memory."""
@@ -33,25 +35,36 @@ class _OnDisk:
     mask: Any
 
 
+class Kept:
+    """Pairs of tensors that a `Store` keeps, one for each batch, for as long as somebody holds this object."""
+
+    def __init__(self) -> None:
+        self.pairs: list[Pair] = []
+
+    def pair(self, batch: int) -> Pair:
+        """Return the pair of a batch; both are one object where they were when they were given."""
+        first, second = self.pairs[batch]
+        read = _read(first)
+        return read, read if first is second else _read(second)
+
+
 class Store:
-    """Keeps pairs of tensors, one for each batch, under a number; what is beyond the limit lies in a temporary folder.
+    """Keeps pairs of tensors, one for each batch; what is beyond the limit lies in a temporary folder.
 
     Args:
         memory: bytes to be kept in memory.
 
     Example:
         >>> with Store(memory=0) as store:
-        ...     number = store.keep([(ops.ones(3), ops.zeros(3))])
-        ...     [float(ops.sum(tensor)) for tensor in store.pair(number, 0)]
+        ...     [kept] = store.keep([[(ops.ones(3), ops.zeros(3))]])
+        ...     [float(ops.sum(tensor)) for tensor in kept.pair(0)]
         [3.0, 0.0]
     """
 
-    def __init__(self, memory: int = MEMORY) -> None:
-        self._left = memory
-        self._kept: dict[int, list[Pair]] = {}
-        self._bytes: dict[int, int] = {}
-        self._next = 0
+    def __init__(self, memory: int | None = None) -> None:
+        self._left = MEMORY if memory is None else memory
         self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._written = itertools.count()
 
     def __enter__(self) -> Store:
         return self
@@ -59,48 +72,47 @@ class Store:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._kept.clear()
         if self._folder is not None:
             self._folder.cleanup()
 
-    def keep(self, pairs: Sequence[Pair]) -> int:
-        """Keep a pair for each batch; gives the number to ask for it by."""
-        number, self._next = self._next, self._next + 1
-        size = sum(_bytes(a) + (0 if a is b else _bytes(b)) for a, b in pairs)
-        self._bytes[number] = size if size <= self._left else 0
-        if size <= self._left:
-            self._left -= size
-            self._kept[number] = list(pairs)
-        else:
-            self._kept[number] = [self._written(number, i, pair) for i, pair in enumerate(pairs)]
-        return number
+    def keep(self, batches: Iterable[Sequence[Pair]]) -> list[Kept]:
+        """Keep some tensors, each until nobody holds what is returned for it any more.
 
-    def pair(self, number: int, batch: int) -> Pair:
-        """Return the pair of a batch; both are one object where they were when they were given."""
-        first, second = self._kept[number][batch]
-        read = _read(first)
-        return read, read if first is second else _read(second)
+        Args:
+            batches: for each batch a pair of every tensor. One batch after the other is asked for.
+        """
+        found: list[Kept] = []
+        for pairs in batches:
+            found = found or [Kept() for _ in pairs]
+            for kept, pair in zip(found, pairs, strict=True):
+                size = sum(_bytes(tensor) for tensor in {id(one): one for one in pair}.values())
+                if size <= self._left:
+                    self._left -= size
+                    kept.pairs.append(pair)
+                    weakref.finalize(kept, self._free, size)
+                else:
+                    written = self._write(pair)
+                    kept.pairs.append(written)
+                    weakref.finalize(kept, _remove, {one.file for one in written})
+        return found
 
-    def pairs(self, number: int) -> Iterator[Pair]:
-        """Give the pairs of all batches."""
-        return (self.pair(number, batch) for batch in range(len(self._kept[number])))
+    def _free(self, size: int) -> None:
+        self._left += size
 
-    def drop(self, number: int) -> None:
-        """Forget what is under a number."""
-        self._left += self._bytes.pop(number)
-        for pair in self._kept.pop(number):
-            for file in {one.file for one in pair if isinstance(one, _OnDisk)}:
-                file.unlink()
-
-    def _written(self, number: int, batch: int, pair: Pair) -> Pair:
+    def _write(self, pair: Pair) -> tuple[_OnDisk, _OnDisk]:
         if self._folder is None:
             self._folder = tempfile.TemporaryDirectory(prefix="keras_prune-")
         written = []
-        for side, tensor in enumerate(pair[:1] if pair[0] is pair[1] else pair):
-            file = Path(self._folder.name, f"{number}-{batch}-{side}.npy")
+        for tensor in pair[:1] if pair[0] is pair[1] else pair:
+            file = Path(self._folder.name, f"{next(self._written)}.npy")
             np.save(file, np.asarray(ops.convert_to_numpy(ops.cast(tensor, _wide(tensor)))))
             written.append(_OnDisk(file, tensor.dtype, mask_of(tensor)))
         return written[0], written[-1]
+
+
+def _remove(files: Iterable[Path]) -> None:
+    for file in files:
+        file.unlink(missing_ok=True)
 
 
 def _bytes(tensor: Any) -> int:

@@ -35,6 +35,7 @@ ALL_CRITERIA = [
     criteria.Activation(),
     criteria.InputActivation(),
     criteria.GraSP(),
+    criteria.SecondOrder(),
 ]
 ALL_PATTERNS = [
     patterns.Unstructured(),
