@@ -16,7 +16,9 @@ from keras_prune.masks.bound import MaskConstraint
 from keras_prune.masks.hold import is_held
 from keras_prune.models.keras2 import refuse_keras2
 from keras_prune.models.samples import first_inputs
-from keras_prune.scope import Skipped
+from keras_prune.reconstruction.kernels import warn_of_left
+from keras_prune.reconstruction.narrower import reconstruct_narrower
+from keras_prune.scope import Scope, Skipped
 from keras_prune.strategy import check_fraction
 from keras_prune.structured.analysis.groups import Analysis, Keep, analyse, labels_of_layer
 from keras_prune.structured.analysis.widths import Kept
@@ -26,6 +28,7 @@ from keras_prune.structured.planning.latency import Latency, Measure, Trials, fi
 from keras_prune.structured.planning.unit_choice import Ranking, check_reachable, keep_best, kept_after, limits_of
 from keras_prune.structured.surgery.rewrite import rebuild
 from keras_prune.text.plaintext import printable
+from keras_prune.text.progress import progress
 from keras_prune.text.tables import plain_lines
 
 __all__ = ["Plan", "plan", "prune", "remove"]
@@ -72,9 +75,23 @@ class Plan:
         """What stays although its layer makes units, and each call without a rule, with the reasons."""
         return self.analysis.skipped
 
-    def apply(self) -> keras.Model:
-        """Return the smaller model; the planned one stays as it is. See `rewrite.rebuild`."""
-        return rebuild(self.analysis, self.keep, inputs=self.inputs)
+    def apply(self, *, reconstruct: Any = None, verbose: Any = "auto") -> keras.Model:
+        """Return the smaller model; the planned one stays as it is. See `rewrite.rebuild`.
+
+        Args:
+            reconstruct: inputs, or batches of them (labels are not looked at; a thousand are enough). Layer after
+                layer, kernels and biases are solved by least squares, so that the units that stay take over what the
+                removed ones did, and each output is what it was in the planned model.
+            verbose: whether a bar shows how far that is: 1, 0, or "auto" where a terminal or notebook shows it.
+        """
+        smaller = rebuild(self.analysis, self.keep, inputs=self.inputs)
+        if reconstruct is not None:
+            targets = Scope().survey(smaller).targets
+            dense, indices = self.analysis.graph.model, functools.partial(self.analysis.indices, keep=self.keep)
+            with progress("plan", len(targets), verbose) as done:
+                left = reconstruct_narrower(smaller, dense, targets, indices, reconstruct, done)
+            warn_of_left("plan", left)
+        return smaller
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as values that JSON knows."""
@@ -199,15 +216,15 @@ def plan(
     return Plan(analysis, ranking.keep(number), scored.notes, found, inputs)
 
 
-def prune(model: keras.Model, **options: Any) -> keras.Model:
-    """Return a smaller model: `plan(model, ...).apply()`.
+def prune(model: keras.Model, *, reconstruct: Any = None, verbose: Any = "auto", **options: Any) -> keras.Model:
+    """Return a smaller model: `plan(model, ...).apply(reconstruct=..., verbose=...)`.
 
     Example:
         >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(16), keras.layers.Dense(2)])
         >>> prune(model, flops=0.5, importance="l1").count_params()
         90
     """
-    return plan(model, **options).apply()
+    return plan(model, **options).apply(reconstruct=reconstruct, verbose=verbose)
 
 
 def remove(

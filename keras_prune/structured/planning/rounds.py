@@ -129,6 +129,7 @@ def iterate(
     importance: Any = "l2",
     data: Any = None,
     scope: str = "local",
+    reconstruct: Any = None,
     **limits: Any,
 ) -> PruningHistory:
     r"""Make a model smaller round by round: decide, remove, retrain.
@@ -153,6 +154,7 @@ def iterate(
         importance: as for `plan`.
         data: as for `plan`.
         scope: as for `plan`.
+        reconstruct: as for `Plan.apply`, in each round before it trains.
         limits: `round_to`, `min_width`, `max_share`, `frozen`, `exact`, `input_shape`, as for `plan`.
 
     Raises:
@@ -182,7 +184,7 @@ def iterate(
     for number in range(1, rounds + 1):
         left = done[-1].count if done else dense
         made = goal.plan(number, good, dense, left, limits | {"importance": importance, "data": data, "scope": scope})
-        smaller = made.apply()
+        smaller = made.apply(reconstruct=reconstruct, verbose=0)
         limits.pop("input_shape", None)  # what comes out is functional
         removed = score(smaller)
         train(smaller)
