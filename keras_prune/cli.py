@@ -18,10 +18,12 @@ import keras
 import numpy as np
 import typer
 
+from keras_prune.files.arrays import load_inputs
 from keras_prune.files.atomic import check_apart, check_writable, replaced
 from keras_prune.files.loading import load_model
 from keras_prune.oneshot import prune as prune_model
 from keras_prune.patterns import Block
+from keras_prune.reconstruction.recalibration import recalibrate as recalibrate_model
 from keras_prune.report.report import report as report_model
 from keras_prune.scope import Scope
 from keras_prune.search.sensitivity import POINTS
@@ -96,21 +98,32 @@ def prune(
     exclude: Annotated[
         list[str] | None, typer.Option(help="A layer's name, a path, glob or regular expression to leave out.")
     ] = None,
+    criterion: Annotated[
+        str, typer.Option(help="magnitude, random or synflow; with --reconstruct also second_order.")
+    ] = "magnitude",
+    reconstruct: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DATA.npy",
+            help="Inputs, a .npy, or a .npz with one array per input, by name: what is kept is solved again on them.",
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Prune a model by magnitude, without training, and write it.
+    """Prune a model without training, and write it.
 
     Train it further to recover: load it with keras_prune.load_model, which holds its zeros, and call fit. Plain Keras
     reads the file too, but a fit then fills the zeros in; keras_prune.hold(model) prevents that.
     """
 
     def pruned(loaded: keras.Model) -> keras.Model:
-        choices: dict[str, Any] = {"target": target, "allocation": allocation}
+        choices: dict[str, Any] = {"target": target, "allocation": allocation, "reconstruct": inputs}
         given = {name: choice for name, choice in choices.items() if choice is not None}
         if block is not None:
             given["pattern"] = Block(*block)
-        return prune_model(loaded, sparsity, scope=Scope(exclude=tuple(exclude or ())), **given)
+        return prune_model(loaded, sparsity, criterion, scope=Scope(exclude=tuple(exclude or ())), **given)
 
+    inputs = None if reconstruct is None else load_inputs(reconstruct)
     _rewrite(model, out, pruned, as_json)
 
 
@@ -164,6 +177,20 @@ def _labelled(path: Path) -> tuple[Any, ...]:
         )
     x = arrays.get("x", arrays)
     return (x, y) if weight is None else (x, y, weight)
+
+
+@app.command()
+def recalibrate(
+    model: KerasFile,
+    out: Out,
+    data: Annotated[
+        Path, typer.Argument(metavar="DATA.npy", help="Inputs: a .npy, or a .npz with one array per input, by name.")
+    ],
+    as_json: Json = False,
+) -> None:
+    """Estimate the statistics of batch normalisation again on inputs, and write the model."""
+    inputs = load_inputs(data)
+    _rewrite(model, out, lambda loaded: recalibrate_model(loaded, inputs), as_json)
 
 
 def _rewrite(model: Path, out: Path, change: Callable[[keras.Model], keras.Model], as_json: bool) -> None:

@@ -108,6 +108,28 @@ def test_the_target_chooses_the_pattern(file, capsys, monkeypatch):
     assert set(np.unique((kernel != 0).reshape(2, 4, 16).sum(axis=1))) == {0, 4}
 
 
+def test_reconstruct_and_recalibrate_take_inputs_from_a_file(tmp_path, capsys, monkeypatch):
+    file, pruned, again = (tmp_path / name for name in ("model.keras", "pruned.keras", "again.keras"))
+    x = np.random.default_rng(0).normal(2.0, 1.0, (64, 8)).astype(np.float32)
+    np.save(tmp_path / "x.npy", x)
+    np.savez(tmp_path / "x.npz", any_name=x)
+    model = keras.Sequential([keras.Input((8,)), layers.Dense(16, "relu"), layers.BatchNormalization()])
+    model.save(file)
+    options = ["--sparsity", 0.5, "--criterion", "second_order", "--reconstruct", tmp_path / "x.npy"]
+    assert run(capsys, monkeypatch, "prune", file, pruned, *options)[0] == 0
+    made, dense = keras.saving.load_model(pruned), model.predict(x, verbose=0)
+    assert (made.layers[0].kernel.numpy() == 0).sum() == 64
+    plain = keras_prune.prune(keras.saving.load_model(file), 0.5).predict(x, verbose=0)
+    assert np.linalg.norm(made.predict(x, verbose=0) - dense) < 0.8 * np.linalg.norm(plain - dense)
+    assert run(capsys, monkeypatch, "recalibrate", pruned, again, tmp_path / "x.npz")[0] == 0
+    mean = keras.saving.load_model(again).layers[1].moving_mean.numpy()
+    np.testing.assert_allclose(mean, made.layers[0](x).numpy().mean(axis=0), rtol=1e-4)
+    (tmp_path / "x.npy").write_text("text")
+    code, _, err = run(capsys, monkeypatch, "recalibrate", pruned, tmp_path / "other.keras", tmp_path / "x.npy")
+    assert code == 1
+    assert "must be a .npy or .npz of numbers" in err
+
+
 def test_version(capsys, monkeypatch):
     code, out, _ = run(capsys, monkeypatch, "--version")
     assert (code, out) == (0, f"keras-prune {keras_prune.__version__}\n")
