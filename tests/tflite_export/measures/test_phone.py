@@ -20,7 +20,7 @@ import segno
 import tflite_export as tx
 from keras_prune.devices import DEVICES
 from tests.tflite_export.installed import missing
-from tests.tflite_export.measures.nets import perceptron
+from tests.tflite_export.measures.nets import image_net, perceptron
 from tflite_export import ExportError
 from tflite_export.measures.choosing import measure_for
 from tflite_export.measures.desk import MOST_RETURNS, Desk, Job, Lost
@@ -483,43 +483,46 @@ def test_one_page_measures_and_the_next_waits(desk):
 # -- a real browser ----------------------------------------------------------------------------------------------------
 
 
-@chromium
-def test_a_browser_that_is_killed_in_the_middle_and_opened_again_measures_all(files, tmp_path):
-    def open_browser(number):
-        profile = f"--user-data-dir={tmp_path / str(number)}"
-        command = [find_chromium(), *FLAGS, profile, url]
+class Chromium:
+    """A headless Chromium that has opened a link, with a profile of its own."""
+
+    def __init__(self, link, profile):
+        command = [find_chromium(), *FLAGS, f"--user-data-dir={profile}", link]
         quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        return subprocess.Popen(command, **quiet, start_new_session=True)
+        self._process = subprocess.Popen(command, **quiet, start_new_session=True)
 
-    def end(browser):
-        os.killpg(browser.pid, signal.SIGKILL)
-        browser.wait()
+    def __enter__(self):
+        return self
 
-    given = {"wide": perceptron(1024), "narrow": files["narrow"]}
+    def __exit__(self, *_):
+        os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+
+def until(holds):
+    end = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+@chromium
+def test_a_browser_that_is_killed_in_the_middle_and_opened_again_measures_all(tmp_path):
+    given = {"wide": image_net(256), "broken": image_net(16, broken=True), "narrow": image_net(16)}
     with searching(given, "wide", silent=3.0) as (phone, url, costs):
-        phone.rounds = 2000
-        browser = open_browser(1)
-        try:
-            end_by = time.monotonic() + 60
-            checked = False
-            while True:  # until the files are being timed
-                job = phone._opened.desk._job
-                place = None if job is None or job.page is None else job.place
-                if checked and place is None:
-                    break
-                checked |= place == 1
-                assert time.monotonic() < end_by
-                time.sleep(0.01)
-            assert not costs.done()
-        finally:
-            end(browser)
+        phone.rounds = 20_000
+        desk, places = phone._opened.desk, []
+        step = desk.step
+        desk.step = lambda page, number, place: (places.append(place), step(page, number, place))
+        with Chromium(url, tmp_path / "killed"):
+            until(lambda: 2 in places and places[-1] is None)  # all are checked, and are being timed
+        assert not costs.done()
         phone.rounds = 20
-        browser = open_browser(2)
-        try:
+        with Chromium(url, tmp_path / "again"):
             found = costs.result(timeout=60)
-        finally:
-            end(browser)
-    assert list(found) == ["wide", "narrow"]
-    assert found["narrow"].ratio > 2
-    assert "in Chrome " in found["narrow"].on
-    assert phone.said.count(next(line for line in phone.said if line.startswith("Measuring in Chrome"))) == 2
+        assert list(found) == ["wide", "narrow"]
+        assert found["narrow"].ratio > 2
+        assert found["narrow"].on.startswith("LiteRT.js 2.5.3 in Chrome ")
+        assert "its outputs differ by" in phone.refusal(given["broken"])
+        assert "Failed to allocate tensors" in phone.refusal(given["broken"])
+    assert [line.split()[0] for line in phone.said] == ["Open", "Only", "Waiting", "Measuring", "Waiting", "Measuring"]

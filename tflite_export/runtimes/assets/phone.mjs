@@ -36,15 +36,27 @@ async function keepAwake() {
 
 let measured = 0;
 
+/** Returns what came of a file: its time and how many times as fast it is as the first, or why it was not timed. */
+function outcome(row, times) {
+  if (row.error !== undefined) return `It does not run here: ${row.error}`;
+  if (row.column === undefined) return row.agrees ? 'Not timed: another file failed.' : 'Not timed: its outputs differ from the computer’s.';
+  const own = quantile(times.map((round) => round[row.column]), 0.5);
+  const ratio = quantile(times.map((round) => round[0] / round[row.column]), 0.5);
+  return `${own.toFixed(own < 10 ? 2 : 1)} ms` + (row.column ? `, ${ratio.toFixed(2)} x as fast as the first` : '');
+}
+
 /** Shows what was measured, the last job on top. */
 function show(job, {rows, times}) {
   measured += rows.length;
   $('count').textContent = measured === 1 ? 'One file.' : `${measured} files.`;
-  const cards = rows.map((row, i) => {
-    const figure = row.column === undefined ? null : quantile(times.map((round) => round[row.column]), 0.5);
-    const text = figure !== null ? `${figure.toFixed(figure < 10 ? 2 : 1)} ms` : (row.error ?? 'its outputs differ from the computer’s');
-    return element('li', {class: 'file panel'}, element('p', {class: 'name'}, job.files[i].name), element('p', {class: figure === null ? 'bad' : 'size'}, text));
-  });
+  const cards = rows.map((row, i) =>
+    element(
+      'li',
+      {class: 'file panel'},
+      element('p', {class: 'name'}, job.files[i].name),
+      element('p', {class: row.column === undefined ? 'bad' : 'size'}, outcome(row, times)),
+    ),
+  );
   $('files').prepend(...cards);
   while ($('files').children.length > SHOWN) $('files').lastChild.remove();
 }
@@ -112,18 +124,20 @@ async function start() {
   showDevice(device);
   await keepAwake();
   document.addEventListener('visibilitychange', () => document.hidden || keepAwake());
-  new Worker('pulse.js').postMessage({page});
+  const pulse = new Worker('pulse.js');
+  pulse.postMessage({page});
   addEventListener('pagehide', () => navigator.sendBeacon('bye', JSON.stringify({page})));
   for (;;) {
+    // An answer that comes at once, with work or with a reason, replaces no text.
+    const waiting = setTimeout(() => say('Waiting for the next candidate …'), 500);
     try {
-      const bytes = await post('work', {browser: device.user_agent, simd: device.simd});
-      if (bytes.byteLength === 0) {
-        say('Waiting for the next candidate …');
-        continue;
-      }
+      const bytes = await post('work', {browser: device.user_agent});
+      clearTimeout(waiting);
+      if (bytes.byteLength === 0) continue;
       const [header, blobs] = unpack(bytes);
       if (header.do === 'end') {
         say('The search is over. You can close this page.');
+        pulse.terminate();
         return;
       }
       if (header.do === 'measure') {
@@ -133,6 +147,7 @@ async function start() {
         await pause(AGAIN);
       }
     } catch (error) {
+      clearTimeout(waiting);
       say(`The computer cannot be reached: ${error?.message ?? error}. Asking again …`);
       await pause(AGAIN);
     }
