@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
+import re
 import secrets
 import shutil
 import signal
@@ -11,9 +13,11 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from tflite_export.errors import ExportError
+from tflite_export.processes.child_process import limit_memory
 from tflite_export.processes.frames import Frame, pack, unpack
 from tflite_export.runtimes.limits import Limits
 from tflite_export.runtimes.litertjs import ASSETS, find_web_runtime
@@ -37,6 +41,8 @@ FLAGS = (
     # A page without a window counts as hidden; its timers would be slowed down.
     "--disable-background-timer-throttling",
     "--disable-renderer-backgrounding",
+    # The page's renderer is then the only one.
+    "--disable-features=SpareRendererForSitePerProcess",
 )
 START = 60.0
 """Seconds until the page must have loaded the runtime."""
@@ -66,8 +72,9 @@ class ChromiumHost(Host):
 
     Args:
         simd: "relaxed" or "plain".
-        limits: the seconds that files of unknown origin may take; memory is what Chromium gives a page. None: files
-            that this process has just made.
+        limits: what files of unknown origin may take; None: files that this process has just made, without a limit of
+            memory. Memory is that of the page's process, on top of what it has before it loads a file: pages that it
+            can write to are counted. Linux holds such a limit.
 
     Raises:
         ExportError: Chromium or the runtime is missing, or does not start.
@@ -76,6 +83,7 @@ class ChromiumHost(Host):
     def __init__(self, simd: str = "relaxed", limits: Limits | None = None) -> None:
         self.limits = limits
         program, folder = find_chromium(), find_web_runtime()
+        self._renderers: list[int] = []
         self._requests: queue.Queue[bytes] = queue.Queue()
         self._answers: queue.Queue[bytes] = queue.Queue()
         page = (ASSETS / "browser_host.html").read_bytes()
@@ -99,6 +107,10 @@ class ChromiumHost(Host):
             header, _ = self._receive(START)
             if "error" in header:
                 raise ExportError("LiteRT.js in Chromium", "must start", header["error"], "Install it again.")
+            self._renderers = _renderers(self._process.pid)
+            if limits is not None:
+                for number in self._renderers:
+                    limit_memory(number, _writable(number) + limits.memory, reserves=True)
         except BaseException:
             self.close()
             raise
@@ -127,6 +139,8 @@ class ChromiumHost(Host):
             except queue.Empty:
                 if self._process.poll() is not None:
                     raise self._silent(f"it ended with code {self._process.returncode}") from None
+                if self._renderers and not any(Path(f"/proc/{number}").exists() for number in self._renderers):
+                    raise self._silent("its page ended") from None
         raise self._silent(f"nothing in {timeout:g} seconds")
 
     def _silent(self, received: str) -> ExportError:
@@ -143,3 +157,21 @@ class ChromiumHost(Host):
         self._server.stop()
         self._errors.close()
         self._profile.cleanup()
+
+
+def _renderers(session: int) -> list[int]:
+    """Return the processes of a session in which Chromium has its pages; none where there is no /proc."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has ended
+            after_name = (process / "stat").read_text().rpartition(")")[2].split()
+            if int(after_name[3]) == session and b"--type=renderer" in (process / "cmdline").read_bytes():
+                found.append(int(process.name))
+    return found
+
+
+def _writable(process: int) -> int:
+    """Return the bytes of private pages that a process can write to, which Linux limits by RLIMIT_DATA."""
+    status = Path(f"/proc/{process}/status").read_text()
+    (kilobytes,) = re.findall(r"^VmData:\s*(\d+) kB$", status, re.MULTILINE)
+    return int(kilobytes) * 1024

@@ -345,3 +345,23 @@ def test_chromium_answers_as_here(pointwise, image):
         assert "Chrome/" in opened.description
     finally:
         opened.close()
+
+
+@chromium
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux holds a limit of memory")
+def test_a_page_keeps_the_limits_and_one_that_ends_is_an_error():
+    with open_web(browser=True, limits=Limits(memory=2**29)) as opened:
+        for elements, fits in ((2**20, True), (2**27, False)):
+            session = WebSession(opened, fill(elements))
+            session.feed([np.float32(3)], ["x"])
+            if fits:
+                session.invoke()
+                assert session.fetch(["y"])[0][:2].tolist() == [3.0, 3.0]
+                session.close()
+            else:
+                with pytest.raises(ExportError, match=r"more than its limits, 120 s for a step and 0\.5 GiB of memory"):
+                    session.invoke()
+        for number in opened._renderers:
+            os.kill(number, signal.SIGKILL)
+        with pytest.raises(ExportError, match=r"must answer\. Received: its page ended"):
+            session.invoke()
