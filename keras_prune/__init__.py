@@ -5,6 +5,7 @@ from keras_prune.devices import Device
 from keras_prune.files.loading import load_model
 from keras_prune.former_names import NAMES as _NAMES
 from keras_prune.former_names import keep as _keep
+from keras_prune.in_step.parts import L1, ClipGradients, Part
 from keras_prune.layers import (
     Prunable,
     PrunableConv1D,
@@ -26,7 +27,6 @@ from keras_prune.scope import Scope
 from keras_prune.strip import strip
 from keras_prune.structured import StructuredPruning
 from keras_prune.training.callbacks import DynamicPruning, GradientPruning, Pruning, PruningCallback, ThresholdPruning
-from keras_prune.training.parts import L1, ClipGradients, Part
 
 _keep(_NAMES)
 

@@ -9,10 +9,10 @@ from keras import ops
 from keras_prune.allocation import Allocation
 from keras_prune.criteria import Criterion
 from keras_prune.growth import Growth
+from keras_prune.in_step.parts import Part
 from keras_prune.patterns import Pattern
 from keras_prune.schedules import Schedule
 from keras_prune.strategy import data_field
-from keras_prune.training.parts import Part
 
 SEEN: list[Any] = []
 """What the criterion, the growth and the allocation below were given, in the order of their calls."""

@@ -37,6 +37,7 @@ ORDER = [
     "keras_prune.statistics",
     "keras_prune.graph",
     "keras_prune.masks",
+    "keras_prune.in_step",
     "keras_prune.devices",
     "keras_prune.layers",
     "keras_prune.reconstruction",

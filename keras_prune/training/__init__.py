@@ -1,1 +1,1 @@
-"""Pruning while a model trains: callbacks, when they act, and what acts inside the compiled step."""
+"""Pruning while a model trains: callbacks, and when they act."""

@@ -10,12 +10,12 @@ import keras
 from keras_prune.criteria import Criterion, Gradient, InputActivation, Magnitude
 from keras_prune.devices import Device, resolve_device
 from keras_prune.growth import Growth
+from keras_prune.in_step.parts import TrainingPart, check_parts
 from keras_prune.masks.recipe import Recipe, resolve_recipe
 from keras_prune.schedules import Schedule, Threshold
 from keras_prune.schedules.decays import as_schedule
 from keras_prune.scope import Scope, Skipped, check_scope
 from keras_prune.strategy import FROM_TRAINING
-from keras_prune.training.parts import TrainingPart, check_parts
 from keras_prune.training.pruning_run import PruningRun
 from keras_prune.training.stepped_callback import SteppedCallback
 

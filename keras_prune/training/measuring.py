@@ -12,12 +12,12 @@ import numpy.typing as npt
 
 from keras_prune import statistics
 from keras_prune.allocation import Uniform
+from keras_prune.in_step.gradient_sums import TrainingSums
 from keras_prune.masks.recipe import Recipe
 from keras_prune.masks.state import TrainingState
 from keras_prune.masks.update import Tensor, highest_sparsity, masks_at_sparsity
 from keras_prune.scope import Target
 from keras_prune.strategy import Measuring
-from keras_prune.training.gradient_sums import TrainingSums
 
 __all__ = ["Curve", "Measurements", "alone", "measure_curves", "with_curves"]
 

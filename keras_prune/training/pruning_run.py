@@ -15,6 +15,9 @@ import numpy.typing as npt
 
 from keras_prune.devices import Device
 from keras_prune.devices.pruned_tensors import choose_tensors
+from keras_prune.in_step.hidden_weights import HiddenWeights, change_mask, read_merged
+from keras_prune.in_step.parts import MaskedGradients, TrainingPart
+from keras_prune.in_step.rewinding import Rewinding
 from keras_prune.masks.bound import Mask, bind
 from keras_prune.masks.hold import loose_zeros
 from keras_prune.masks.mask_set import MaskSet
@@ -29,10 +32,7 @@ from keras_prune.schedules.spans import Span
 from keras_prune.scope import Scope, Skipped, Target
 from keras_prune.strategy import FROM_TRAINING
 from keras_prune.training.earlier_run import EarlierRun
-from keras_prune.training.hidden_weights import HiddenWeights, change_mask, read_merged
 from keras_prune.training.measuring import Measurements
-from keras_prune.training.parts import MaskedGradients, TrainingPart
-from keras_prune.training.rewinding import Rewinding
 from keras_prune.training.stepped_run import SteppedRun
 
 __all__ = ["NOTABLE", "PruningRun"]

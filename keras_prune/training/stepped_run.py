@@ -11,12 +11,12 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_prune.in_step.parts import RampLevel, TrainingPart
 from keras_prune.masks.state import TrainingState
 from keras_prune.optimizers.clock import Clock
 from keras_prune.optimizers.finding import StepPart, has_own_step, hook, in_fit, unhook
 from keras_prune.schedules import Schedule
 from keras_prune.schedules.spans import Extent, Span
-from keras_prune.training.parts import RampLevel, TrainingPart
 
 __all__ = ["SteppedRun"]
 

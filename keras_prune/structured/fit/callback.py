@@ -7,6 +7,7 @@ from typing import Any
 
 import keras
 
+from keras_prune.in_step.parts import TrainingPart, check_parts
 from keras_prune.schedules import PolynomialDecay, Schedule
 from keras_prune.scope import Skipped
 from keras_prune.strategy import check_fraction
@@ -16,7 +17,6 @@ from keras_prune.structured.fit.structured_run import Goal, StructuredRun
 from keras_prune.structured.importances.importance import Importance
 from keras_prune.structured.importances.names import resolve_importance
 from keras_prune.structured.planning.unit_choice import OPTIONS
-from keras_prune.training.parts import TrainingPart, check_parts
 from keras_prune.training.stepped_callback import SteppedCallback
 
 __all__ = ["StructuredPruning"]

@@ -14,6 +14,7 @@ import keras
 import numpy as np
 import numpy.typing as npt
 
+from keras_prune.in_step.parts import MaskedGradients
 from keras_prune.keras_seam import moved_by, slots_by_weight
 from keras_prune.masks.bound import Mask, MaskConstraint, put_zeros
 from keras_prune.masks.hold import is_held
@@ -34,7 +35,6 @@ from keras_prune.structured.fit.unit_masks import (
     mask_of_units,
 )
 from keras_prune.structured.surgery.shrink import is_gate, rebuild_bare, refuse_masks
-from keras_prune.training.parts import MaskedGradients
 
 __all__ = ["Gates"]
 

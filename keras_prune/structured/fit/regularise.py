@@ -19,11 +19,11 @@ from keras import layers as kl
 from keras import ops
 from keras.saving import register_keras_serializable
 
+from keras_prune.in_step.parts import L1, ActivePart, TrainingPart
 from keras_prune.keras_seam import layers_in
 from keras_prune.models.variables import dense
 from keras_prune.optimizers.finding import StepPart, rates_of
 from keras_prune.structured.analysis.groups import Analysis, analyse
-from keras_prune.training.parts import L1, ActivePart, TrainingPart
 
 __all__ = ["GroupLasso", "GrowingPenalty", "GrowingRegularisation", "Slimming", "UnitPart", "UnitSlices"]
 

@@ -14,6 +14,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_prune.in_step.parts import TrainingPart
 from keras_prune.masks.state import strategy_scope
 from keras_prune.models.variables import assign, read
 from keras_prune.optimizers.clock import optimizers_for, synchronise
@@ -27,7 +28,6 @@ from keras_prune.structured.fit.regularise import GrowingPenalty, GrowingRegular
 from keras_prune.structured.importances.importance import NORMALISATIONS, Importance, Scores
 from keras_prune.structured.planning.unit_choice import OPTIONS, Ranking, check_reachable, limits_of
 from keras_prune.structured.surgery.shrink import zero_units
-from keras_prune.training.parts import TrainingPart
 from keras_prune.training.stepped_run import SteppedRun
 
 __all__ = ["Goal", "StructuredRun"]
