@@ -5,6 +5,7 @@ from keras_prune.devices import Device
 from keras_prune.files.loading import load_model
 from keras_prune.former_names import NAMES as _NAMES
 from keras_prune.former_names import keep as _keep
+from keras_prune.in_step.masked_momentum import MaskMomentum
 from keras_prune.in_step.parts import L1, ClipGradients, Part
 from keras_prune.layers import (
     Prunable,
@@ -26,7 +27,10 @@ from keras_prune.report.report import Report, report
 from keras_prune.scope import Scope
 from keras_prune.strip import strip
 from keras_prune.structured import StructuredPruning
+from keras_prune.training.alternating import Alternating
 from keras_prune.training.callbacks import DynamicPruning, GradientPruning, Pruning, PruningCallback, ThresholdPruning
+from keras_prune.training.soft_threshold import SoftThreshold
+from keras_prune.training.targeted_dropout import TargetedDropout
 
 _keep(_NAMES)
 
@@ -35,10 +39,12 @@ __version__ = "0.1.0"
 __all__ = [
     "L1",
     "AdaptivePruning",
+    "Alternating",
     "ClipGradients",
     "Device",
     "DynamicPruning",
     "GradientPruning",
+    "MaskMomentum",
     "Part",
     "Prunable",
     "PrunableConv1D",
@@ -54,7 +60,9 @@ __all__ = [
     "Report",
     "RestoreBest",
     "Scope",
+    "SoftThreshold",
     "StructuredPruning",
+    "TargetedDropout",
     "ThresholdPruning",
     "allocation",
     "criteria",

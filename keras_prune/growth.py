@@ -18,7 +18,7 @@ from keras.saving import register_keras_serializable
 from keras_prune.arrays.selection import all_but_smallest, smallest
 from keras_prune.strategy import Measuring, check_fraction
 
-__all__ = ["SET", "Growth", "RigL", "Surgery"]
+__all__ = ["SET", "Alternation", "Growth", "RigL", "Surgery"]
 
 Array = npt.NDArray[np.floating]
 Gains = Mapping[str, Array]
@@ -44,6 +44,8 @@ class Growth(Measuring):
     keeps_learning: ClassVar[bool] = False
     """Whether pruned weights go on being updated out of sight, so that they come back with the value that they grew
     to. If not, they come back as new weights: 0, and without anything in the optimizer's state (momentum, moments)."""
+    clears_momentum: ClassVar[bool] = False
+    """Whether the momentum of every weight of the model begins anew when all that was pruned comes back."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -194,3 +196,26 @@ class Surgery(Growth, name="surgery"):
 
     def __call__(self, on: Mask, scores: Array, gains: Gains, *, off: int, progress: float, seed: int) -> Mask:
         return ~smallest(np.where(on, scores + self.margin * np.abs(scores), scores), off)
+
+
+@_register
+@dataclasses.dataclass(frozen=True)
+class Alternation(Growth, name="alternation"):
+    """Compressed and dense phases in turn: the units with the best scores are on, so all are where the target is 0.
+
+    With `schedules.Phases`, which alternates between a sparsity and 0. A unit that is off has the score of zeros, so
+    none comes back while the target stays. When all come back, the optimizer's momentum is cleared.
+
+    Source: Peste et al. 2021, "AC/DC: Alternating compressed/decompressed training of deep neural networks",
+    algorithm 1.
+
+    Example:
+        >>> on, scores = np.array([True, False, True]), np.array([1.0, 0.0, 2.0])
+        >>> [Alternation()(on, scores, {}, off=off, progress=0.0, seed=0).tolist() for off in (0, 2)]
+        [[True, True, True], [False, False, True]]
+    """
+
+    clears_momentum: ClassVar[bool] = True
+
+    def __call__(self, on: Mask, scores: Array, gains: Gains, *, off: int, progress: float, seed: int) -> Mask:
+        return ~smallest(scores, off)

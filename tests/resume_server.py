@@ -18,6 +18,7 @@ import keras_prune as kp
 EPOCHS, STEPS, BATCH = 6, 8, 16
 RAMP = kp.schedules.PolynomialDecay(0.0, 0.8, begin_step=3, end_step=40, frequency=3)
 STEADY = kp.schedules.ConstantSparsity(0.7, begin_step=3, end_step=44, frequency=3)
+PHASES = kp.schedules.Phases(0.8, begin=5, end=36, sparse=6, dense=5)
 ROUNDS = kp.schedules.Iterative(0.8, rounds=3, interval=12, begin_step=11, rewind_to=5)
 METHODS = {
     "magnitude": lambda: kp.Pruning(RAMP),
@@ -27,6 +28,8 @@ METHODS = {
     "set": lambda: kp.DynamicPruning(STEADY, "set"),
     "surgery": lambda: kp.DynamicPruning(RAMP, "surgery"),
     "rewinding": lambda: kp.Pruning(ROUNDS),
+    "soft": lambda: [kp.SoftThreshold(RAMP), kp.TargetedDropout(STEADY, 0.5)],
+    "alternating": lambda: kp.Alternating(PHASES, parts=kp.MaskMomentum()),
     "structured": lambda: kp.StructuredPruning(params=0.5, begin_step=3, end_step=40, frequency=3),
 }
 
@@ -61,7 +64,8 @@ def train(method, folder, die_at=None, through="backup"):
                 os.kill(os.getpid(), signal.SIGKILL)
 
     model, start, saved = make_model(), 0, os.path.join(folder, "model.keras")
-    callbacks = [METHODS[method](), Kill()]
+    made = METHODS[method]()
+    callbacks = [*(made if isinstance(made, list) else [made]), Kill()]
     if through == "backup":
         # Once before and once after: the order of callbacks must not matter.
         backup = keras.callbacks.BackupAndRestore(os.path.join(folder, "backup"), delete_checkpoint=False)

@@ -7,6 +7,7 @@ import pathlib
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 PROGRAM = """
@@ -23,6 +24,9 @@ cases = {
     "taylor": kp.GradientPruning(ramp),
     "rigl": kp.DynamicPruning(ramp, "rigl"),
     "surgery": kp.DynamicPruning(ramp, "surgery"),
+    "soft threshold": kp.SoftThreshold(ramp),
+    "alternating": kp.Alternating(kp.schedules.Phases(0.75, begin=2, end=12, sparse=3, dense=3)),
+    "masked momentum": kp.Pruning(ramp, parts=kp.MaskMomentum()),
     "parts": kp.Pruning(ramp, parts=[kp.L1(1e-2, proximal=True, ramp=ramp), kp.ClipGradients(gamma=0.1)]),
     "activation": kp.Pruning(ramp, kp.criteria.Activation(data=x)),
     "data": kp.Pruning(ramp, kp.criteria.Taylor(data=(x, y))),
@@ -48,8 +52,16 @@ for name, callback in cases.items():
     plain = kp.strip(model)
     outcome[name] = {"seen": seen, "after": after, "later": later,
                      "strip": float(np.abs(plain.predict(x, verbose=0) - model.predict(x, verbose=0)).max())}
-print(json.dumps(outcome))
-"""
+
+dropped = []
+for several in (1, 4):
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(16, activation="relu"), keras.layers.Dense(3)])
+    model.compile(keras.optimizers.Adam(0.01), "mse", steps_per_execution=several if SEVERAL else 1)
+    model.fit(x, y, batch_size=12, epochs=2, shuffle=False, verbose=0, callbacks=[kp.TargetedDropout(0.75)])
+    dropped.append([w.tolist() for w in model.get_weights()])
+print(json.dumps([outcome, dropped]))
+""".replace("SEVERAL", "keras.backend.backend() == 'jax'")
 
 
 @pytest.mark.parametrize("backend", ["jax", "torch"])
@@ -62,12 +74,19 @@ def test_the_contract_holds(backend):
         [sys.executable, "-c", PROGRAM], capture_output=True, text=True, env=environment, cwd=root, check=False
     )
     assert done.returncode == 0, done.stderr[-4000:]
-    for name, result in json.loads(done.stdout.strip().splitlines()[-1]).items():
+    outcome, dropped = json.loads(done.stdout.strip().splitlines()[-1])
+    # What is dropped follows from the step alone, and weights are whole outside of it.
+    for single, several in zip(*dropped, strict=True):
+        np.testing.assert_allclose(several, single, rtol=1e-4, atol=1e-6)
+        assert np.count_nonzero(single) > 0
+    assert all(np.all(np.array(kernel) != 0) for kernel in dropped[0][::2])
+    for name, result in outcome.items():
         # The step itself keeps what is pruned at zero, from one update to the next.
         assert all(zeros >= told for zeros, told in result["seen"]), name
-        assert len({told for _, told in result["seen"]}) >= 4, f"{name}: the masks changed during training"
-        # The proximal step makes zeros of its own, beside those of the masks.
-        least, most = (132, 176) if name == "parts" else (132, 132)
+        changes = 2 if name == "alternating" else 4
+        assert len({told for _, told in result["seen"]}) >= changes, f"{name}: the masks changed during training"
+        # The proximal step and a soft threshold make zeros of their own, beside those of the masks.
+        least, most = (132, 176) if name in ("parts", "soft threshold") else (132, 132)
         assert least <= result["after"] <= most, name
         assert least <= result["later"] <= most, name
         assert result["strip"] == 0.0, name

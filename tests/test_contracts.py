@@ -170,6 +170,10 @@ TRAININGS = {
     ),
     "growth": lambda: kp.DynamicPruning(STEADY, own.Swap()),
     "growth, hidden": lambda: kp.DynamicPruning(STEADY, own.Swap(("gradient",), hidden=True)),
+    "soft threshold": lambda: kp.SoftThreshold(STEADY, own.Largest(), allocation=own.CurvedAt(OTHER)),
+    "alternating": lambda: kp.Alternating(
+        kp.schedules.Phases(0.5, begin=1, end=4, sparse=1, dense=1), own.Largest(), own.Pairs(), parts=[own.Halve()]
+    ),
     "growth, from training": lambda: kp.DynamicPruning(STEADY, own.Swap(tuple(sorted(FROM_TRAINING | {"synflow"})))),
     "growth, from data": lambda: kp.DynamicPruning(STEADY, own.Swap(FOR_GROWTH, OTHER), pattern=own.Pairs()),
     "all of them": lambda: kp.DynamicPruning(

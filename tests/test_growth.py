@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keras_prune.growth import SET, RigL, Surgery
+from keras_prune.growth import SET, Alternation, RigL, Surgery
 
 
 def test_rigl_drops_the_smallest_and_grows_the_steepest():
@@ -106,7 +106,7 @@ def test_surgery_has_two_thresholds():
 
 
 @given(
-    rule=st.sampled_from([SET(), RigL(), Surgery(), SET(fraction=0.0), RigL(fraction=0.9)]),
+    rule=st.sampled_from([SET(), RigL(), Surgery(), Alternation(), SET(fraction=0.0), RigL(fraction=0.9)]),
     n=st.integers(1, 60),
     alive=st.floats(0, 1),
     off=st.floats(0, 1),

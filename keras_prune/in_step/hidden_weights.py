@@ -1,8 +1,14 @@
-"""Pruned weights that go on learning out of sight: inside the step, and when the masks change."""
+"""Weights that go on learning out of sight: whole for the optimizer, and for the loss as a method shows them.
+
+The variable holds what is shown, so that the loss, validation, checkpoints and exports see the sparse model. The rest
+is kept beside it: whole = shown + rest. Before the optimizer's step the rest is added, after it the weight is parted
+anew. So whatever another callback writes to the variable moves the whole weight by as much.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -11,68 +17,146 @@ import numpy.typing as npt
 from keras import ops
 
 from keras_prune.masks.bound import Mask, select
+from keras_prune.masks.state import TrainingState
 from keras_prune.optimizers.averages import averages_of
 
-__all__ = ["HiddenWeights", "change_mask", "read_merged"]
+__all__ = ["HiddenWeights", "MaskedWeights", "part_weight"]
 
 
-class HiddenWeights:
-    r"""Lets pruned weights learn on out of sight: all $w \leftarrow w - \alpha\, \partial L / \partial (w \odot m)$.
-
-    The variable holds w where the mask is on and 0 elsewhere, so that the loss, checkpoints and exports see the
-    sparse model; before the optimizer's step the hidden values are put in, after it they are taken out again.
+def part_weight(variable: keras.Variable, rest: keras.Variable, whole: Any, shown: Any) -> None:
+    """Put into a variable what is shown of it, and beside it the rest.
 
     Args:
-        hidden: for each weight (by id) its mask and the variable for the values of pruned weights.
-        optimizer: the one in whose step they learn.
+        variable: a weight, or an average of it.
+        rest: of its shape.
+        whole: what the optimizer moves, a tensor of this shape.
+        shown: what the loss sees, likewise.
+    """
+    rest.assign(whole - shown)
+    # Past what guards the variable.
+    type(variable).assign(variable, shown)
+
+
+def whole_of(variable: keras.Variable, rest: keras.Variable) -> Any:
+    """Return a weight with what is out of sight, a tensor of its shape."""
+    return ops.convert_to_tensor(variable) + ops.convert_to_tensor(rest)
+
+
+class HiddenWeights(ABC):
+    """The weights of a training of which a part is out of sight.
+
+    A subclass says what is shown of a whole weight. An average that the optimizer keeps of a weight is parted as the
+    weight is.
+
+    Args:
+        state: of the model; it makes the variables.
+        masks: of the weights.
+    """
+
+    def __init__(self, state: TrainingState, masks: Sequence[Mask]) -> None:
+        self.masks = tuple(masks)
+        self.keys: list[str] = []
+        self._rests: dict[int, keras.Variable] = {}
+        self._averages: dict[int, list[keras.Variable]] = {}
+        for mask in masks:
+            variable, index = mask.target.variable, mask.target.index
+            self._rests[id(variable)] = self._state_of(state, f"hidden:{index}", variable)
+            self._averages[id(variable)] = list(mask.averages)
+            for i, average in enumerate(mask.averages):
+                self._rests[id(average)] = self._state_of(state, f"hidden_average{i or ''}:{index}", variable)
+
+    def _state_of(self, state: TrainingState, key: str, variable: keras.Variable) -> keras.Variable:
+        self.keys.append(key)
+        return state.variable(key, variable.shape, str(variable.dtype), 0.0)
+
+    @abstractmethod
+    def show(self, mask: Mask, whole: Any) -> Any:
+        """Return what is shown of a weight, a tensor of its shape; in the step and on the host.
+
+        Args:
+            mask: of the weight, as it stands.
+            whole: a tensor of this shape.
+        """
+
+    def prepare(  # noqa: B027 (few need it)
+        self, mask: Mask, whole: npt.NDArray[Any], values: npt.NDArray[np.bool_]
+    ) -> None:
+        """Set what `show` needs besides the mask, before a new mask comes into force.
+
+        Args:
+            mask: of the weight.
+            whole: of its shape; likewise below.
+            values: the new mask (True: kept).
+        """
+
+    def part(self, optimizer: Any) -> HiddenInStep:
+        """Return what parts the weights in the steps of an optimizer."""
+        return HiddenInStep(self, optimizer)
+
+    def read(self, mask: Mask) -> npt.NDArray[Any]:
+        """Return a whole weight, as an array of its shape."""
+        variable = mask.target.variable
+        return np.asarray(ops.convert_to_numpy(whole_of(variable, self._rests[id(variable)])))
+
+    def change(self, values: Sequence[npt.NDArray[np.bool_]]) -> None:
+        """Put new masks in force; weights keep what they have learnt.
+
+        Args:
+            values: for each mask, True where kept, of the weight's shape.
+        """
+        for mask, value in zip(self.masks, values, strict=True):
+            wholes = [(held, whole_of(held, self._rests[id(held)])) for held in self.held_by(mask)]
+            self.prepare(mask, np.asarray(ops.convert_to_numpy(wholes[0][1])), value)
+            mask.put(value)
+            for held, whole in wholes:
+                part_weight(held, self._rests[id(held)], whole, self.show(mask, whole))
+
+    def held_by(self, mask: Mask) -> list[keras.Variable]:
+        """Return the variables of a mask's weight that are parted: the weight itself, then averages of it."""
+        return [mask.target.variable, *self._averages[id(mask.target.variable)]]
+
+    def rest_of(self, variable: keras.Variable) -> keras.Variable:
+        """Return what is kept beside a weight or an average."""
+        return self._rests[id(variable)]
+
+
+class HiddenInStep:
+    """Makes weights whole before an optimizer moves them, and parts them afterwards."""
+
+    def __init__(self, hidden: HiddenWeights, optimizer: Any) -> None:
+        self._hidden = hidden
+        self._masks: Mapping[int, Mask] = {id(mask.target.variable): mask for mask in hidden.masks}
+        self._optimizer = optimizer
+
+    def before(self, gradients: list[Any], variables: list[keras.Variable]) -> list[Any]:
+        """Add what is out of sight."""
+        for variable in variables:
+            if id(variable) in self._masks:
+                for held in self._hidden.held_by(self._masks[id(variable)]):
+                    type(held).assign(held, whole_of(held, self._hidden.rest_of(held)))
+        return gradients
+
+    def after(self, variables: list[keras.Variable]) -> None:
+        """Show what the method shows, and keep the rest."""
+        for variable in variables:
+            mask = self._masks.get(id(variable))
+            if mask is None:
+                continue
+            known = self._hidden.held_by(mask)
+            for held in known:
+                whole = ops.convert_to_tensor(held)
+                part_weight(held, self._hidden.rest_of(held), whole, self._hidden.show(mask, whole))
+            for average in averages_of(self._optimizer, variable):
+                # Of an optimizer that was not built when training began.
+                if not any(average is held for held in known):
+                    average.assign(select(mask.variable, average))
+
+
+class MaskedWeights(HiddenWeights):
+    r"""Shows $w \odot m$, so that all weights learn: $w \leftarrow w - \alpha\, \partial L / \partial (w \odot m)$.
 
     Source: Guo et al. 2016, "Dynamic network surgery for efficient DNNs", equation 2.
     """
 
-    def __init__(self, hidden: Mapping[int, tuple[keras.Variable, keras.Variable]], optimizer: Any = None) -> None:
-        self.hidden = hidden
-        self.optimizer = optimizer
-
-    def before(self, gradients: list[Any], variables: list[keras.Variable]) -> list[Any]:
-        """Put the hidden values in."""
-        for variable in variables:
-            if id(variable) in self.hidden:
-                mask, values = self.hidden[id(variable)]
-                # Past what guards the variable.
-                type(variable).assign(variable, _merge(mask, variable, values))
-        return gradients
-
-    def after(self, variables: list[keras.Variable]) -> None:
-        """Take the values of pruned weights out again."""
-        for variable in variables:
-            if id(variable) in self.hidden:
-                mask, values = self.hidden[id(variable)]
-                values.assign(ops.convert_to_tensor(variable))
-                variable.assign(select(mask, variable))
-                for average in averages_of(self.optimizer, variable):
-                    average.assign(select(mask, average))
-
-
-def read_merged(mask: Mask, hidden: keras.Variable) -> npt.NDArray[Any]:
-    """Return a weight with the hidden values where the mask is off, as an array of its shape."""
-    return np.asarray(ops.convert_to_numpy(_merge(mask.variable, mask.target.variable.value, hidden.value)))
-
-
-def change_mask(mask: Mask, hidden: keras.Variable, values: npt.NDArray[np.bool_]) -> None:
-    """Put a new mask in force; the hidden weights keep what the pruned ones have learnt.
-
-    Args:
-        mask: of the target.
-        hidden: the variable for the values of pruned weights.
-        values: the new mask (True: kept), of the target's shape.
-    """
-    variable = mask.target.variable
-    hidden.assign(_merge(mask.variable, variable.value, hidden.value))
-    mask.put(values)
-    variable.assign(select(mask.variable, hidden.value))
-    mask.apply_to_averages()
-
-
-def _merge(mask: Any, weight: Any, hidden: Any) -> Any:
-    """Return the weight where the mask is on and the hidden value elsewhere."""
-    return ops.where(ops.convert_to_tensor(mask), ops.convert_to_tensor(weight), ops.convert_to_tensor(hidden))
+    def show(self, mask: Mask, whole: Any) -> Any:
+        return select(mask.variable, whole)

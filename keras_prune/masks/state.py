@@ -181,7 +181,11 @@ class TrainingState(Saved):
             for run in list(self.runs):
                 if run.is_over:
                     run.finish()
-            return plain(force)
+            made = force or model.train_function is None
+            plain(force)
+            for run in self.runs if made else ():
+                model.train_function = run.around(model.train_function)
+            return model.train_function
 
         self._guard = model.make_train_function = make_train_function
 

@@ -22,6 +22,7 @@ __all__ = [
     "Tensor",
     "check_shape",
     "highest_sparsity",
+    "is_single",
     "layout_for",
     "masks_at_sparsity",
     "masks_at_threshold",
@@ -211,7 +212,7 @@ def _scores(tensor: Tensor, recipe: Recipe, pattern: Pattern) -> npt.NDArray[np.
     if raw.dtype not in (np.float32, np.float64):
         raw = raw.astype(np.float32)
     layout = layout_for(tensor.layout, pattern)
-    hides = recipe.growth is None and tensor.mask is not None and not _is_single(pattern, layout, raw.shape)
+    hides = recipe.growth is None and tensor.mask is not None and not is_single(pattern, layout, raw.shape)
     given = raw is tensor.weight or any(raw is array for array in tensor.statistics.values())
     if hides and (given or not raw.flags.owndata):
         raw = raw.copy()
@@ -230,7 +231,8 @@ def _scores(tensor: Tensor, recipe: Recipe, pattern: Pattern) -> npt.NDArray[np.
     return scores
 
 
-def _is_single(pattern: Pattern, layout: Layout, shape: tuple[int, ...]) -> bool:
+def is_single(pattern: Pattern, layout: Layout, shape: tuple[int, ...]) -> bool:
+    """Return whether each unit of a pattern is a single weight, in a kernel of this shape."""
     return pattern.fixed_units and pattern.weights_per_unit(layout.canonical_shape(shape)) == 1
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import keras
 
 from keras_prune.devices import Device
+from keras_prune.in_step.parts import TrainingPart
 from keras_prune.keras_seam import print_msg
 from keras_prune.masks.recipe import Recipe
 from keras_prune.masks.state import TrainingState
@@ -23,7 +24,6 @@ from keras_prune.monitoring.steering import Looks, Progress, Steering
 from keras_prune.schedules import Schedule
 from keras_prune.scope import Scope, Target
 from keras_prune.training.callbacks import PruningCallback
-from keras_prune.training.parts import TrainingPart
 from keras_prune.training.pruning_run import PruningRun
 
 __all__ = ["AdaptivePruning"]

@@ -10,8 +10,9 @@ import numpy.typing as npt
 from keras import ops
 
 from keras_prune.keras_seam import begin_of_slot, moved_by, slots_by_weight
+from keras_prune.optimizers.averages import all_optimizers
 
-__all__ = ["restart", "slots_of"]
+__all__ = ["clear_momentum", "restart", "slots_of"]
 
 
 def slots_of(optimizer: Any, weight: keras.Variable) -> list[tuple[keras.Variable, float]]:
@@ -46,3 +47,18 @@ def restart(optimizer: Any, weight: keras.Variable, places: npt.NDArray[np.bool_
     for slot, begins in slots_of(optimizer, weight):
         value = ops.convert_to_tensor(slot.value)
         slot.assign(ops.where(ops.convert_to_tensor(places), ops.cast(begins, value.dtype), value))
+
+
+def clear_momentum(optimizer: Any) -> None:
+    """Put the momentum of every weight to 0: the mean of past gradients, not that of their squares.
+
+    Args:
+        optimizer: one that hands weights to others is looked through; one that keeps no momentum stays as it is.
+    """
+    for one in all_optimizers(optimizer):
+        for name, slots in slots_by_weight(one, averages=False).items():
+            # Adamax calls it m, as its paper does.
+            if "momentum" in name or name == "_m":
+                for slot in slots:
+                    if isinstance(slot, keras.Variable):
+                        slot.assign(ops.zeros_like(slot.value))

@@ -1,6 +1,7 @@
 """Step -> target: how much is to be pruned when, and at which steps the masks change."""
 
 from keras_prune.schedules.decays import Cosine, Exponential, Linear, PolynomialDecay
+from keras_prune.schedules.phases import Phases
 from keras_prune.schedules.piecewise import Piecewise
 from keras_prune.schedules.rounds import Iterative, OneShot
 from keras_prune.schedules.schedule import Schedule
@@ -15,6 +16,7 @@ __all__ = [
     "Iterative",
     "Linear",
     "OneShot",
+    "Phases",
     "Piecewise",
     "PolynomialDecay",
     "Schedule",

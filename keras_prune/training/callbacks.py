@@ -10,8 +10,11 @@ import keras
 from keras_prune.criteria import Criterion, Gradient, InputActivation, Magnitude
 from keras_prune.devices import Device, resolve_device
 from keras_prune.growth import Growth
+from keras_prune.in_step.hidden_weights import HiddenWeights, MaskedWeights
 from keras_prune.in_step.parts import TrainingPart, check_parts
+from keras_prune.masks.bound import Mask
 from keras_prune.masks.recipe import Recipe, resolve_recipe
+from keras_prune.masks.state import TrainingState
 from keras_prune.schedules import Schedule, Threshold
 from keras_prune.schedules.decays import as_schedule
 from keras_prune.scope import Scope, Skipped, check_scope
@@ -113,9 +116,14 @@ class PruningCallback(SteppedCallback[PruningRun]):
             scope=self.scope,
             device=self.target,
             parts=self.parts,
+            hidden=self._hidden_weights,
             owner=self,
             history=history,
         )
+
+    def _hidden_weights(self, state: TrainingState, masks: Sequence[Mask]) -> HiddenWeights:
+        """Return how weights that go on learning out of sight are parted, where the growth lets them."""
+        return MaskedWeights(state, masks)
 
     def _shown(self, run: PruningRun) -> dict[str, float]:
         return {"sparsity": run.off}

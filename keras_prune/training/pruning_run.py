@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import warnings
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from keras_prune.devices import Device
 from keras_prune.devices.pruned_tensors import choose_tensors
-from keras_prune.in_step.hidden_weights import HiddenWeights, change_mask, read_merged
+from keras_prune.in_step.hidden_weights import HiddenWeights, MaskedWeights
 from keras_prune.in_step.parts import MaskedGradients, TrainingPart
 from keras_prune.in_step.rewinding import Rewinding
 from keras_prune.masks.bound import Mask, bind
@@ -26,7 +26,7 @@ from keras_prune.masks.state import TrainingState, strategy_scope
 from keras_prune.masks.update import Tensor, masks_at_sparsity, masks_at_threshold, off_in_units
 from keras_prune.models.variables import read
 from keras_prune.optimizers.clock import optimizers_for, synchronise
-from keras_prune.optimizers.slots import restart
+from keras_prune.optimizers.slots import clear_momentum, restart
 from keras_prune.schedules import Schedule
 from keras_prune.schedules.spans import Span
 from keras_prune.scope import Scope, Skipped, Target
@@ -54,6 +54,7 @@ class PruningRun(SteppedRun):
         scope: which tensors; None for all kernels.
         device: what the model is for, which chooses the tensors and their patterns; or None.
         parts: what else acts in the step.
+        hidden: what is shown of weights that go on learning out of sight, where the growth lets them.
         owner: the callback, which is named in messages.
         history: the History of the `fit` that this is of; two owners of one tensor in one `fit` are refused.
 
@@ -72,11 +73,13 @@ class PruningRun(SteppedRun):
         scope: Scope | None = None,
         device: str | Device | None = None,
         parts: Sequence[TrainingPart] = (),
+        hidden: Callable[[TrainingState, Sequence[Mask]], HiddenWeights] = MaskedWeights,
         owner: Any = None,
         history: Any = None,
     ) -> None:
         self.schedule = self._asked = schedule
         self.owner = owner if owner is not None else self
+        self._make_hidden = hidden
         instead = "to prune without training, use keras_prune.prune(model)."
         optimizers = optimizers_for(model, _name(self.owner), instead)
         survey, self.recipe = choose_tensors(
@@ -105,24 +108,19 @@ class PruningRun(SteppedRun):
         grows_hidden = bool(self.recipe.growth and self.recipe.growth.keeps_learning)
         self._masks = MaskSet([bind(target, self._state, hold=not grows_hidden) for target in self.targets])
         self._loose = [0] * len(self._masks)
-        self._hidden: dict[int, tuple[keras.Variable, keras.Variable]] = {}
+        self._hidden: HiddenWeights | None = None
         self._measurements = Measurements(_name(self.owner), self.model, self.targets, self.recipe, self._state)
         sums = self._measurements.sums
         if sums is not None:
             self._install(lambda _: sums.part())
         self._restarting: list[Mask] = []
         if grows_hidden:
-            self._attach_hidden()
+            self._hidden = self._make_hidden(self._state, list(self._masks))
+            self._install(self._hidden.part)
         elif self.recipe.growth is not None:
             self._attach_restarts()
         self._attach_parts()
         self._attach_rewinding()
-
-    def _attach_hidden(self) -> None:
-        for target, key, mask in zip(self.targets, self._keys, self._masks, strict=True):
-            hidden = self._state.variable(f"hidden:{key}", target.variable.shape, str(target.variable.dtype), 0.0)
-            self._hidden[id(target.variable)] = (mask.variable, hidden)
-        self._install(functools.partial(HiddenWeights, self._hidden))
 
     def _attach_restarts(self) -> None:
         """Hide what is off from the optimizer: weights that come back begin anew."""
@@ -195,7 +193,7 @@ class PruningRun(SteppedRun):
         self._units_off = None
         if begun:
             sums = self._measurements.sums
-            hidden = [f"hidden:{key}" for key in self._keys if self._hidden]
+            hidden = [] if self._hidden is None else self._hidden.keys
             self._earlier.warn_of_lost_state(hidden + (sums.keys if sums is not None else []))
         zeros = zip(self._masks, self._keys, self._masks.zeros(), strict=True)
         # Zeros that were there without a mask: they may be lost, and that is said at the end. What has just grown back
@@ -224,7 +222,7 @@ class PruningRun(SteppedRun):
         """End: pruned weights are exactly zero and held there, and nothing else of the run stays in the step."""
         synchronise(self.model)
         for mask in self._masks:
-            if id(mask.target.variable) in self._hidden:
+            if self._hidden is not None:
                 mask.hold()
             # The optimizer may have written averages over the weights at the end.
             mask.apply()
@@ -302,7 +300,7 @@ class PruningRun(SteppedRun):
         # Without growth, a target that is reached leaves nothing to do.
         if not grows and not by_threshold and self.recipe.allocation.adds_up and self._has_reached(target):
             return
-        if target == 0.0 and not by_threshold:
+        if target == 0.0 and not by_threshold and not (grows and self._masks.off):
             return
         tensors = self._read_tensors()
         if by_threshold:
@@ -322,9 +320,8 @@ class PruningRun(SteppedRun):
         """Put new masks in force."""
         self._units_off = None
         self._restart(masks)
-        if self._hidden:
-            for mask, values in zip(self._masks, masks, strict=True):
-                change_mask(mask, self._hidden[id(mask.target.variable)][1], values)
+        if self._hidden is not None:
+            self._hidden.change(masks)
         else:
             self._masks.write(masks)
         if self._rewinding is not None:
@@ -340,6 +337,10 @@ class PruningRun(SteppedRun):
             back = new[id(mask)] & ~mask.read()
             for optimizer in self._optimizers if back.any() else ():
                 restart(optimizer, mask.target.variable, back)
+        growth = self.recipe.growth
+        if growth is not None and growth.clears_momentum and self._masks.off and all(one.all() for one in masks):
+            for optimizer in self._optimizers:
+                clear_momentum(optimizer)
 
     def _has_reached(self, target: float) -> bool:
         """Whether so many units are off already. Where masks are finer than the pattern, more weights are."""
@@ -355,9 +356,7 @@ class PruningRun(SteppedRun):
         statistics = self._measurements.statistics_for(recipe.criterion, self._step)
         gains = self._measurements.statistics_for(recipe.growth, self._step)
         for target, mask, values, gain in zip(self.targets, self._masks, statistics, gains, strict=True):
-            weight = read(target.variable)
-            if id(target.variable) in self._hidden:
-                weight = read_merged(mask, self._hidden[id(target.variable)][1])
+            weight = read(target.variable) if self._hidden is None else self._hidden.read(mask)
             on = mask.read() if mask.zeros else None
             tensors.append(Tensor(target.path, weight, on, target.layout, values, target.index, gains=gain))
         return self._measurements.with_curves(tensors)

@@ -8,11 +8,12 @@ import pytest
 
 from keras_prune import allocation, criteria, growth, patterns, schedules
 from keras_prune.arrays.layouts import Layout
+from keras_prune.in_step import parts as step
+from keras_prune.in_step.masked_momentum import MaskMomentum
 from keras_prune.masks.recipe import Recipe, resolve_allocation, resolve_recipe
 from keras_prune.masks.update import Tensor, layout_for, masks_at_sparsity, masks_at_threshold
 from keras_prune.scope import Scope
 from keras_prune.strategy import resolve
-from keras_prune.training import parts as step
 
 LAYOUTS = {
     "dense": ((8, 12), Layout.plain(2)),
@@ -292,6 +293,7 @@ STRATEGIES = [
     schedules.ConstantSparsity(0.4, begin_step=1, end_step=8, frequency=3),
     schedules.OneShot(0.4, step=3),
     schedules.Iterative(0.4, rounds=3, interval=5, begin_step=4, rewind_to=2),
+    schedules.Phases(0.4, begin=3, end=30, sparse=4, dense=6),
     schedules.Piecewise((1, 4), (0.1, 0.3), interpolate=True, frequency=2),
     schedules.Threshold(0.1, final_value=0.2, begin_step=1, end_step=8, frequency=3, relative_to="std"),
     patterns.Unstructured(),
@@ -311,7 +313,9 @@ STRATEGIES = [
     growth.SET(fraction=0.2),
     growth.RigL(fraction=0.2),
     growth.Surgery(margin=0.2),
+    growth.Alternation(),
     step.ClipGradients(gamma=0.5),
+    MaskMomentum(),
     step.L1(0.5, biases=True, proximal=True, ramp=schedules.OneShot(0.5, step=2)),
     Scope(include=("a",), exclude=("b",), names="c", min_size=4),
 ]
@@ -337,7 +341,7 @@ def test_configurations_are_complete(strategy):
         (criteria.Criterion, "fisher gradient magnitude movement random snip synflow taylor"),
         (patterns.Pattern, "channel filter unstructured"),
         (allocation.Allocation, "erk global lamp uniform"),
-        (growth.Growth, "rigl set surgery"),
+        (growth.Growth, "alternation rigl set surgery"),
     ],
 )
 def test_every_name_makes_a_strategy(base, names):

@@ -24,6 +24,9 @@ from keras_prune import schedules as s
         (s.Iterative(0.488, rounds=3, interval=10, begin_step=10), {9: 0.0, 10: 0.2, 19: 0.2, 20: 0.36, 30: 0.488}),
         (s.Piecewise((5, 10), (0.1, 0.7)), {4: 0.0, 5: 0.1, 9: 0.1, 10: 0.7}),
         (s.Piecewise((0, 10), (0.1, 0.7), interpolate=True), {5: 0.4}),
+        (s.Phases(0.8, begin=2, end=8, sparse=2, dense=1), {1: 0, 2: 0.8, 3: 0.8, 4: 0, 5: 0.8, 7: 0, 8: 0.8, 99: 0.8}),
+        # A compressed phase that would run into the last one does not begin.
+        (s.Phases(0.8, begin=2, end=7, sparse=2, dense=1), {4: 0, 5: 0, 6: 0, 7: 0.8}),
         (s.Threshold(0.1), {0: 0.1, 50: 0.1}),
         (s.Threshold(0.0, final_value=1.0, begin_step=10, end_step=20), {0: 0.0, 15: 0.5, 20: 1.0, 30: 1.0}),
     ],
@@ -41,6 +44,11 @@ def test_updates_fall_on_the_grid_and_on_the_end():
     assert [t for t in range(9) if constant.should_update(t)] == [1, 4, 7]
     rounds = s.Iterative(0.5, rounds=3, interval=5, begin_step=2)
     assert [t for t in range(30) if rounds.should_update(t)] == [2, 7, 12]
+    phases = s.Phases(0.8, begin=2, end=7, sparse=2, dense=1)
+    assert [t for t in range(20) if phases.should_update(t)] == [2, 4, 7]
+    # The paper's: 100 epochs, of 10 steps here; 75 to 85 is the last dense phase.
+    paper = s.Phases(0.9).resolve(s.Span(start=0, total=1000))
+    assert [t for t in range(1001) if paper.should_update(t)] == [*range(100, 800, 50), 850]
     pieces = s.Piecewise((1, 9), (0.1, 0.2), interpolate=True, frequency=3)
     assert [t for t in range(12) if pieces.should_update(t)] == [1, 4, 7, 9]
 
@@ -58,6 +66,8 @@ def test_updates_fall_on_the_grid_and_on_the_end():
         (lambda: s.PolynomialDecay(0.0, 0.5, begin_step=9, end_step=8), r"begin_step=9, end_step=8"),
         (lambda: s.PolynomialDecay(0.0, 0.5, begin_step=0, end_step=8, power=0), r"power=0"),
         (lambda: s.Linear(0.0, 0.5, begin_step=0, end_step=9, frequency=0), r"frequency=0"),
+        (lambda: s.Phases(0.5, sparse=0), r"Phases: sparse must be 1 or more, in steps\. Received: sparse=0"),
+        (lambda: s.Phases(0.5, begin=9, end=3), r"Phases: end must not come before begin.*begin=9, end=3"),
         (lambda: s.Linear(0.0, 0.5, begin_step=-1, end_step=9), r"begin_step=-1"),
         (lambda: s.Iterative(0.5, rounds=0, interval=1), r"rounds=0"),
         (lambda: s.Iterative(0.5, rounds=2, interval=1, begin_step=5, rewind_to=6), r"rewind_to=6, begin_step=5"),

@@ -211,6 +211,7 @@ METHODS = {
     "rigl": lambda: kp.DynamicPruning(RAMP, "rigl"),
     "set": lambda: kp.DynamicPruning(RAMP, "set"),
     "surgery": lambda: kp.DynamicPruning(RAMP, "surgery"),
+    "soft threshold": lambda: kp.SoftThreshold(RAMP),
 }
 
 
