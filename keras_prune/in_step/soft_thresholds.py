@@ -15,7 +15,7 @@ from keras_prune.in_step.hidden_weights import HiddenWeights
 from keras_prune.masks.bound import Mask
 from keras_prune.masks.state import TrainingState
 
-__all__ = ["SoftThresholds", "scales_of", "shrink"]
+__all__ = ["SoftThresholds", "scales_of", "shrink", "threshold_between"]
 
 
 def shrink(whole: Any, mask: Any, threshold: Any, scale: Any) -> Any:
@@ -64,13 +64,37 @@ def scales_of(whole: npt.NDArray[Any], mask: npt.NDArray[np.bool_], layout: Layo
     return np.asarray(1.01 / (share + 0.01), np.float32)
 
 
+def threshold_between(whole: npt.NDArray[Any], mask: npt.NDArray[np.bool_]) -> np.float32:
+    """Return the largest magnitude that is off, or what is just below the smallest that is on, if that is less.
+
+    So no weight that is on is at or below it, by whatever criterion the mask was found.
+
+    Args:
+        whole: a kernel.
+        mask: True where kept, of its shape.
+
+    Example:
+        >>> mask = np.array([False, True, True])
+        >>> float(threshold_between(np.array([1.0, -2.0, 3.0]), mask))
+        1.0
+        >>> round(float(threshold_between(np.array([5.0, -2.0, 3.0]), mask)), 3)
+        2.0
+    """
+    sizes = np.abs(whole.astype(np.float32))
+    off, on = sizes[~mask], sizes[mask]
+    if not off.size:
+        return np.float32(0.0)
+    below = np.nextafter(on.min(), np.float32(0.0)) if on.size else np.float32(np.inf)
+    return np.float32(min(off.max(), below))
+
+
 def _outputs(layout: Layout, rank: int) -> set[int]:
     """Return the axes of a kernel that count its outputs; where groups cut the last one, both parts are that axis."""
     return {min(axis, rank - 1) for axis in layout.outputs}
 
 
 class SoftThresholds(HiddenWeights):
-    """Shows kept weights nearer to zero by the largest magnitude that is off, scaled output by output.
+    """Shows kept weights nearer to zero by a threshold for each tensor, scaled output by output.
 
     Args:
         state: of the model; it makes the variables.
@@ -96,8 +120,7 @@ class SoftThresholds(HiddenWeights):
         return shrink(whole, mask.variable, threshold, ops.convert_to_tensor(self._scales[id(mask)]))
 
     def prepare(self, mask: Mask, whole: npt.NDArray[Any], values: npt.NDArray[np.bool_]) -> None:
-        """Set the threshold to the largest magnitude that is off, and the scales to what is kept."""
-        off = np.abs(whole[~values].astype(np.float32))
-        self._thresholds[id(mask)].assign(off.max() if off.size else 0.0)
+        """Set the threshold and the scales to what the new mask keeps."""
+        self._thresholds[id(mask)].assign(threshold_between(whole, values))
         if self._rescale:
             self._scales[id(mask)].assign(scales_of(whole, values, mask.target.layout))
