@@ -1,7 +1,7 @@
-"""Seconds of a run of a model in LiteRT, on the exported file: what a plan of structured pruning measures with.
+"""Time a model in LiteRT, on its exported file: how plans of structured pruning measure latency.
 
-`keras_prune.structured.plan(model, latency=0.5)` finds `Stopwatch` by its entry point in `keras_prune.latency`;
-`plan(model, latency=0.5, measure=Stopwatch(x, quantize="int8"))` measures other files than float32 ones.
+`keras_prune.structured.plan(model, latency=0.5)` finds `Stopwatch` by the entry point group `keras_prune.latency`.
+`plan(model, latency=0.5, measure=Stopwatch(x, quantize="int8"))` times int8 files instead of float32 ones.
 """
 
 from __future__ import annotations
@@ -27,27 +27,27 @@ from tflite_export.verification.golden import read_golden
 __all__ = ["SECONDS", "Stopwatch"]
 
 SECONDS = 2.0
-"""For the rounds of one model, once the fewest are done."""
+"""No round begins later than this after the first, once `FEWEST` rounds are done."""
 FEWEST, MOST = 15, 200
-"""Rounds."""
+"""Rounds, at least and at most."""
 
 
 class Stopwatch:
-    """Measures models against the first one that it was given.
+    """Times models, each beside the first one that it was given.
 
-    Each model is exported and verified, and its file run in LiteRT at batch 1. In each round the first model's file and
-    the new one are run twice in a row, and the second run of each is timed, so that what the other one pushed out of
-    the caches is not charged to it. With t the lower decile over the rounds,
+    Each model is exported and verified, and its file runs in LiteRT at batch 1. In each round the first model's file
+    and the new one each run twice in a row, and only the second run is timed: it finds its own data in the caches, and
+    not what the other file left there. With t the 10th percentile over the rounds,
 
         seconds = (t of the first model when it was measured alone) * t of the model / t of the first one beside it
 
-    so that a slow spell of the machine between two calls does not count. The lower decile, and with one thread the
-    processor's time of the thread instead of the clock's, because on a busy machine long runs are interrupted more
-    often than short ones: a median of ratios then shows speed-ups that are not there.
+    so that a slow spell of the machine between two calls cancels out. A busy machine interrupts long runs more often
+    than short ones, and a median of ratios then shows speed-ups that are not real. This is why t is the 10th
+    percentile, and, with one thread, the processor time of that thread instead of the time of day.
 
     Args:
         data: inputs, as `tflite_export.export` takes them; None draws some.
-        target: the device that files are made for; they are timed here all the same.
+        target: the device that files are made for. They are timed on this machine whatever the device.
         quantize: number type of the files.
         threads: threads of the runtime.
 

@@ -77,7 +77,9 @@ def make_server(
     header = {
         "tool": f"tflite-export {version('keras-prune')}",
         "runtime": f"LiteRT.js {litertjs.VERSION}",
-        "golden": "the golden file" if golden else f"LiteRT {version('ai-edge-litert')} on the computer that serves",
+        "golden": "the golden file"
+        if golden
+        else f"LiteRT {version('ai-edge-litert')} on the computer that serves this page",
         "files": files,
     }
     resources = {

@@ -44,6 +44,9 @@ class Phone(Measure):
     with that reason. A second phone is told that another one measures, and takes over when that one is closed or
     silent.
 
+    For a target whose files do not run in browsers, such as "android", the costs are marked as estimates: the processor
+    is that of the phone, and the kernels are those of WebAssembly.
+
     Where no phone comes within `wait` seconds, a warning says so, and what the target is measured by without a phone
     takes its place; its costs are marked as estimates, and a phone that comes later measures what follows. Compare
     such costs by their ratio: they may be of another unit.
@@ -252,7 +255,15 @@ class Phone(Measure):
         hidden = ", its page hidden meanwhile" if figures.hidden else ""
         on = f"LiteRT.js {VERSION} in {browser_name(self._opened.desk.browser)}{hidden}"
         measured = Measurement(on, "ms", [], figures.samples, [])
-        return costs_of(measured, dict.fromkeys(names, b""), names[0])
+        return costs_of(measured, dict.fromkeys(names, b""), names[0], self._estimate)
+
+    @property
+    def _estimate(self) -> str:
+        """Why times in a browser are only an estimate for the device; empty where its files run in browsers."""
+        device = self._device
+        if device is None or device.stands_in[:1] == ("web",):
+            return ""
+        return f"timed in the phone's browser, in WebAssembly; the runtime of '{device.name}' has other kernels"
 
     def _on_phone(self, names: list[str], served: Mapping[str, ServedFile]) -> Figures | Lost:
         """Return what comes of a job.

@@ -1,6 +1,7 @@
 """A phone in the loop: a client of a few lines plays the phone, and a real Chromium that is killed and opened again."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import signal
@@ -265,6 +266,18 @@ def test_a_search_that_is_interrupted_serves_no_longer(files, monkeypatch):
     assert phone.url == ""
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", port), timeout=5)
+
+
+@runtime
+def test_for_an_app_the_times_of_a_browser_are_an_estimate(files):
+    own = dataclasses.replace(DEVICES["android"], name="mine")
+    with searching({"wide": files["wide"]}, "wide") as (phone, url, costs):
+        measure_for(own, "latency", phone)
+        client = Client(url)
+        client.ask()
+        client.bring([RIGHT], [[1.0]] * 4)
+        estimate = costs.result(timeout=10)["wide"].estimate
+    assert estimate.startswith("timed in the phone's browser, in WebAssembly; the runtime of 'mine'")
 
 
 @runtime

@@ -54,7 +54,7 @@ const LABELS = {
   processors: 'Processors',
   memory_gb: 'Memory, GB',
   simd: 'WebAssembly SIMD',
-  clock_step_ms: 'Step of the clock, ms',
+  clock_step_ms: 'Clock resolution, ms',
   screen: 'Screen',
 };
 
@@ -87,7 +87,7 @@ async function loadEngine() {
   return engine;
 }
 
-/** Loads a file and holds its outputs against the golden ones; a file that fails is not left loaded. */
+/** Loads a file and compares its outputs with the expected ones; a file that fails does not stay loaded. */
 async function check(job, file, content) {
   const loaded = await engine.load(content);
   try {

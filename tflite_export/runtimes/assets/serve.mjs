@@ -117,7 +117,7 @@ async function start() {
   showDevice(device);
   showFiles(job);
   const count = job.files.length === 1 ? 'One file runs' : `${job.files.length} files run`;
-  $('lead').textContent = `${count} in this browser by ${job.runtime}, on one thread. Outputs are held against ${job.golden}.`;
+  $('lead').textContent = `${count} in this browser with ${job.runtime}, on one thread. Their outputs are compared with those of ${job.golden}.`;
   $('measure').disabled = false;
 
   let running = false;
