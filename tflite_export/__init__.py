@@ -4,6 +4,9 @@ from keras_prune.former_names import keep as _keep
 from tflite_export.bench.device_page import serve
 from tflite_export.bench.report import BenchmarkReport
 from tflite_export.bench.timing import benchmark
+from tflite_export.compress import compress
+from tflite_export.compression.candidate import Candidate
+from tflite_export.compression.report import CompressReport
 from tflite_export.errors import ExportError, FlatbufferError
 from tflite_export.export import export
 from tflite_export.file.c_array import write_c_array
@@ -24,6 +27,8 @@ _keep(_NAMES)
 
 __all__ = [
     "BenchmarkReport",
+    "Candidate",
+    "CompressReport",
     "Cost",
     "Encoding",
     "ExportError",
@@ -41,6 +46,7 @@ __all__ = [
     "benchmark",
     "check_golden",
     "check_micro",
+    "compress",
     "export",
     "inspect",
     "read_golden",

@@ -16,6 +16,7 @@ import typer
 from keras_prune.devices import DEVICES
 from tflite_export.bench.device_page import serve as serve_files
 from tflite_export.bench.timing import benchmark
+from tflite_export.commands.compress import compress
 from tflite_export.errors import ExportError
 from tflite_export.export import export as export_model
 from tflite_export.file.reading import read_arrays
@@ -55,6 +56,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Make sparse .tflite files from Keras models, verified in the runtime.",
 )
+
+app.command()(compress)
 
 Data = Annotated[
     Path | None,

@@ -8,7 +8,16 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["plot_amounts", "plot_history", "plot_search", "plot_sensitivity", "plot_sparsity", "plot_trade"]
+__all__ = [
+    "pareto_front",
+    "plot_amounts",
+    "plot_front",
+    "plot_history",
+    "plot_search",
+    "plot_sensitivity",
+    "plot_sparsity",
+    "plot_trade",
+]
 
 INK = "#333333"
 FAINT = "#d9d9d9"
@@ -239,6 +248,61 @@ def plot_trade(values: Mapping[str, Sequence[float]], front: Sequence[bool], pat
         axes.grid(color=FAINT, linewidth=0.8)
         axes.legend(frameon=False, labelcolor=INK, loc="best")
     _save(figure, path)
+
+
+def plot_front(
+    groups: Mapping[str, Sequence[tuple[float, float]]],
+    path: Path,
+    *,
+    chosen: tuple[float, float],
+    least: float,
+    rises: bool,
+    across: str,
+    up: str,
+) -> None:
+    """Write points by group, gain across and metric up, the Pareto front through them, and the chosen point marked.
+
+    Args:
+        groups: (gain, metric) of each point, by what the points have in common.
+        path: the file; its ending gives the format.
+        chosen: the point to mark.
+        least: the metric that is still good enough, drawn as a line.
+        rises: whether more of the metric is better.
+        across: what the gain is.
+        up: what the metric is.
+
+    Raises:
+        ImportError: matplotlib is not installed; the message has the command.
+    """
+    figure = _figure(height=4.2)
+    axes = figure.add_subplot()
+    _style(axes)
+    axes.grid(color=FAINT, linewidth=0.8)
+    front = pareto_front([point for points in groups.values() for point in points], rises=rises)
+    axes.plot(*zip(*front, strict=True), color=FAINT, linewidth=2, zorder=1, label="Pareto front")
+    axes.axhline(least, color=COLOURS[1], linewidth=1.2, linestyle="--", zorder=1, label="good enough")
+    for number, (name, points) in enumerate(groups.items()):
+        axes.scatter(*zip(*points, strict=True), s=28, color=COLOURS[number % len(COLOURS)], label=name, zorder=2)
+    axes.scatter(*chosen, s=140, facecolors="none", edgecolors=INK, linewidths=1.6, label="chosen", zorder=3)
+    axes.set_xlabel(across)
+    axes.set_ylabel(up)
+    axes.legend(frameon=False, labelcolor=INK, loc="best", fontsize=9)
+    _save(figure, path)
+
+
+def pareto_front(points: Sequence[tuple[float, float]], *, rises: bool) -> list[tuple[float, float]]:
+    """Return the points that no other beats in both gain and metric, by gain.
+
+    Example:
+        >>> pareto_front([(1, 0.9), (2, 0.8), (2, 0.7), (3, 0.85)], rises=True)
+        [(1, 0.9), (3, 0.85)]
+    """
+    sign = 1.0 if rises else -1.0
+    front: list[tuple[float, float]] = []
+    for point in sorted(points, key=lambda point: (-point[0], -sign * point[1])):
+        if not front or sign * point[1] > sign * front[-1][1]:
+            front.append(point)
+    return front[::-1]
 
 
 def _save(figure: Any, path: Path) -> None:

@@ -153,3 +153,35 @@ def test_a_tolerance_that_is_none_is_refused_before_work_begins(saved, tmp_path,
     code, _, err = run("export", saved, tmp_path / "out.tflite", f"--tolerance={tolerance}")
     assert code == 1
     assert "tolerance: must be a finite share of an output's scale, at least 0" in err
+
+
+def test_compress_searches_and_goes_on(tmp_path, run):
+    import keras
+
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(64, 8)).astype("float32")
+    model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(64, "relu"), keras.layers.Dense(1)])
+    model.compile("adam", "mse", metrics=["mae"])
+    model.save(tmp_path / "model.keras")
+    np.savez(tmp_path / "data.npz", x=x, y=x[:, :1])
+    np.savez(tmp_path / "no_labels.npz", x=x)
+    out, data = tmp_path / "out.tflite", tmp_path / "data.npz"
+    asked = ["compress", tmp_path / "model.keras", out, "--data", data, "--validation", data, "--minimize", "size"]
+    asked += ["--max-drop", 1, "--trials", 0, "--epochs", 0, "--target", "x86", "--plot", tmp_path / "front.png"]
+    code, text, _ = run(*asked, "--json", "--recipe", tmp_path / "recipe.py")
+    assert code == 0
+    found = json.loads(text)
+    assert found["metric"] == "mae"
+    assert not found["rises"]
+    assert found["chosen"]["bytes"] == out.stat().st_size < found["rows"][0]["bytes"]
+    assert (tmp_path / "front.png").stat().st_size > 1000
+    assert (tmp_path / "recipe.py").read_text() == found["recipe"]
+    code, text, _ = run(*asked, "--quiet")
+    assert code == 0
+    assert "plain float32" in text
+    code, _, err = run(*asked[:4], tmp_path / "no_labels.npz", *asked[5:])
+    assert code == 1
+    assert "--data: must hold inputs and their labels y. Received: the arrays ['x']" in err
+    code, _, err = run(*asked, "--seed", 1)
+    assert code == 1
+    assert "seed: 0 there, 1 now" in err

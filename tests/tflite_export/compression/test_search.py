@@ -1,0 +1,172 @@
+"""The narrowing, on figures instead of models: what it finds, and how few candidates it tries for it."""
+
+import dataclasses
+import itertools
+
+import pytest
+
+from keras_prune.devices import DEVICES
+from tflite_export.compression.search import Bounds, Search
+from tflite_export.compression.space import SHARES, Line, Space
+from tflite_export.compression.tried import Tried
+from tflite_export.measures.measure import Cost
+
+LINES = (Line(0.0, None), Line(0.0, "int8"), Line(0.7, None), Line(0.8, None), Line(0.9, None))
+WEB = Space(DEVICES["web"], "flops", "speed", (None, "int8"), SHARES, LINES, DEVICES["web"])
+
+
+@dataclasses.dataclass
+class Figures:
+    """A laboratory in which cost and metric are formulas.
+
+    Args:
+        power: ratio = keep ^ -power, times the ratios below.
+        int8: ratio of int8.
+        zeros: ratio of float32 by sparsity.
+        lost: the drop of a share after full training is lost * (1/keep - 1), and as much for zeros.
+        untrained: what is added to the drop by no training, and by a short one.
+    """
+
+    power: float = 0.8
+    int8: float = 1.5
+    zeros: dict = dataclasses.field(default_factory=lambda: {0.7: 1.6, 0.8: 2.2, 0.9: 3.2})
+    lost: float = 0.001
+    untrained: tuple = (0.5, 0.004)
+    epoch: float = 10.0
+
+    def __post_init__(self):
+        self.tried, self.spent, self.making_seconds, self.epoch_seconds = {}, 0.0, 5.0, 0.0
+        self.trained = []
+
+    def ratio(self, candidate):
+        zeros = self.zeros[candidate.sparsity] if candidate.sparsity else 1.0
+        return candidate.keep**-self.power * zeros * (self.int8 if candidate.quantize else 1.0)
+
+    def drop(self, candidate, stages=2):
+        weights = candidate.keep * (1 - candidate.sparsity)
+        lost = self.lost * (1 / weights - 1) + (0.002 if candidate.quantize else 0.0)
+        return lost + ((*self.untrained, 0.0)[stages] if not candidate.is_plain else 0.0)
+
+    def _note(self, candidate, epochs):
+        if (candidate, self._stage(epochs)) not in self.tried:
+            self.spent += 3.0 + (0.0 if epochs else self.making_seconds) + self.epoch * (epochs[-1] if epochs else 0)
+            self.epoch_seconds = self.epoch if epochs else self.epoch_seconds
+            self.trained += [(candidate, epochs)] if epochs else []
+        drop = self.drop(candidate, len(epochs))
+        cost = Cost(1 / self.ratio(candidate), "ms", self.ratio(candidate), 0.01, "figures")
+        stage = self._stage(epochs)
+        tried = Tried(candidate, stage, sum(epochs), 0.9 - drop, drop, cost, 1, "file", "model", 3.0)
+        self.tried[candidate, stage] = tried
+        return tried
+
+    @staticmethod
+    def _stage(epochs):
+        return ("untrained", "short", "full")[len(epochs)]
+
+    def try_plain(self, candidate):
+        return self._note(candidate, ())
+
+    def try_candidate(self, candidate, epochs=()):
+        return self._note(candidate, epochs)
+
+    def optimum(self, space, max_drop):
+        """The best of all candidates, each trained fully."""
+        every = [line.at(keep) for line, keep in itertools.product(space.lines, space.shares)]
+        return max((c for c in every if self.drop(c) <= max_drop), key=self.ratio)
+
+
+def searched(lab, space=WEB, **bounds):
+    search = Search(space, lab, Bounds(**{"max_drop": 0.01, "epochs": 8, **bounds}))
+    search.run()
+    return search
+
+
+LANDSCAPES = {
+    "as on the web": Figures(),
+    "int8 is all": Figures(int8=6.0),
+    "zeros are all": Figures(power=0.2, int8=0.5, zeros={0.7: 2.0, 0.8: 4.0, 0.9: 8.0}),
+    "int8 is a trap": Figures(int8=0.4),
+    "zeros gain nothing": Figures(zeros={0.7: 1.0, 0.8: 1.0, 0.9: 1.0}),
+    "much can go": Figures(lost=0.0004),
+    "little can go": Figures(lost=0.004),
+}
+
+
+@pytest.mark.parametrize("name", LANDSCAPES)
+def test_the_narrowing_finds_the_best_of_all_with_few_trials(name):
+    lab = dataclasses.replace(LANDSCAPES[name])
+    search = searched(lab)
+    best, optimum = search.best(), lab.optimum(WEB, 0.01)
+    assert lab.ratio(best.candidate) * 1.02 >= lab.ratio(optimum)
+    assert best.holds(0.01)
+    assert search.count() <= 16, "of 41 combinations"
+    assert len([epochs for _, epochs in lab.trained if len(epochs) == 2]) <= 6
+
+
+def test_the_best_one_is_trained_fully_and_baselines_are_always_there():
+    search = searched(lab := Figures())
+    assert search.best().stage == "full"
+    assert search.best().epochs == 10
+    assert set(WEB.baselines) <= {candidate for candidate, _ in lab.tried}
+    assert [str(candidate) for candidate in WEB.baselines] == [
+        "as it is, float32",
+        "as it is, int8",
+        "25 % left, float32",
+        "80 % zeros, float32",
+    ]
+
+
+@pytest.mark.parametrize("trials", [0, 1, 3])
+def test_trials_bound_the_candidates_besides_the_baselines(trials):
+    search = searched(lab := Figures(), trials=trials)
+    assert search.count() == trials
+    assert search.best() is not None
+    # The clock has no say in it.
+    other = searched(Figures(epoch=1e6), trials=trials)
+    assert other.best().candidate == search.best().candidate
+    assert [each.candidate for each in other._lab.tried.values()] == [each.candidate for each in lab.tried.values()]
+
+
+@pytest.mark.parametrize("seconds", [60.0, 200.0, 400.0, 1500.0])
+def test_a_budget_is_kept_and_leaves_time_for_the_last_stage(seconds):
+    lab = Figures()
+    search = searched(lab, seconds=seconds)
+    baselines = 2 * 3.0 + 2 * (8.0 + 23.0) + 10.0  # both number types, two means made and trained a little; one epoch
+    assert lab.spent <= max(seconds, baselines)
+    full = [epochs for _, epochs in lab.trained if len(epochs) == 2]
+    if seconds >= 200:
+        assert full, "the best is trained fully"
+        assert search.best().stage == "full"
+    else:
+        assert not full
+        assert "left no time" in " ".join(search.notes)
+
+
+def test_more_budget_finds_no_worse():
+    found = [searched(lab := Figures(), seconds=s).best() for s in (100.0, 300.0, 600.0, 3000.0)]
+    ratios = [lab.ratio(each.candidate) for each in found]
+    assert ratios == sorted(ratios)
+    assert ratios[-1] > ratios[0]
+
+
+def test_without_training_candidates_are_judged_as_they_are():
+    lab = Figures(untrained=(0.001, 0.0))
+    search = searched(lab, epochs=0)
+    assert lab.trained == []
+    best = search.best()
+    assert best.stage == "untrained"
+    assert best.holds(0.01)
+    assert lab.ratio(best.candidate) > 2.0
+
+
+def test_nothing_holds_where_nothing_may_be_lost():
+    assert searched(Figures(lost=0.01), max_drop=0.0).best() is None
+
+
+def test_what_costs_no_less_than_the_best_is_not_trained():
+    lab = Figures(int8=6.0)
+    searched(lab)
+    untrained = {candidate for candidate, stage in lab.tried if stage == "untrained"}
+    trained = {candidate for candidate, _ in lab.trained}
+    held = max(lab.ratio(c) for c, stage in lab.tried if stage != "untrained" and lab.drop(c) <= 0.01)
+    assert all(lab.ratio(candidate) <= 1.02 * held for candidate in untrained - trained)

@@ -1,0 +1,67 @@
+"""What is tried: how much of a model is left, how many zeros are in it, and in which number type it is written."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar
+
+from keras.saving import register_keras_serializable
+
+from keras_prune.strategy import Strategy, check_fraction
+from tflite_export.convert.number_types import resolve_number_type
+
+__all__ = ["Candidate"]
+
+
+@register_keras_serializable(package="tflite_export")
+@dataclasses.dataclass(frozen=True)
+class Candidate(Strategy):
+    """One combination of means that make a file cheaper.
+
+    Args:
+        keep: the share of the model that is left by structured pruning, a fraction in (0, 1]: of its multiplications
+            where latency is minimised, of its parameters where bytes are. Half of all widths is about a quarter.
+        sparsity: the share of zeros in the kernels that are pruned of what is left, a fraction in [0, 1).
+        quantize: number type of the file, as `tflite_export.export` names it; None is float32.
+
+    Example:
+        >>> str(Candidate(0.35, 0.8, "int8")), str(Candidate())
+        ('35 % left, 80 % zeros, int8', 'as it is, float32')
+        >>> Candidate.from_config(Candidate(0.5).get_config())
+        Candidate(keep=0.5, sparsity=0.0, quantize=None)
+    """
+
+    kind: ClassVar[str] = "candidate"
+
+    keep: float = 1.0
+    sparsity: float = 0.0
+    quantize: str | None = None
+
+    def __post_init__(self) -> None:
+        check_fraction("Candidate: keep", self.keep, below_one=False)
+        if self.keep == 0.0:
+            raise ValueError(f"Candidate: keep is the share that is left, so it is above 0. Received: {self.keep}")
+        check_fraction("Candidate: sparsity", self.sparsity)
+        resolve_number_type(self.quantize)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the model is left as it is."""
+        return self.keep == 1.0 and self.sparsity == 0.0
+
+    @property
+    def number_type(self) -> str:
+        """Name of the number type."""
+        return self.quantize or "float32"
+
+    @property
+    def shape(self) -> str:
+        """What is done to the model, whatever the number type: a name for its files."""
+        return f"keep{self.keep:g}-zeros{self.sparsity:g}"
+
+    def __str__(self) -> str:
+        if self.is_plain:
+            return f"as it is, {self.number_type}"
+        left = [f"{100 * self.keep:g} % left"] if self.keep < 1 else []
+        zeros = [f"{100 * self.sparsity:g} % zeros"] if self.sparsity else []
+        return ", ".join([*left, *zeros, self.number_type])

@@ -1,0 +1,149 @@
+"""What `compress` found: everything that was tried as a table, the file that was chosen, its model and its recipe."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import Any
+
+import keras
+from rich.table import Table
+
+from keras_prune.monitoring.metric import Metric
+from keras_prune.text.plaintext import printable
+from keras_prune.text.tables import plain_text
+from tflite_export.compression.tried import Tried
+
+__all__ = ["CompressReport"]
+
+WIDTH = 120
+
+
+@dataclass(frozen=True, eq=False)
+class CompressReport:
+    """The result of `compress`; `str()` is the table of all that was tried.
+
+    Args:
+        path: where the file was written.
+        rows: every candidate at the last stage that it reached, or the one that was chosen, in the order tried.
+        chosen: the row of the file that was written.
+        baselines: what is said of the single means among the rows, by the candidate's name.
+        metric: name and direction of what was judged.
+        baseline: its value for the plain float32 file.
+        max_drop: how much worse it may be.
+        target: name of the device.
+        objective: what was minimised.
+        shares_of: what `keep` is a share of: "multiplications" or "parameters".
+        folder: where the files, models and the journal of the search are.
+        recipe: code that makes the file again from `model` and `data`, as `compress` was given them, without a search.
+        model: the Keras model behind the file, without masks.
+        seconds: that the search took, interruptions not counted.
+        notes: what was not tried, and why; what is an estimate.
+    """
+
+    path: str
+    rows: tuple[Tried, ...]
+    chosen: Tried
+    baselines: dict[str, str]
+    metric: Metric
+    baseline: float
+    max_drop: float
+    target: str
+    objective: str
+    shares_of: str
+    folder: str
+    recipe: str
+    seconds: float
+    notes: tuple[str, ...] = ()
+    model: keras.Model = field(repr=False, default=None)
+
+    @property
+    def ratio(self) -> float:
+        """How many times less the chosen file costs than the reference."""
+        return self.chosen.ratio
+
+    def __str__(self) -> str:
+        """Return the table of all that was tried."""
+        table = Table(title=f"{self.path}, for '{self.target}'", title_justify="left")
+        for heading, justify in (
+            ("", "left"),
+            ("left", "right"),
+            ("zeros", "right"),
+            ("numbers", "left"),
+            ("epochs", "right"),
+            (self.metric.name, "right"),
+            ("drop", "right"),
+            (self.objective, "right"),
+            ("gain", "right"),
+            ("bytes", "right"),
+        ):
+            table.add_column(heading, justify=justify, no_wrap=heading != "")  # type: ignore[arg-type]
+        for row in self.rows:
+            table.add_row(*self._cells(row))
+        return printable(plain_text(table, width=WIDTH) + "\n".join(self._footer()))
+
+    def _cells(self, row: Tried) -> tuple[str, ...]:
+        candidate, cost = row.candidate, row.cost
+        value = "" if cost is None else f"{cost.value:.3g} {cost.unit}" if cost.unit == "ms" else f"{cost.value:,.0f}"
+        return (
+            " ".join(filter(None, ["->" if row == self.chosen else "", self.baselines.get(str(candidate), "")])),
+            f"{candidate.keep:.0%}" if candidate.keep < 1 else "all",
+            f"{candidate.sparsity:.0%}" if candidate.sparsity else "",
+            candidate.number_type,
+            str(row.epochs),
+            "" if row.metric is None else f"{row.metric:.4f}",
+            "" if row.drop is None else f"{row.drop:+.4f}",
+            value,
+            "" if cost is None else f"{cost.ratio:.2f} x{'*' if cost.estimate else ''}",
+            f"{row.bytes:,}" if row.bytes else "",
+        )
+
+    def _footer(self) -> list[str]:
+        cost = self.chosen.cost
+        assert cost is not None
+        reference = next((row for row in self.rows if row.candidate.is_plain and row.ratio == 1.0), None)
+        than = "" if reference is None else f" than the plain {reference.candidate.number_type} file"
+        unit = "" if cost.unit == "ms" else f" in {cost.unit}"
+        return [
+            f"-> {self.chosen.candidate}: {cost.ratio:.2f} times less {self.objective}{than}; {self.metric.name} "
+            f"{self.chosen.metric:.4f}, the plain float32 file's {self.baseline:.4f}, at most {self.max_drop:g} worse",
+            f"left: share of the {self.shares_of}; zeros: share of what is left in pruned kernels; "
+            f"{self.objective}{unit}: {cost.on}; gain: the reference's / the file's, run in turn",
+            *([f"* an estimate: {cost.estimate}"] if cost.estimate else []),
+            *(f"no file of {row.candidate}: {row.reason}" for row in self.rows if row.reason and not row.file),
+            *(f"not measured, {row.candidate}: {row.reason}" for row in self.rows if row.reason and row.file),
+            *(f"warning: {text}" for text in self.chosen.notes),
+            *self.notes,
+            f"files, models and journal: {self.folder}; {self.seconds:.0f} s",
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything but the model as values that JSON knows."""
+        return {
+            "path": self.path,
+            "target": self.target,
+            "minimize": self.objective,
+            "metric": self.metric.name,
+            "rises": self.metric.rises,
+            "baseline": self.baseline,
+            "max_drop": self.max_drop,
+            "rows": [
+                {**row.to_dict(), "chosen": row == self.chosen, "is": self.baselines.get(str(row.candidate), "")}
+                for row in self.rows
+            ],
+            "chosen": self.chosen.to_dict(),
+            "folder": self.folder,
+            "recipe": self.recipe,
+            "seconds": self.seconds,
+            "notes": list(self.notes),
+        }
+
+    def plot(self, path: str | os.PathLike[str]) -> None:
+        """Write a chart of metric against gain, the Pareto front drawn through it; the path's ending is its format.
+
+        Raises:
+            ImportError: matplotlib is not installed; the message has the command.
+        """
+        from tflite_export.compression.plots import plot_front
+
+        plot_front(self, path)

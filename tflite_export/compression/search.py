@@ -1,0 +1,342 @@
+"""Which candidate is tried next, and which is the best: a successive narrowing.
+
+Candidates lie on lines (`space.Line`) along which less and less of the model is left, so that cost and metric fall
+together. On each line there is a smallest share that holds; it is found by bisection, and lines whose most promising
+share cannot beat the best file so far are not looked at again:
+
+1. single means are tried first: what they cost says what combinations will;
+2. the line whose next share promises the lowest cost is tried at that share. Without training first: a file that
+   costs no less than the best so far goes no further. Then with a short fine-tuning;
+3. those that hold, or nearly, are fine-tuned fully, the cheapest first, until one holds; then 2 again, from there.
+
+What is predicted orders the trials and nothing else: a file is chosen by what was measured.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Protocol
+
+from tflite_export.compression.candidate import Candidate
+from tflite_export.compression.space import HALF_THE_WIDTH, Line, Space
+from tflite_export.compression.tried import Tried
+
+__all__ = ["Bounds", "Search"]
+
+GAIN = 1.02
+"""A candidate is worth a trial if it promises so much more than the best so far: less is noise."""
+FULL = 3
+"""Candidates in a row that are trained fully without one that holds."""
+NEAR = 3.0
+"""Times `max_drop` that a candidate may be below the plain file after a short fine-tuning to be trained fully,"""
+NEAR_SHARE = 0.02
+"""or this share of the plain file's metric, if that is more."""
+RECOVERS = 2.0
+"""Times what full fine-tuning has brought at most that it is trusted to bring again."""
+COST_BY_SHARE = 0.8
+"""cost = share ^ this, before anything is measured."""
+COST_OF_ZEROS = 0.6
+"""cost = 1 - this * sparsity, before anything is measured."""
+
+
+class Laboratory(Protocol):
+    """What a search tries candidates by: `Workshop`, or figures in a test."""
+
+    tried: dict[tuple[Candidate, str], Tried]
+    spent: float
+    making_seconds: float
+    epoch_seconds: float
+
+    def try_plain(self, candidate: Candidate) -> Tried:
+        """Try the model as it is, in a number type."""
+
+    def try_candidate(self, candidate: Candidate, epochs: tuple[int, ...] = ()) -> Tried:
+        """Try a candidate after stages of fine-tuning."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Bounds:
+    """How far a search goes.
+
+    Args:
+        max_drop: how much worse than the plain file's the metric may be.
+        epochs: of the full fine-tuning; 0: nothing is trained.
+        trials: candidates that are tried besides the baselines; None for no limit.
+        seconds: that all of it may take; None for no limit.
+    """
+
+    max_drop: float
+    epochs: int
+    trials: int | None = None
+    seconds: float | None = None
+
+    @property
+    def short(self) -> int:
+        """Epochs of the short fine-tuning."""
+        return max(1, round(self.epochs / 4)) if self.epochs else 0
+
+
+class Search:
+    """The search, whose only state is what the laboratory has tried.
+
+    Args:
+        space: what is searched.
+        lab: tries candidates.
+        bounds: how far to go.
+        after: called after each trial.
+
+    Attributes:
+        notes: what the budget did not allow.
+    """
+
+    def __init__(self, space: Space, lab: Laboratory, bounds: Bounds, after: Callable[[], None] = lambda: None) -> None:
+        self._space, self._lab, self._bounds, self._after = space, lab, bounds, after
+        self._epochs: dict[Candidate, tuple[int, ...]] = {}
+        self.notes: list[str] = []
+
+    def run(self) -> None:
+        """Try baselines, then narrow, until nothing promises more or the budget is spent."""
+        for candidate in self._space.baselines:
+            if candidate.is_plain:
+                self._lab.try_plain(candidate)
+                self._after()
+            else:
+                self._try(candidate, always=True)
+        while True:
+            while self._allows() and (following := self._next()) is not None:
+                self._try(following)
+            if not self._train_the_best():
+                return
+
+    # -- results ------------------------------------------------------------------------------------------------------
+
+    def best(self) -> Tried | None:
+        """The file with the lowest cost among those that hold and cost less than the reference; None without one."""
+        held = [each for each in self._lab.tried.values() if each.holds(self._bounds.max_drop) and _gains(each)]
+        # Of one candidate's stages the one with the better metric: they cost the same.
+        stages: dict[Candidate, Tried] = {}
+        for each in held:
+            before = stages.get(each.candidate)
+            if before is None or _drop(each) < _drop(before):
+                stages[each.candidate] = each
+        return max(stages.values(), key=lambda each: each.ratio, default=None)
+
+    def epochs_of(self, tried: Tried) -> tuple[int, ...]:
+        """Return the epochs of each stage that a candidate has gone through at this one."""
+        stages = {"untrained": 0, "short": 1, "full": 2}[tried.stage]
+        return self._epochs.get(tried.candidate, ())[:stages]
+
+    def count(self) -> int:
+        """Return how many candidates were tried besides the baselines."""
+        return len({candidate for candidate, _ in self._lab.tried} - set(self._space.baselines))
+
+    # -- one trial ----------------------------------------------------------------------------------------------------
+
+    def _try(self, candidate: Candidate, *, always: bool = False) -> None:
+        """Try a candidate without training, then with a little, if that is worth it."""
+        tried = self._lab.try_candidate(candidate)
+        self._after()
+        worth = always or tried.cost is None or tried.ratio > GAIN * self._lowest()
+        made = tried.model != "" or tried.file != ""
+        if self._bounds.short and made and worth and not tried.holds(self._bounds.max_drop):
+            self._epochs[candidate] = (self._bounds.short,)
+            self._lab.try_candidate(candidate, (self._bounds.short,))
+            self._after()
+
+    def _lowest(self) -> float:
+        best = self.best()
+        return 1.0 if best is None else best.ratio
+
+    def _allows(self) -> bool:
+        """Whether the limits allow another candidate, and still the full fine-tuning of one."""
+        bounds, lab = self._bounds, self._lab
+        if bounds.trials is not None:
+            return self.count() < bounds.trials
+        if bounds.seconds is None:
+            return True
+        file = self._file_seconds()
+        trial = lab.making_seconds + 2 * file + lab.epoch_seconds * bounds.short
+        return lab.spent + trial + file + lab.epoch_seconds * bounds.epochs <= bounds.seconds
+
+    def _file_seconds(self) -> float:
+        """Return how long a file takes at most, from the export to its metric."""
+        return max((each.seconds for each in self._lab.tried.values()), default=0.0)
+
+    # -- which next ---------------------------------------------------------------------------------------------------
+
+    def _next(self) -> Candidate | None:
+        """Return the candidate that promises the lowest cost, of each line's next share; None if none promises more."""
+        found = [candidate for line in self._space.lines if (candidate := self._next_of(line)) is not None]
+        return max(found, key=self._promised, default=None)
+
+    def _next_of(self, line: Line) -> Candidate | None:
+        """Return the candidate of a line in the middle of the shares that may hold and would gain."""
+        shares = self._space.shares
+        first = max((place + 1 for place, keep in enumerate(shares) if self._held(line.at(keep))), default=0)
+        last = min((place for place, keep in enumerate(shares) if self._failed(line.at(keep))), default=len(shares))
+        least = GAIN * self._lowest()
+        open_ = [
+            keep
+            for keep in shares[first:last]
+            if not line.at(keep).is_plain
+            and line.at(keep) not in self._known()
+            and self._promised(line.at(keep)) > least
+        ]
+        return line.at(open_[(len(open_) - 1) // 2]) if open_ else None
+
+    def _known(self) -> set[Candidate]:
+        return {candidate for candidate, _ in self._lab.tried}
+
+    def _stages(self, candidate: Candidate) -> list[Tried]:
+        stages = [self._lab.tried.get((candidate, stage)) for stage in ("untrained", "short", "full")]
+        return [each for each in stages if each is not None]
+
+    def _held(self, candidate: Candidate) -> bool:
+        return any(each.holds(self._bounds.max_drop) for each in self._stages(candidate))
+
+    def _failed(self, candidate: Candidate) -> bool:
+        """Whether a candidate is known not to hold, or one that is larger in every way."""
+        return any(
+            other.keep >= candidate.keep
+            and other.sparsity <= candidate.sparsity
+            and other.quantize in (None, candidate.quantize)
+            and self._is_too_bad(other)
+            for other in self._known()
+        )
+
+    def _is_too_bad(self, candidate: Candidate) -> bool:
+        """Whether a candidate's metric is too far from the plain one's, as far as it was trained."""
+        last = self._stages(candidate)[-1]
+        if self._held(candidate) or last.drop is None:
+            return False
+        if last.stage == "untrained":  # one that was not worth training says nothing of the metric
+            return self._bounds.epochs == 0
+        # What full training brings is known once there was one; until then nothing is built on it.
+        return last.stage == "full" or not self._brought() or last.drop > self._near()
+
+    def _promised(self, candidate: Candidate) -> float:
+        """Return the ratio that a candidate is expected to have, by what was measured of others."""
+        measured = [each for each in self._lab.tried.values() if each.cost is not None]
+        known = next((each.ratio for each in measured if each.candidate == candidate), None)
+        if known is not None:
+            return known
+        line = [each for each in measured if _line(each.candidate) == _line(candidate)]
+        if line:
+            near = min(line, key=lambda each: abs(math.log(each.candidate.keep / candidate.keep)))
+            return near.ratio * self._by_share(candidate.keep) / self._by_share(near.candidate.keep)
+        kinds = [each.ratio for each in measured if each.candidate == Candidate(quantize=candidate.quantize)]
+        return self._by_share(candidate.keep) * self._by_zeros(candidate.sparsity) * (kinds[0] if kinds else 1.0)
+
+    def _by_share(self, keep: float) -> float:
+        """Return what structured pruning alone gains: by the half as wide network, where it was measured."""
+        half = self._lab.tried.get((Candidate(HALF_THE_WIDTH, 0.0, self._space.number_types[0]), "untrained"))
+        power = COST_BY_SHARE
+        if half is not None and half.ratio > 0:
+            power = max(0.1, math.log(half.ratio) / math.log(1 / HALF_THE_WIDTH))
+        return float(keep**-power)
+
+    def _by_zeros(self, sparsity: float) -> float:
+        """Return what zeros alone gain: by those that were measured on the whole model."""
+        if sparsity == 0:
+            return 1.0
+        whole = [
+            each
+            for each in self._lab.tried.values()
+            if each.ratio > 0
+            and each.candidate.keep == 1.0
+            and each.candidate.sparsity > 0
+            and each.candidate.quantize == self._space.number_types[0]
+        ]
+        saved = COST_OF_ZEROS
+        if whole:
+            saved = max(0.0, 1 - 1 / whole[0].ratio) / whole[0].candidate.sparsity
+        return 1 / max(0.05, 1 - saved * sparsity)
+
+    # -- the last stage -----------------------------------------------------------------------------------------------
+
+    def _train_the_best(self) -> bool:
+        """Train fully what holds or nearly does, the cheapest first, until one holds; gives whether one does."""
+        promising = self._promising() if self._bounds.epochs else []
+        best = self.best()
+        first = promising[:FULL]
+        for tried in (*first, *(each for each in promising[FULL:] if best and each.candidate == best.candidate)):
+            epochs = self._affordable()
+            if epochs < 1:
+                self._note("the budget left no time to train the best candidates fully")
+                return False
+            if epochs < self._bounds.epochs:
+                self._note(f"the budget left time for {epochs} of {self._bounds.epochs} epochs of full fine-tuning")
+            stages = self._epochs.get(tried.candidate, (self._bounds.short,))
+            if tried.stage == "untrained":  # it held without training
+                self._epochs[tried.candidate] = stages
+                self._lab.try_candidate(tried.candidate, stages)
+                self._after()
+            self._epochs[tried.candidate] = (*stages, epochs)
+            done = self._lab.try_candidate(tried.candidate, (*stages, epochs))
+            self._after()
+            if done.holds(self._bounds.max_drop):
+                return True
+        return False
+
+    def _promising(self) -> list[Tried]:
+        """Return the candidates to train fully, the cheapest first: those not above the best one's cost."""
+        best, near = self.best(), self._near()
+        last = [self._stages(candidate)[-1] for candidate in self._known()]
+        return sorted(
+            (
+                each
+                for each in last
+                if each.stage != "full"
+                and not each.candidate.is_plain
+                and each.cost is not None
+                and each.drop is not None
+                and ((each.stage == "short" and each.drop <= near) or each.holds(self._bounds.max_drop))
+                and _gains(each)
+                and (best is None or each.candidate == best.candidate or each.ratio > GAIN * best.ratio)
+            ),
+            key=lambda each: (-each.ratio, str(each.candidate)),
+        )
+
+    def _brought(self) -> list[float]:
+        """Return by how much a full fine-tuning made the drop of a short one smaller, for each that there was."""
+        tried = self._lab.tried
+        both = [candidate for candidate, stage in tried if stage == "full"]
+        found = [_drop(tried[candidate, "short"]) - _drop(tried[candidate, "full"]) for candidate in both]
+        return [each for each in found if math.isfinite(each)]
+
+    def _near(self) -> float:
+        """Return the drop after a short fine-tuning that a full one may make good.
+
+        Once some were trained fully, it is by what that brought, with room for as much again.
+        """
+        brought, most = self._brought(), self._bounds.max_drop
+        if brought:
+            return most + RECOVERS * max(0.0, *brought)
+        return max(NEAR * most, NEAR_SHARE * abs(self._lab.tried[Candidate(), "untrained"].metric or 0.0))
+
+    def _affordable(self) -> int:
+        """Return how many epochs of full fine-tuning the budget still allows."""
+        if self._bounds.seconds is None:
+            return self._bounds.epochs
+        left = self._bounds.seconds - self._lab.spent - self._file_seconds()
+        per_epoch = self._lab.epoch_seconds
+        return self._bounds.epochs if per_epoch == 0 else min(self._bounds.epochs, int(left / per_epoch))
+
+    def _note(self, words: str) -> None:
+        if words not in self.notes:
+            self.notes.append(words)
+
+
+def _line(candidate: Candidate) -> tuple[float, str | None]:
+    return candidate.sparsity, candidate.quantize
+
+
+def _drop(tried: Tried) -> float:
+    return math.inf if tried.drop is None else tried.drop
+
+
+def _gains(tried: Tried) -> bool:
+    """Whether a file costs less than the reference, by more than its runs differ."""
+    return tried.cost is not None and tried.ratio > 1.0 + tried.cost.spread

@@ -1,0 +1,152 @@
+"""The steps by which a model becomes a candidate: each is done, and written as code, in one place.
+
+What the search does and what the recipe says are the same list of steps.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from typing import Any
+
+import keras
+
+from keras_prune.devices import DEVICES, Device
+from keras_prune.keras_seam import layers_in
+from keras_prune.oneshot import prune
+from keras_prune.reconstruction.recalibration import recalibrate
+from keras_prune.structured import Distillation
+from keras_prune.structured import prune as prune_units
+from tflite_export.compression.candidate import Candidate
+from tflite_export.compression.given import TrainingData
+from tflite_export.compression.space import Space
+
+__all__ = ["Step", "Training", "steps_for", "target_as_code"]
+
+
+class Step(ABC):
+    """One change of a model."""
+
+    @abstractmethod
+    def do(self, model: keras.Model, data: TrainingData) -> keras.Model:
+        """Return the changed model; a step may change the one that it is given, which nothing else reads."""
+
+    @abstractmethod
+    def code(self, data: TrainingData) -> str:
+        """Return the lines of Python that do it to the variable `model`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RemoveUnits(Step):
+    """Structured pruning to a share of what there is."""
+
+    goal: str
+    share: float
+
+    def do(self, model: keras.Model, data: TrainingData) -> keras.Model:
+        return prune_units(model, **{self.goal: self.share})
+
+    def code(self, data: TrainingData) -> str:
+        return f"model = kp.structured.prune(model, {self.goal}={self.share:g})"
+
+
+@dataclasses.dataclass(frozen=True)
+class Recalibrate(Step):
+    """Statistics of batch normalisation estimated again."""
+
+    def do(self, model: keras.Model, data: TrainingData) -> keras.Model:
+        return recalibrate(model, data.inputs)
+
+    def code(self, data: TrainingData) -> str:
+        return "kp.recalibrate(model, inputs)"
+
+
+@dataclasses.dataclass(frozen=True)
+class Zero(Step):
+    """Masks, what is kept solved again."""
+
+    sparsity: float
+    target: Device | None
+
+    def do(self, model: keras.Model, data: TrainingData) -> keras.Model:
+        return prune(model, self.sparsity, target=self.target, reconstruct=data.inputs)
+
+    def code(self, data: TrainingData) -> str:
+        target = "" if self.target is None else f", target={target_as_code(self.target)}"
+        return f"kp.prune(model, {self.sparsity:g}{target}, reconstruct=inputs)"
+
+
+@dataclasses.dataclass(frozen=True)
+class Training(Step):
+    """Fine-tuning by the model's own optimizer and loss; its rate falls in a line to zero, epoch by epoch.
+
+    Args:
+        epochs: of `fit`.
+        seed: of the generators of Python, NumPy and TensorFlow, set before.
+        rate: the learning rate to begin with; None where the optimizer has a schedule of its own.
+        distill: the model learns from the teacher in it too; None for labels alone.
+    """
+
+    epochs: int
+    seed: int
+    rate: float | None
+    distill: Distillation | None = None
+
+    def do(self, model: keras.Model, data: TrainingData) -> keras.Model:
+        keras.utils.set_random_seed(self.seed)
+        callbacks = []
+        if self.rate is not None:
+            rate, epochs = self.rate, self.epochs
+            callbacks = [keras.callbacks.LearningRateScheduler(lambda epoch: rate * (1 - epoch / epochs))]
+        options = {**data.fit, "epochs": self.epochs, "verbose": 0, "callbacks": callbacks}
+        if self.distill is None:
+            model.fit(**options)
+        else:
+            self.distill.fit(model, **options)
+        return model
+
+    def code(self, data: TrainingData) -> str:
+        lines = [f"keras.utils.set_random_seed({self.seed})"]
+        callbacks = ""
+        if self.rate is not None:
+            lines.append(
+                "falling = keras.callbacks.LearningRateScheduler("
+                f"lambda epoch: {self.rate!r} * (1 - epoch / {self.epochs}))"
+            )
+            callbacks = ", callbacks=[falling]"
+        call = "model.fit(" if self.distill is None else "distill.fit(model, "
+        lines.append(f"{call}{data.arguments}, epochs={self.epochs}, verbose=0{callbacks})")
+        return "\n".join(lines)
+
+
+def steps_for(candidate: Candidate, space: Space, model: keras.Model) -> tuple[Step, ...]:
+    """Return the steps that make a candidate of a model, before any training.
+
+    Args:
+        candidate: what is to be made.
+        space: what shares and zeros are of.
+        model: the plain one.
+    """
+    normalised = any(isinstance(layer, keras.layers.BatchNormalization) for layer in layers_in(model))
+    again: tuple[Step, ...] = (Recalibrate(),) if normalised else ()
+    steps: tuple[Step, ...] = ()
+    if candidate.keep < 1:
+        steps += (RemoveUnits(space.goal, candidate.keep), *again)
+    if candidate.sparsity:
+        steps += (Zero(candidate.sparsity, space.zeros_for), *again)
+    return steps
+
+
+def target_as_code(device: Device) -> str:
+    """Return a device as code: its name, or the variable `device` for one of the user's own."""
+    return repr(device.name) if DEVICES.get(device.name) == device else "device"
+
+
+def learning_rate(model: Any) -> float | None:
+    """Return the learning rate that a model is compiled with; None where it follows a schedule, or there is none."""
+    optimizer = model.optimizer
+    if optimizer is None:
+        return None
+    config = getattr(optimizer, "inner_optimizer", optimizer).get_config()
+    rate = config.get("learning_rate")
+    return float(rate) if isinstance(rate, int | float) else None
