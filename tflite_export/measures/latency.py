@@ -126,7 +126,7 @@ def costs_of(measured: Measurement, files: Mapping[str, bytes], reference: str, 
     """
     ordered = sorted(files, key=lambda name: name != reference)
     unit = measured.unit.removeprefix("guest ")
-    on = f"{measured.description}, one thread"
+    on = f"{measured.description}, one thread" if unit == "ms" else measured.description
     found = {}
     for name, own in zip(ordered, measured.samples.T, strict=True):
         low, ratio, high = np.quantile(measured.samples[:, 0] / own, [0.25, 0.5, 0.75])
