@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -57,11 +56,6 @@ class Batches:
         self.model = model
         self.labels = labels
         self.reader = Reader(data, InputShapes.of(model), size=size)
-
-    @functools.cached_property
-    def count(self) -> int:
-        """How many batches there are, found by one walk."""
-        return sum(1 for _ in self)
 
     def __iter__(self) -> Iterator[Batch]:
         empty = True

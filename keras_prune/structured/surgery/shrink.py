@@ -1,24 +1,29 @@
-"""A model without the units that are 0 already: what gates have closed, or what training has driven there."""
+"""A model without the units that do nothing: what gates have closed, what training drove to 0, what nothing reads."""
 
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterable
 from typing import Any
 
 import keras
 import numpy as np
+import numpy.typing as npt
 from keras import layers as kl
 
 from keras_prune.keras_seam import hidden_variables, layers_in, own_state
 from keras_prune.masks.bound import MaskConstraint, mask_of
 from keras_prune.masks.hold import is_held
 from keras_prune.masks.state import TrainingState
+from keras_prune.models.agreement import check_agreement
 from keras_prune.models.variables import read
 from keras_prune.optimizers.averages import all_optimizers
-from keras_prune.structured.analysis.groups import Analysis, Keep, analyse
+from keras_prune.scope import Scope
+from keras_prune.structured.analysis.groups import Analysis, Keep, Slot, analyse
+from keras_prune.structured.rules.registry import Dims
 from keras_prune.structured.surgery.rewrite import rebuild
 
-__all__ = ["is_gate", "rebuild_bare", "refuse_masks", "shrink", "zero_units"]
+__all__ = ["is_gate", "rebuild_bare", "refuse_masks", "shrink", "unread_units", "zero_units"]
 
 
 def zero_units(analysis: Analysis) -> Keep:
@@ -40,14 +45,74 @@ def zero_units(analysis: Analysis) -> Keep:
     for slot in slots:
         zero[slot.units[slot.units >= 0]] = True
     for slot in slots:
-        assert slot.variable is not None
-        rows = np.moveaxis(read(slot.variable), slot.axis, 0).reshape(len(slot.units), -1)
-        zero[slot.units[(slot.units >= 0) & rows.any(axis=1)]] = False
+        zero[slot.units[(slot.units >= 0) & _rows(slot).any(axis=1)]] = False
+    return _one_left(analysis, zero)
+
+
+def unread_units(analysis: Analysis) -> Keep:
+    """Return for each unit whether nothing reads it: all weights that it is multiplied by are 0; of a group, one stays.
+
+    Such a unit may have any value: the model answers the same without it. Many zeros in a narrow layer leave some, as
+    in the first blocks of a MobileNet. A unit that an operation without weights sums up, as in a product of two
+    tensors, is read by it.
+
+    Example:
+        >>> a, b = keras.layers.Dense(3, name="a"), keras.layers.Dense(2, name="b")
+        >>> model = keras.Sequential([keras.Input((4,)), a, b])
+        >>> b.set_weights([np.array([[0.0, 0.0], [1.0, 0.0], [1.0, 1.0]]), np.zeros(2)])
+        >>> unread_units(analyse(model))
+        array([ True, False, False])
+    """
+    inputs = {
+        (id(target.variable), axis)
+        for target in Scope().survey(analysis.graph.model).targets
+        for axis in target.layout.inputs
+        if axis not in target.layout.outputs
+    }
+    readers = [slot for slot in analysis.slots if (id(slot.variable), slot.axis) in inputs]
+    multiplied, read_by = np.zeros(analysis.size, bool), np.zeros(analysis.size, bool)
+    for slot in readers:
+        on = slot.units >= 0
+        multiplied[slot.units[on]] = True
+        read_by[slot.units[on & _rows(slot).any(axis=1)]] = True
+    read_by[_summed_without_weights(analysis, readers)] = True
+    return _one_left(analysis, multiplied & ~read_by)
+
+
+def _summed_without_weights(analysis: Analysis, readers: list[Slot]) -> npt.NDArray[np.int64]:
+    """The units that a call takes in and does not hand on, other than by multiplying them with weights."""
+    found = [np.zeros(0, np.int64)]
+    for node in analysis.graph.walk():
+        if node.bodies:
+            continue  # its calls come by themselves
+        own = {id(variable) for variable in getattr(node.operation, "weights", ())}
+        weighed = [slot.units for slot in readers if id(slot.variable) in own]
+        handed_on = _units(analysis, analysis.effects[id(node)].outputs)
+        taken = np.setdiff1d(_units(analysis, analysis.inputs_of[id(node)]), handed_on)
+        found.append(np.setdiff1d(taken, np.concatenate([np.zeros(0, np.int64), *weighed])))
+    return np.unique(np.concatenate(found))
+
+
+def _units(analysis: Analysis, tensors: Iterable[Dims]) -> npt.NDArray[np.int64]:
+    """The units along the axes of some tensors, each once."""
+    along = [analysis.units_of(axis.labels) for dims in tensors for axis in dims if axis is not None]
+    units = np.unique(np.concatenate([np.zeros(0, np.int64), *along]))
+    return units[units >= 0]
+
+
+def _rows(slot: Slot) -> npt.NDArray[Any]:
+    """The values of a slot's variable, `[indices of the axis, everything else]`."""
+    assert slot.variable is not None
+    return np.moveaxis(read(slot.variable), slot.axis, 0).reshape(len(slot.units), -1)
+
+
+def _one_left(analysis: Analysis, gone: Keep) -> Keep:
+    """The same units, without the first of each group that would lose all of its own."""
     for group in analysis.groups:
-        part = zero[group.start : group.stop]
+        part = gone[group.start : group.stop]
         if part.all():
             part[0] = False
-    return zero
+    return gone
 
 
 def _averages(analysis: Analysis) -> set[int]:
@@ -64,10 +129,11 @@ def _averages(analysis: Analysis) -> set[int]:
 
 
 def shrink(model: keras.Model, *, input_shape: Any = None) -> keras.Model:
-    """Return a model without the units that are 0 in every weight: those closed by gates, in a loaded file too.
+    """Return a model without the units that are 0 in every weight, or that no weight reads; outputs are the same.
 
-    Outputs are the same. Moments of the optimizer are sliced, settings of `compile` kept; the model given stays as it
-    is. To be used on a model that was loaded from a file; `StructuredPruning.shrink()` does it after `fit`.
+    Units that gates have closed are 0, in a loaded file too (`StructuredPruning.shrink()` is for after `fit`). Units
+    that nothing reads are left where single weights were pruned: `kp.structured.shrink(kp.strip(model))`. Moments of
+    the optimizer are sliced, settings of `compile` kept; the model given stays as it is.
 
     Args:
         model: built.
@@ -86,7 +152,12 @@ def shrink(model: keras.Model, *, input_shape: Any = None) -> keras.Model:
     """
     refuse_masks(model, {id(v.constraint.mask) for v in model.variables if is_gate(v.constraint)})
     analysis = analyse(model, input_shape=input_shape)
-    return rebuild_bare(model, analysis, ~zero_units(analysis))
+    unread = unread_units(analysis)
+    smaller = rebuild_bare(model, analysis, ~_one_left(analysis, zero_units(analysis) | unread))
+    if unread.any():
+        # `rebuild` has compared it with the model whose removed units are 0; here they had values.
+        check_agreement("shrink", model, smaller)
+    return smaller
 
 
 def is_gate(constraint: Any) -> bool:
