@@ -161,7 +161,7 @@ def chosen(images: Images, seed: int, options: argparse.Namespace) -> tuple[Any,
 
 def measure_nets(images: Images, options: argparse.Namespace) -> tuple[list[list[str]], bool]:
     """Return the rows of the networks, and whether what is asked of them is met."""
-    cases = [(way, s) for way, given in WAYS.items() for s in given.get("sparsities", options.sparsities)]
+    cases = [(way, s) for way in options.ways for s in WAYS[way].get("sparsities", options.sparsities)]
     found: dict[tuple[str, str, float], list[tuple[float, ...]]] = {(n, *c): [] for n in options.nets for c in cases}
     for name in options.nets:
         for seed in options.seeds:
@@ -259,6 +259,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--quick", action="store_true", help="a few pictures and one epoch")
     parser.add_argument("--nets", nargs="+", choices=tuple(NETS), default=tuple(NETS))
+    parser.add_argument("--ways", nargs="+", choices=tuple(WAYS), default=tuple(WAYS))
     parser.add_argument("--seeds", nargs="+", type=int, default=(0, 1, 2))
     parser.add_argument("--sparsities", nargs="+", type=float, default=(0.8, 0.9))
     parser.add_argument("--images", type=int, default=12_000, help="of the 60,000 for training, drawn by seed")

@@ -30,6 +30,8 @@ METHODS = {
     "rewinding": lambda: kp.Pruning(ROUNDS),
     "soft": lambda: [kp.SoftThreshold(RAMP), kp.TargetedDropout(STEADY, 0.5)],
     "alternating": lambda: kp.Alternating(PHASES, parts=kp.MaskMomentum()),
+    # Rolled back after epoch 3.
+    "steered": lambda: kp.AdaptivePruning("loss", 0.0, "taylor", step=0.5, patience=1, baseline_epochs=2),
     "structured": lambda: kp.StructuredPruning(params=0.5, begin_step=3, end_step=40, frequency=3),
 }
 
@@ -67,7 +69,7 @@ def train(method, folder, die_at=None, through="backup"):
     made = METHODS[method]()
     callbacks = [*(made if isinstance(made, list) else [made]), Kill()]
     if through == "backup":
-        # Once before and once after: the order of callbacks must not matter.
+        # Once before and once after: the order of callbacks must not matter (but to one that follows the logs).
         backup = keras.callbacks.BackupAndRestore(os.path.join(folder, "backup"), delete_checkpoint=False)
         callbacks.insert(len(method) % 2, backup)
     else:

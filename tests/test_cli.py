@@ -43,6 +43,24 @@ def test_prune_report_and_strip(file, capsys, monkeypatch):
     assert set(np.unique((kernel != 0).reshape(2, 4, 16).sum(axis=1))) <= {0, 4}
 
 
+def test_sensitivity(file, capsys, monkeypatch):
+    x, y = np.ones((4, 8), "float32"), np.ones((4, 4), "float32")
+    np.savez(file.with_name("data.npz"), x=x, y=y)
+    np.savez(file.with_name("named.npz"), **{keras.saving.load_model(file).inputs[0].name: x}, y=y)
+    np.savez(file.with_name("unlabelled.npz"), x=x)
+    arguments = ["--points", 0.75, "--points", 0.5, "--plot", file.with_name("curves.svg")]
+    code, out, _ = run(capsys, monkeypatch, "sensitivity", file, "--data", file.with_name("data.npz"), *arguments)
+    assert code == 0
+    assert [word in out for word in ("first/kernel", "last/kernel", "0.75", "loss")] == [True] * 4
+    assert file.with_name("curves.svg").read_text().startswith("<?xml")
+    code, out, _ = run(capsys, monkeypatch, "sensitivity", file, "--data", file.with_name("named.npz"), "--json")
+    assert (code, json.loads(out)["points"]) == (0, [0.25, 0.5, 0.75, 0.9, 0.95])
+    code, _, err = run(capsys, monkeypatch, "sensitivity", file, "--data", file.with_name("unlabelled.npz"))
+    assert (code, "must have an array y and inputs" in err) == (1, True)
+    code, _, err = run(capsys, monkeypatch, "sensitivity", file, "--data", file)
+    assert (code, "must have an array y" in err) == (1, True)
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [

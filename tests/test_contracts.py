@@ -176,6 +176,16 @@ TRAININGS = {
     ),
     "growth, from training": lambda: kp.DynamicPruning(STEADY, own.Swap(tuple(sorted(FROM_TRAINING | {"synflow"})))),
     "growth, from data": lambda: kp.DynamicPruning(STEADY, own.Swap(FOR_GROWTH, OTHER), pattern=own.Pairs()),
+    "a metric": lambda: kp.AdaptivePruning(
+        "loss",
+        10.0,
+        own.Scores(IN_TRAINING),
+        own.Pairs(),
+        own.CurvedAt(OTHER),
+        step=0.5,
+        max_sparsity=0.5,
+        parts=[own.Halve()],
+    ),
     "all of them": lambda: kp.DynamicPruning(
         own.Stairs(1, 4, 0.5),
         own.Swap(("gradient", "squared_gradient")),
@@ -203,7 +213,7 @@ def test_they_train(case, tmp_path):
     callback, zeros, whole = train(case, 2, tmp_path / "whole")
     assert 0 < zeros < 192 if case == "threshold" else zeros == pytest.approx(96, abs=2)
     assert callback.sparsity * 192 == pytest.approx(zeros, abs=2)
-    if case in ("growth", "all of them"):
+    if case in ("growth", "a metric", "all of them"):
         train(case, 1, tmp_path / "parts")
         assert train(case, 2, tmp_path / "parts")[2] == whole
 

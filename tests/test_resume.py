@@ -41,7 +41,8 @@ def test_ten_kills_with_backup_and_restore(method):
 
 
 def test_a_kill_with_other_methods():
-    _check(_trainings(["movement", "set", "rewinding", "structured", "soft", "alternating"], 1, "backup"), 1)
+    methods = ["movement", "set", "rewinding", "structured", "soft", "alternating", "steered"]
+    _check(_trainings(methods, 1, "backup"), 1)
 
 
 def test_going_on_from_a_keras_file():

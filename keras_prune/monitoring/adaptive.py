@@ -86,7 +86,8 @@ class AdaptivePruning(PruningCallback):
             as many near the tolerance, pruning goes on in steps half as large.
         near: from which share of the tolerance on the sparsity is held.
         step: the first $\delta$, the share of the weights that are left which a raise prunes.
-        speed_up: by what $\delta$ grows from raise to raise, up to a half, until it is first made smaller; 1 or more.
+        speed_up: by what $\delta$ grows from raise to raise, 1 or more: up to a half, and after a roll back no further
+            than it was halved to.
         min_step: the smallest $\delta$.
         max_sparsity: training ends here in any case, within the tolerance.
         verbose: 1 to print what follows from each epoch.
@@ -172,7 +173,7 @@ class AdaptivePruning(PruningCallback):
 
     def _forget(self) -> None:
         self.history = Looks()
-        self._now = Progress(0.0, 0.0, 1.0, self.steering.step)
+        self._now = self.steering.begin(0.0)
         self._metric: Metric | None = None
         self._began = False
 
@@ -239,7 +240,7 @@ class AdaptivePruning(PruningCallback):
         """Put the best model back: of the highest sparsity that was within the tolerance."""
         if not self._began:
             self._take_up(math.inf)
-        if self.history or self._now.baseline is not None:
+        if STATE in TrainingState.of(self.model).arrays:
             self._kept().put_back(self._running().variables)
             self._warn_if_nothing_held()
         self._kept().drop()

@@ -129,7 +129,9 @@ class Score:
 def _evaluate(model: keras.Model, data: Any) -> dict[str, Any]:
     """Return the logs of `model.evaluate` on `(x, y)`, `(x, y, sample_weight)`, a data set, or batches."""
     if isinstance(data, Batches):
-        data = ((b.x, b.y) if b.sample_weight is None else (b.x, b.y, b.sample_weight) for b in data)
+        parts = ((b.x, b.y) if b.sample_weight is None else (b.x, b.y, b.sample_weight) for b in data)
+        # Told how many there are, Keras does not warn that they come to an end.
+        return dict(model.evaluate(parts, steps=data.count, verbose=0, return_dict=True))
     x, rest = (data[0], data[1:]) if isinstance(data, tuple) else (data, ())
     named = dict(zip(("y", "sample_weight"), rest, strict=False))
     return dict(model.evaluate(x, **named, verbose=0, return_dict=True))

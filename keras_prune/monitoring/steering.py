@@ -76,7 +76,7 @@ class Progress:
         most: the highest that may be asked for.
         step: the share of the weights that are left which the next raise prunes.
         baseline: what the metric is compared with; None before it is known.
-        slowed: whether steps have been made smaller, and grow no more.
+        largest: what the step may grow to: after a roll back, no further than the step that it was halved to.
         worse: how many looks in a row have found the metric worse than allowed.
         near: how many looks in a row have found it near that.
         good_at: the sparsity of the last good model; where nothing was raised yet, that of the beginning.
@@ -91,8 +91,8 @@ class Progress:
     at: float
     most: float
     step: float
+    largest: float
     baseline: float | None = None
-    slowed: bool = False
     worse: int = 0
     near: int = 0
     good_at: float = 0.0
@@ -116,7 +116,7 @@ class Progress:
         """Return what `to_array` wrote down.
 
         Example:
-            >>> progress = Progress(0.0, at=0.2, most=0.98, step=0.1, baseline=0.9, good_epoch=3, to=0.28)
+            >>> progress = Progress(0.0, at=0.2, most=0.98, step=0.1, largest=0.5, baseline=0.9, good_epoch=3, to=0.28)
             >>> Progress.from_array(progress.to_array(Looks())) == (progress, ())
             True
         """
@@ -130,8 +130,8 @@ class Steering:
 
     A raise takes the sparsity from s to $1 - (1 - s)(1 - \delta)$: it prunes the share $\delta$ of what is left. While
     the metric has lost no more than the share `near` of the tolerance, $\delta$ grows by the factor `speed_up` from
-    raise to raise. A roll back halves it, and so do `patience` looks in a row near the tolerance; from then on it does
-    not grow. It is over when $\delta$ comes below `min_step`, or the sparsity to `max_sparsity`.
+    raise to raise. A roll back halves it, and it does not grow beyond that any more; `patience` looks in a row near the
+    tolerance halve it, too. It is over when $\delta$ comes below `min_step`, or the sparsity to `max_sparsity`.
 
     Args:
         tolerance: how much worse than the baseline the metric may be.
@@ -195,7 +195,7 @@ class Steering:
             highest: that patterns and allocation allow.
         """
         most = max(sparsity, min(self.max_sparsity, highest))
-        now = Progress(sparsity, sparsity, most, self.step, good_at=sparsity)
+        now = Progress(sparsity, sparsity, most, self.step, max(self.step, LARGEST_STEP), good_at=sparsity)
         if self.baseline is None:
             return now
         return dataclasses.replace(now, baseline=float(self.baseline), to=self._next(now))
@@ -261,7 +261,7 @@ class Steering:
         if now.at >= now.most:
             return dataclasses.replace(now, ended=True), "end", f"{words}, at the highest sparsity allowed"
         if metric.is_within(self.near * allowed, baseline, value):
-            step = now.step if now.slowed or now.near else max(now.step, min(LARGEST_STEP, now.step * self.speed_up))
+            step = now.step if now.near else min(now.largest, now.step * self.speed_up)
             after = dataclasses.replace(now, near=0, step=step)
             return dataclasses.replace(after, to=self._next(after)), "raise", f"{words}, {allowed:.4g} allowed"
         near = now.near + 1
@@ -275,13 +275,13 @@ class Steering:
         if worse < self.patience:
             after = dataclasses.replace(now, worse=worse, near=0)
             return after, "hold", f"{reason}: look {worse} of {self.patience}"
-        back = dataclasses.replace(now, at=now.good_at, going_back=True)
+        back = dataclasses.replace(now, at=now.good_at, going_back=True, largest=now.step / 2)
         epoch = "the beginning" if now.good_epoch is None else f"epoch {now.good_epoch}"
         return self._go_on(back, "roll back", f"{reason}: back to {epoch}, {now.good_at:.1%}")
 
     def _go_on(self, now: Progress, action: str, reason: str) -> tuple[Progress, str, str]:
         """Go on from a sparsity in a step half as large; end where that is too small."""
-        after = dataclasses.replace(now, step=now.step / 2, slowed=True, worse=0, near=0)
+        after = dataclasses.replace(now, step=now.step / 2, worse=0, near=0)
         if after.step < self.min_step:
             after = dataclasses.replace(after, ended=True)
             return after, "end", f"{reason}; a step of {after.step:.3g} would be below min_step"

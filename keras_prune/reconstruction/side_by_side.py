@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -50,12 +51,16 @@ class Call:
     def layers(self) -> list[tuple[Any, Any]]:
         """Return the layer that is called and those in it, each with its counterpart in the dense model.
 
-        None where the two have not the same number of layers in them.
+        Where one of the two has more layers in it, those of the same name and class; None where there is no such.
         """
         if not isinstance(self.pruned, keras.Layer):
             return []
         own, others = layers_in(self.pruned), layers_in(self.dense)
-        return list(zip(own, others, strict=True)) if len(own) == len(others) else []
+        if len(own) == len(others):
+            return list(zip(own, others, strict=True))
+        names = Counter(layer.name for layer in others)
+        alone = {(layer.name, type(layer)): layer for layer in others if names[layer.name] == 1}
+        return [(layer, alone.get((layer.name, type(layer)))) for layer in own]
 
     def in_order(self, layers: Sequence[Any]) -> list[Any]:
         """Return those of some layers in it that the call reaches, in the order in which it first does."""
@@ -161,7 +166,7 @@ def _paired(graph: Graph, other: Graph) -> dict[int, Node] | None:
     number = dict(zip(graph.inputs, other.inputs, strict=True))
     for a, b in zip(graph.nodes, other.nodes, strict=True):
         nested = [node.body is not None and not isinstance(node.body, Inside) for node in (a, b)]
-        same = a.operation.name == b.operation.name and len(a.outputs) == len(b.outputs) and nested[0] == nested[1]
+        same = _same_kind(a.operation, b.operation) and len(a.outputs) == len(b.outputs) and nested[0] == nested[1]
         if not same or [number.get(i) for i in a.inputs] != list(b.inputs):
             return None
         if a.body is not None and b.body is not None and nested[0]:
@@ -172,6 +177,12 @@ def _paired(graph: Graph, other: Graph) -> dict[int, Node] | None:
         number.update(zip(a.outputs, b.outputs, strict=True))
         pairs[id(a)] = b
     return pairs if [number[i] for i in graph.outputs] == list(other.outputs) else None
+
+
+def _same_kind(a: Any, b: Any) -> bool:
+    """Whether two operations may be one in both models; a rebuilt model has layers of the same names."""
+    layers = isinstance(a, keras.Layer), isinstance(b, keras.Layer)
+    return a.name == b.name if all(layers) else not any(layers) and type(a) is type(b)
 
 
 class _Run:

@@ -190,7 +190,7 @@ class Result:
     def _fit(self) -> str:
         """The line that trains."""
         given = {key: value for key, value in self._training.options.items() if key != "callbacks"}
-        options = [f"{key}={value!r}" for key, value in {**given, "epochs": self._training.epochs}.items()]
+        options = [f"{key}={as_code(value)}" for key, value in {**given, "epochs": self._training.epochs}.items()]
         data = "*data" if self._training.paired else "data"
         return f"model.fit({', '.join([data, *options, 'callbacks=[pruning]'])})"
 
@@ -291,7 +291,7 @@ def _choices(strategies: Sequence[Any]) -> dict[str, list[str]]:
         "by tensor": [_range(_shares(one)) for one in known],
     }
     for name in ("criterion", "pattern", "schedule"):
-        texts = ["" if one is None else str(getattr(one, name)) for one in known]
+        texts = ["" if one is None else as_code(getattr(one, name)).replace("kp.", "").strip('"') for one in known]
         if len({text for text in texts if text}) > 1:
             cells[name] = texts
     if any(one is None and strategy is not None for one, strategy in zip(known, strategies, strict=True)):
@@ -307,5 +307,5 @@ def _wrapped(text: str, indent: int = 0) -> str:
     """A long mapping with an entry a line."""
     if not text.startswith("{") or len(text) < 80:
         return text
-    inside = text[1:-1].replace(", '", ",\n'")
+    inside = text[1:-1].replace(', "', ',\n"')
     return "{\n" + textwrap.indent(inside, " " * (indent + 4)) + ",\n" + " " * indent + "}"

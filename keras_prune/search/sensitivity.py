@@ -104,7 +104,7 @@ def sensitivity(
     rows = []
     for i, (target, mask) in enumerate(zip(targets, masks, strict=True)):
         sparsities, values = zip(*found[i * len(points) : (i + 1) * len(points)], strict=True)
-        off = 0.0 if mask is None else float(mask.size - np.count_nonzero(mask)) / mask.size
+        off = 0.0 if mask is None else (mask.size - int(np.count_nonzero(mask))) / mask.size
         size = math.prod(target.variable.shape)
         rows.append(TensorSensitivity(target.path, type(target.layer).__name__, size, off, sparsities, values))
     return Sensitivities(str(model.name), direction, whole, points, tuple(rows))

@@ -88,7 +88,8 @@ def study(
         KeyboardInterrupt: Ctrl-C before any trial was finished.
 
     Example:
-        >>>         >>> import optuna
+        >>> import numpy as np
+        >>> import optuna
         >>> x = np.random.default_rng(0).normal(size=(64, 6))
         >>> model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(8, "relu"), keras.layers.Dense(1)])
         >>> model.compile(loss="mse")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -56,6 +57,11 @@ class Batches:
         self.model = model
         self.labels = labels
         self.reader = Reader(data, InputShapes.of(model), size=size)
+
+    @functools.cached_property
+    def count(self) -> int:
+        """How many batches there are, found by one walk."""
+        return sum(1 for _ in self)
 
     def __iter__(self) -> Iterator[Batch]:
         empty = True

@@ -85,7 +85,7 @@ def values_alone(
                 pruned = ops.where(ops.convert_to_tensor(mask), weight, ops.zeros_like(weight))
                 value = measure([(target.variable, pruned)])
             before = mask
-            yield index, (mask.size - np.count_nonzero(mask)) / mask.size, value
+            yield index, (mask.size - int(np.count_nonzero(mask))) / mask.size, value
 
 
 def sensitivity_curves(

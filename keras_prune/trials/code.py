@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -32,9 +33,9 @@ def as_code(value: Any) -> str:
 
     Example:
         >>> as_code(criteria.Magnitude()), as_code(patterns.Block(4, 1))
-        ("'magnitude'", 'kp.patterns.Block(4, 1)')
+        ('"magnitude"', 'kp.patterns.Block(4, 1)')
         >>> as_code(allocation.Explicit({"a": 0.5}))
-        "{'a': 0.5}"
+        '{"a": 0.5}'
     """
     if isinstance(value, allocation.Explicit):
         return as_code(value.targets)
@@ -42,13 +43,13 @@ def as_code(value: Any) -> str:
         return as_code(value.patterns)
     if isinstance(value, Strategy):
         name = next((name for name, kind in value.known_names.items() if _is_named(value, kind)), None)
-        return repr(name) if name is not None else f"{_path_of(type(value))}({', '.join(_arguments(value))})"
+        return as_code(name) if name is not None else f"{_path_of(type(value))}({', '.join(_arguments(value))})"
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{as_code(key)}: {as_code(one)}" for key, one in value.items()) + "}"
     if isinstance(value, tuple | list):
         inside = ", ".join(map(as_code, value))
         return f"[{inside}]" if isinstance(value, list) else f"({inside}{',' if len(value) == 1 else ''})"
-    return repr(value)
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
 
 
 def imports_of(*values: Any) -> list[str]:

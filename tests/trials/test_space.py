@@ -77,18 +77,18 @@ def test_strategies_are_written_as_the_code_that_makes_them():
     for value, text in (
         (
             kp.schedules.PolynomialDecay(0.0, 0.8, begin="10%", end="70%"),
-            "kp.schedules.PolynomialDecay(0.0, 0.8, begin='10%', end='70%')",
+            'kp.schedules.PolynomialDecay(0.0, 0.8, begin="10%", end="70%")',
         ),
         (kp.criteria.Taylor(data=[1]), "kp.criteria.Taylor(data=data)"),
-        (kp.criteria.Taylor(), "'taylor'"),
+        (kp.criteria.Taylor(), '"taylor"'),
         (kp.patterns.NofM(2, 4), "kp.patterns.NofM(2, 4)"),
         (kp.allocation.ERK(floor=0.1), "kp.allocation.ERK(floor=0.1)"),
-        (kp.Scope(exclude="head"), "kp.Scope(exclude=('head',))"),
+        (kp.Scope(exclude="head"), 'kp.Scope(exclude=("head",))'),
         (Mine(2.0), "Mine(2.0)"),
     ):
         assert as_code(value) == text
         made = eval(text, {"kp": kp, "Mine": Mine, "data": [1]})
-        assert made == (value if text != "'taylor'" else "taylor")
+        assert made == (value if text != '"taylor"' else "taylor")
     assert imports_of(Mine(1.0), None, kp.criteria.Magnitude()) == [f"from {__name__} import Mine"]
 
 

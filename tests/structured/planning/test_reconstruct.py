@@ -6,6 +6,7 @@ import pytest
 from keras import layers as kl
 
 import keras_prune as kp
+from keras_prune.reconstruction import side_by_side
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.normal(size=(40, 8, 8, 3)).astype(np.float32)
@@ -84,6 +85,45 @@ def test_neurons_too_in_nested_models_and_behind_an_addition():
     kernel[:, 4:] = kernel[:, :4] @ mixture
     second.kernel.assign(kernel)
     check_taken_over(model, gone, ROWS)
+
+
+class Perceptron(kl.Layer):
+    """A layer of layers, that is seen through."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.first, self.second = kl.Dense(8, name="a"), kl.Dense(4)
+
+    def call(self, x):
+        return self.second(self.first(x))
+
+
+class Subclassed(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = kl.Dense(8, name="a"), kl.Dense(4)
+
+    def call(self, x):
+        return keras.ops.tanh(self.second(self.first(x)))
+
+
+@pytest.mark.parametrize("kind", [Perceptron, Subclassed])
+def test_neurons_too_in_layers_of_layers_and_subclassed_models(kind, monkeypatch):
+    keras.utils.set_random_seed(1)
+    inner = kind()
+    if isinstance(inner, keras.Model):
+        model = inner
+        model(ROWS[:1])
+    else:
+        model = keras.Sequential([keras.Input((6,)), inner, kl.Dense(3)])
+    gone = depend(inner.first)
+    plan = kp.structured.Plan(analysis := kp.structured.analyse(model), np.ones(analysis.size, bool))
+    plan.keep[[int(unit) for unit in analysis.slot_of(inner.first.kernel, 1).units[gone]]] = False
+    assert distance(plan.apply(), model, ROWS) > 0.1
+    assert distance(plan.apply(reconstruct=ROWS), model, ROWS) < 0.01
+    # The same where calls do not pair off, and the whole model is one.
+    monkeypatch.setattr(side_by_side, "_graphs", lambda pruned, dense: None)
+    assert distance(plan.apply(reconstruct=ROWS), model, ROWS) < 0.01
 
 
 def blocks():

@@ -19,11 +19,14 @@ from tflite_export.measures.latency import Latency, costs_of
 from tflite_export.measures.micro import MicroFlash, MicroLatency
 from tflite_export.measures.sizes import FileSize
 from tflite_export.runtimes import litertjs
+from tflite_export.runtimes.arm64 import find_arm64_runtime
 from tflite_export.runtimes.sessions import Measurement
 from tflite_export.web.node import find_node
 
 WITHOUT_NODE = missing(litertjs.find_web_runtime, find_node)
+WITHOUT_ARM64 = missing(find_arm64_runtime)
 node = pytest.mark.skipif(bool(WITHOUT_NODE), reason=WITHOUT_NODE)
+arm64 = pytest.mark.skipif(bool(WITHOUT_ARM64), reason=WITHOUT_ARM64)
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +139,7 @@ def test_a_cost_is_by_medians_of_pairwise_ratios():
     measured = Measurement("a runtime", "guest instructions", [], samples, [])
     costs = costs_of(measured, {"b": b"", "a": b""}, "a", "why")
     assert list(costs) == ["b", "a"]
-    assert costs["a"] == tx.Cost(2.0, "instructions", 1.0, 0.0, "a runtime, one thread", "why")
+    assert costs["a"] == tx.Cost(2.0, "instructions", 1.0, 0.0, "a runtime", "why")
     # The ratios are 2, 2, 4, 2.5: median 2.25, quartiles 2 and 2.875.
     assert dataclasses.astuple(costs["b"])[:4] == (0.9, "instructions", 2.25, pytest.approx(0.875 / 2 / 2.25))
     assert str(tx.Cost(1.25, "ms", 2.0, 0.05, "here", "why")) == "1.25 ms, 2.00 x (+- 5.0 %), an estimate"
@@ -167,6 +170,16 @@ def test_files_are_timed_in_litert_js(files):
     assert costs["narrow"].on.startswith("LiteRT.js under Node")
     assert costs["narrow"].estimate == ""
     assert "is bool" in measure.refusal(of_bool())
+
+
+@arm64
+def test_instructions_are_counted_on_aarch64(files):
+    costs = measure_for(DEVICES["ios"], "latency").measure({"wide": files["wide"], "narrow": files["narrow"]}, "wide")
+    assert costs["narrow"].unit == "instructions"
+    assert costs["narrow"].ratio > 10
+    assert max(cost.spread for cost in costs.values()) < 0.1
+    assert costs["wide"].estimate == ""
+    assert costs["wide"].on.endswith("cortex-a76: instructions, not time")
 
 
 def convert_int8(width):

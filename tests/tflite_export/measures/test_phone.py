@@ -3,10 +3,7 @@
 import contextlib
 import dataclasses
 import json
-import os
-import signal
 import socket
-import subprocess
 import sys
 import time
 import urllib.error
@@ -20,6 +17,7 @@ import segno
 
 import tflite_export as tx
 from keras_prune.devices import DEVICES
+from tests.tflite_export.browser import Browser
 from tests.tflite_export.installed import missing
 from tests.tflite_export.measures.nets import image_net, perceptron
 from tflite_export import ExportError
@@ -30,7 +28,7 @@ from tflite_export.measures.phone_words import Figures, WordsError, browser_name
 from tflite_export.processes import frames
 from tflite_export.runtimes import litertjs
 from tflite_export.runtimes.litert import LiteRTSession
-from tflite_export.web.chromium import FLAGS, find_chromium
+from tflite_export.web.chromium import find_chromium
 
 WITHOUT_RUNTIME = missing(litertjs.find_web_runtime)
 WITHOUT_CHROMIUM = missing(litertjs.find_web_runtime, find_chromium)
@@ -496,20 +494,15 @@ def test_one_page_measures_and_the_next_waits(desk):
 # -- a real browser ----------------------------------------------------------------------------------------------------
 
 
-class Chromium:
-    """A headless Chromium that has opened a link, with a profile of its own."""
-
-    def __init__(self, link, profile):
-        command = [find_chromium(), *FLAGS, f"--user-data-dir={profile}", link]
-        quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        self._process = subprocess.Popen(command, **quiet, start_new_session=True)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
+@contextlib.contextmanager
+def browsing(link, profile, width=360):
+    """A Chromium that has opened a link, killed at the end."""
+    browser = Browser(profile, width)
+    try:
+        browser.ask("Page.navigate", url=link)
+        yield browser
+    finally:
+        browser.close()
 
 
 def until(holds):
@@ -527,12 +520,23 @@ def test_a_browser_that_is_killed_in_the_middle_and_opened_again_measures_all(tm
         desk, places = phone._opened.desk, []
         step = desk.step
         desk.step = lambda page, number, place: (places.append(place), step(page, number, place))
-        with Chromium(url, tmp_path / "killed"):
+        with browsing(url, tmp_path / "killed"):
             until(lambda: 2 in places and places[-1] is None)  # all are checked, and are being timed
         assert not costs.done()
         phone.rounds = 20
-        with Chromium(url, tmp_path / "again"):
+        with browsing(url, tmp_path / "again") as browser:
             found = costs.result(timeout=60)
+            phone.close()
+            browser.wait("document.getElementById('status').textContent.startsWith('The search is over.')")
+            assert browser.run("document.getElementById('count').textContent") == "3 files."
+            assert browser.run("document.documentElement.scrollWidth") <= 360
+            assert browser.run("document.querySelectorAll('[aria-live=polite]').length") == 1
+            asked = [
+                e["params"]["request"]["url"] for e in browser.events if e["method"] == "Network.requestWillBeSent"
+            ]
+            assert all(address.startswith(url) for address in asked if not address.startswith("data:"))
+            assert not [e for e in browser.events if "Content Security Policy" in json.dumps(e)]
+            assert not [e for e in browser.events if e["method"] == "Runtime.exceptionThrown"]
         assert list(found) == ["wide", "narrow"]
         assert found["narrow"].ratio > 2
         assert found["narrow"].on.startswith("LiteRT.js 2.5.3 in Chrome ")
