@@ -94,6 +94,11 @@ class DroppedWeights:
         self._redraws = redraws
         self._leaves = [leaf for optimizer in optimizers for leaf in leaves(optimizer)]
 
+    @property
+    def is_settled(self) -> bool:
+        """Whether it is known which optimizer moves each weight, whose steps say what is drawn."""
+        return all(any(owns(leaf, one.target.variable) for leaf in self._leaves) for one in self._weights.values())
+
     def drop(self) -> None:
         """Drop what is drawn for the next step."""
         for one in self._weights.values():
