@@ -64,7 +64,8 @@ def study(
             plain pruned model, whose number should be low (`Objective` for one that should be high).
         metric: its name in what `evaluate` returns; None for the first one beside the loss.
         mode: "max", "min", or "auto" as Keras finds it.
-        sampler: "tpe", "nsga2", "genetic" (NSGA-II with one objective), "cmaes", "pso", "random", or an Optuna sampler.
+        sampler: "tpe", "nsga2", "genetic" (NSGA-II with one objective), "cmaes", "pso", "random", or an Optuna sampler,
+            whose draws follow from its own state, so that a search that was stopped goes on with other ones.
         trials: how many have to be finished, those of earlier calls and other workers included.
         epochs: of training in each trial; 0 prunes at once.
         fit: options of `fit`, such as `{"batch_size": 64}`.
@@ -119,8 +120,11 @@ def study(
     training = Training(epochs, dict(fit or {}), reconstruct, isinstance(data, tuple))
     runner = TrialRunner(copy, chosen, measured, score, data, training, _stopper(early_stop, measured, epochs), seed)
     worker = Worker(runner, trials, seed, verbose)
-    worker.open(storage, name, sampler, model_digest(model))
-    return worker.run()
+    try:
+        worker.open(storage, name, sampler, model_digest(model))
+        return worker.run()
+    finally:
+        worker.close()
 
 
 def _check_sampler(sampler: Any) -> None:

@@ -43,6 +43,7 @@ class Worker:
         self._seed = seed
         self._verbose = verbose
         self._swarm: Swarm | None = None
+        self._opened: Any = None
 
     def open(self, storage: Any, name: str | None, sampler: Any, digest: str) -> None:
         """Make the study or take it up; the one that makes it enqueues the starts.
@@ -69,6 +70,7 @@ class Worker:
         }
         name = f"{runner.copy.model.name}-{short_digest(described)}" if name is None else name
         self._store = open_storage(storage)
+        self._opened = None if self._store is storage else self._store
         if sampler == "pso" and not self._hears and not isinstance(self._store, self._optuna.storages.InMemoryStorage):
             raise ValueError(
                 "study: sampler 'pso' waits for all particles of a generation, so the storage must tell the dead from "
@@ -107,6 +109,13 @@ class Worker:
                 raise
             interrupted = True
         return Result.of(self._study, self._store, self._runner, self._dense, interrupted=interrupted)
+
+    def close(self) -> None:
+        """Close the connections of a storage that was opened here."""
+        if self._opened is not None:
+            self._opened.remove_session()
+            self._opened.engine.dispose()
+            self._opened = None
 
     def _next(self) -> bool:
         """Return whether there is a trial to run now; wait, while others run the last ones."""

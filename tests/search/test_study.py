@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import optuna
 import pytest
+import tensorflow as tf
 
 import keras_prune as kp
 
@@ -196,12 +197,13 @@ def test_a_space_of_callbacks(net):
         final = trial.suggest_float("final", 0.3, 0.7)
         return [kp.Pruning(kp.schedules.ConstantSparsity(final)), keras.callbacks.TerminateOnNaN()]
 
+    batches = tf.data.Dataset.from_tensor_slices((X, answers)).batch(32)
     options = {"space": space, "objectives": ("metric", zeros), "trials": 2, "epochs": 1, "verbose": 0}
-    result = kp.search.study(model, (X, answers), (X, answers), metric="mae", storage=MEMORY(), **options)
+    result = kp.search.study(model, batches, batches, metric="mae", storage=MEMORY(), **options)
     assert result.objectives == (("mae", False), ("zeros", False))
     wanted = [round(tried.parameters["final"] * 228) for tried in result.trials]
     assert [tried.values[1] for tried in result.trials] == wanted
-    scope = {"space": space, "model": kp.strip(model), "data": (X, answers)}
+    scope = {"space": space, "model": kp.strip(model), "data": batches}
     exec(result.code, scope)
     assert zeros(scope["model"]) == wanted[result.best_trial.number]
     assert isinstance(result.callback()[0], kp.Pruning)
@@ -270,13 +272,15 @@ def test_a_study_of_a_name_takes_only_its_own_trials(net, tmp_path, monkeypatch)
     assert len(search((renamed, answers), storage=opened, name="mine", trials=3).trials) == 3
 
 
-def test_a_trial_that_has_no_number_is_no_best(net):
+@pytest.mark.parametrize("aims", [("metric",), ("metric", "bytes")])
+def test_a_trial_that_has_no_number_is_no_best(net, aims):
     calls = []
 
     def sometimes(model):
         calls.append(0)
         return float("nan") if len(calls) == 4 else float(len(calls))
 
-    result = kp.search.study(net[0], X, sometimes, sparsity=0.5, trials=4, storage=MEMORY(), verbose=0)
+    options = {"sparsity": 0.5, "trials": 4, "storage": MEMORY(), "verbose": 0, "objectives": aims, "sampler": "nsga2"}
+    result = kp.search.study(net[0], X, sometimes, **options)
     assert [tried.state for tried in result.trials] == ["complete", "ended early", "complete", "complete"]
     assert result.best_trial.number == 3

@@ -1,6 +1,7 @@
 """Strategies as values and as code, and the space of them for the tensors of a model."""
 
 import dataclasses
+import sys
 
 import keras
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import keras_prune as kp
 from keras_prune.trials import objectives
 from keras_prune.trials.code import as_code, imports_of
+from keras_prune.trials.extra import import_extra
 from keras_prune.trials.objectives import count_macs, resolve_objectives
 from keras_prune.trials.space import with_final
 from keras_prune.trials.working_copy import WorkingCopy
@@ -149,3 +151,9 @@ def test_latency_is_measured_beside_the_dense_model(conv, monkeypatch):
     kp.prune(copy.model, 0.5)
     assert latency.of(copy) == 0.002
     assert seen[1] == pytest.approx(0.5, abs=0.01)
+
+
+def test_a_missing_library_is_named_with_the_command_that_installs_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pymoo.core.problem", None)
+    with pytest.raises(ImportError, match=r'A search needs pymoo. Install it: pip install "keras-prune\[search\]"'):
+        import_extra("pymoo.core.problem")
