@@ -1,9 +1,8 @@
 """The conditions under which a weight may be stored sparse, as named predicates with reasons.
 
-Each predicate takes a `Weight` and returns a `Verdict`. What the kernels ask for was read in
-LiteRT's sources (`tflite/kernels/fully_connected.cc`, `tflite/kernels/densify.cc`,
-`tflite/delegates/xnnpack/xnnpack_delegate.cc`), and each combination was run, with the delegate and without
-(`docs/design/quantization.md`).
+Each predicate takes a `Weight` and returns a `Verdict`. What the kernels require is taken from LiteRT's sources
+(`tflite/kernels/fully_connected.cc`, `tflite/kernels/densify.cc`, `tflite/delegates/xnnpack/xnnpack_delegate.cc`),
+and each combination was run, with the delegate and without it (`docs/design/quantization.md`).
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ __all__ = [
 ]
 
 SMALLEST = 64
-"""Elements: below that, the index and the tables of a sparse tensor outweigh its zeros."""
+"""Fewest elements of a weight that is stored sparse: in a smaller one, the index takes more than its zeros save."""
 
 _FLOAT_CONSUMERS = frozenset(
     {
@@ -57,25 +56,25 @@ _FLOAT_CONSUMERS = frozenset(
 )
 DENSIFY_CONSUMERS: dict[tuple[str, str], frozenset[tuple[str, int]]] = {
     ("float32", "float32"): _FLOAT_CONSUMERS,
-    # Behind a DEQUANTIZE; any other reader gets NaN from XNNPACK.
+    # Read through a DEQUANTIZE. XNNPACK gives any other reader NaN.
     ("float16", "float32"): frozenset({("FULLY_CONNECTED", 1), ("CONV_2D", 1), ("DEPTHWISE_CONV_2D", 1)}),
-    # XNNPACK hands the data of a FULLY_CONNECTED's int8 weight on before DENSIFY has made any.
+    # No FULLY_CONNECTED: XNNPACK passes its int8 weight on before DENSIFY has computed the values.
     ("int8", "int8"): frozenset({("CONV_2D", 1), ("DEPTHWISE_CONV_2D", 1), ("TRANSPOSE_CONV", 1), ("GATHER", 0)}),
-    # Dynamic range: likewise, for CONV_2D too.
+    # Dynamic range: the same happens to CONV_2D here.
     ("int8", "float32"): frozenset({("TRANSPOSE_CONV", 1)}),
-    # XNNPACK has no int16 activations; these run in LiteRT's own kernels.
+    # XNNPACK has no int16 activations, so LiteRT's own kernels run these.
     ("int8", "int16"): frozenset(
         {("FULLY_CONNECTED", 1), ("CONV_2D", 1), ("DEPTHWISE_CONV_2D", 1), ("TRANSPOSE_CONV", 1)}
     ),
 }
-"""For (type of the weight, type that the operator gives out), the (operator, input) pairs whose kernels take a
-weight that DENSIFY computes; each is run in the tests."""
+"""For (type of the weight, type of the operator's output), the (operator, input) pairs whose kernels accept a weight
+that DENSIFY computes. The tests run each of them."""
 
 MINIMAL_BLOCK_SHARE = 0.9
 """Share of the zeros that must lie in whole zero blocks (as in TensorFlow's dense-to-sparse pass)."""
 
 FUSABLE_ACTIVATIONS = frozenset({"NONE", "RELU", "RELU_N1_TO_1", "RELU6"})
-"""Activations that the sparse FULLY_CONNECTED kernel clips to; it has no others."""
+"""Fused activations that the sparse FULLY_CONNECTED kernel supports: those that clip."""
 
 
 @dataclass(frozen=True)
@@ -83,12 +82,12 @@ class Consumer:
     """One use of a tensor.
 
     Args:
-        operator: kind of the operator: `FULLY_CONNECTED`.
-        slot: which of its inputs the tensor is.
-        activation: its fused activation, `NONE` where it has none.
-        default_layout: its weights are in the default layout (FULLY_CONNECTED has a shuffled one too).
-        computes: type of what it gives out: "float32", "int8", "int16".
-        rows: rows that it multiplies the weight with, for one sample; None where unknown.
+        operator: kind of the operator that reads it, such as `FULLY_CONNECTED`.
+        slot: which of the operator's inputs the tensor is, counted from 0.
+        activation: the operator's fused activation, `NONE` if it has none.
+        default_layout: whether its weights are in the default layout (FULLY_CONNECTED also has a shuffled one).
+        computes: type of the operator's output: "float32", "int8", "int16".
+        rows: number of rows that it multiplies by the weight for one sample; None if unknown.
     """
 
     operator: str
@@ -101,16 +100,16 @@ class Consumer:
 
 @dataclass(frozen=True, eq=False)
 class Weight:
-    """A constant of the file, with what the predicates need to know of its surroundings.
+    """A constant of the file, with what the predicates need to know about its uses.
 
     Args:
-        name: the Keras variable's path where it was recognised, else the tensor's name.
-        values: dense values, TFLite layout ([out, in] for FULLY_CONNECTED).
-        consumers: its uses, over all tensors that share its buffer.
+        name: path of the Keras variable if it was recognised, otherwise the tensor's name.
+        values: dense values in TFLite's layout ([out, in] for FULLY_CONNECTED).
+        consumers: uses of all tensors that share its buffer.
         tensors: (subgraph, tensor) of each tensor that shares its buffer.
-        is_output: one of the tensors is an output of its subgraph.
-        agree: the tensors have the same shape and type.
-        dequantized: its uses are those of the float32 tensor that a DEQUANTIZE makes of it.
+        is_output: whether one of these tensors is an output of its subgraph.
+        agree: whether these tensors all have the same shape and type.
+        dequantized: whether `consumers` are those of the float32 tensor that a DEQUANTIZE computes from it.
     """
 
     name: str
@@ -128,7 +127,7 @@ class Weight:
 
     @property
     def rows(self) -> int | None:
-        """The most rows that it is multiplied with at once; None where one of its uses is unknown."""
+        """The largest number of rows among its uses; None if that of one use is unknown."""
         rows = [consumer.rows for consumer in self.consumers]
         known = [count for count in rows if count is not None]
         return max(known) if known and len(known) == len(rows) else None
@@ -147,39 +146,39 @@ class Verdict:
 
 
 def is_number_type(weight: Weight) -> Verdict:
-    """The weight is float32, int8, or a float16 that a DEQUANTIZE reads: what DENSIFY and the kernels know."""
+    """The weight is float32, int8, or a float16 that a DEQUANTIZE reads: DENSIFY and the kernels support no others."""
     name = weight.values.dtype.name
     known = name in ("float32", "int8") or (name == "float16" and weight.dequantized)
-    return Verdict(known, f"{name}: only float32, int8, and float16 before a DEQUANTIZE are stored sparse")
+    return Verdict(known, f"{name}: only float32, int8, and float16 read by a DEQUANTIZE can be stored sparse")
 
 
 def is_large_enough(weight: Weight) -> Verdict:
-    """The weight has rank 2 or more, and enough elements for an index to pay."""
+    """The weight has rank 2 or more, and enough elements for its zeros to save more than the index takes."""
     shape = list(weight.values.shape)
     return Verdict(
         weight.values.ndim >= 2 and weight.values.size >= SMALLEST,
-        f"shape {shape}: too small (rank 2 and {SMALLEST} elements are needed)",
+        f"shape {shape}: too small (at least rank 2 and {SMALLEST} elements are needed)",
     )
 
 
 def is_finite(weight: Weight) -> Verdict:
-    """The weight holds no NaN and no infinity."""
+    """The weight contains no NaN and no infinity."""
     bad = int(weight.values.size - np.count_nonzero(np.isfinite(weight.values)))
     return Verdict(bad == 0, f"{bad} values are NaN or infinite")
 
 
 def is_one_array(weight: Weight) -> Verdict:
-    """The tensors that share the buffer read it as the same array."""
-    return Verdict(weight.agree, f"its buffer is shared by {len(weight.tensors)} tensors of different shapes")
+    """All tensors that share the weight's buffer have the same shape and type."""
+    return Verdict(weight.agree, f"its buffer is shared by {len(weight.tensors)} tensors of different shapes or types")
 
 
 def has_zeros(weight: Weight) -> Verdict:
-    """The weight holds a zero at all."""
+    """The weight contains at least one zero."""
     return Verdict(weight.sparsity > 0, "no zeros")
 
 
 def accepts_densified(weight: Weight) -> Verdict:
-    """Every operator that reads the weight takes it from a DENSIFY."""
+    """Every operator that reads the weight accepts one that a DENSIFY computes at run time."""
     if weight.is_output:
         return Verdict(False, "an output of its subgraph, which must stay dense")
     if not weight.consumers:
@@ -193,57 +192,55 @@ def accepts_densified(weight: Weight) -> Verdict:
         }
     )
     what = "a weight" if kind == "float32" else f"{'an' if kind[0] == 'i' else 'a'} {kind} weight"
-    return Verdict(not others, f"read by {', '.join(others)}, not known to take {what} from DENSIFY")
+    return Verdict(not others, f"read by {', '.join(others)}, not known to accept {what} from DENSIFY")
 
 
 def runtime_is_right(weight: Weight) -> Verdict:
-    """The number type is not what keeps the weight from being stored sparse: in float32 it could not be either."""
+    """The weight's number type is not why it stays dense: in float32 its readers would not accept it sparse either."""
     kind = weight.values.dtype.name
     if not weight.consumers or weight.is_output or accepts_densified(weight):
         return Verdict(True, "")
     stored = all((consumer.operator, consumer.slot) in _FLOAT_CONSUMERS for consumer in weight.consumers)
-    return Verdict(not stored, f"the runtime gets a sparse {kind} weight wrong there")
+    return Verdict(not stored, f"the runtime gives wrong results with a sparse {kind} weight there")
 
 
 def feeds_sparse_kernel(weight: Weight, encoding: Encoding) -> Verdict:
-    """Every reader is a FULLY_CONNECTED in the default layout, of the types and activations of the kernel.
+    """Every reader is a FULLY_CONNECTED in the default layout, with types and activations that the kernel supports.
 
-    The float kernels (1x4 blocks, CSR) read float32 weights: a float16 one is written as float32 for them. The
-    int8 kernel (1x16 blocks) is for int8 inputs; with float32 ones (dynamic range) XNNPACK takes the operator
+    The float kernels (1x4 blocks, CSR) read float32 weights: a float16 weight is written as float32 for them. The
+    int8 kernel (1x16 blocks) is for int8 inputs. With float32 inputs (dynamic range), XNNPACK takes the operator over
     and reads the blocks as if they were a dense matrix.
     """
     int8 = encoding is Encoding.BLOCK16
     name = {Encoding.BLOCK: "1x4", Encoding.BLOCK16: "1x16", Encoding.CSR: "CSR"}[encoding]
     kind = weight.values.dtype.name
     if weight.is_output or not weight.consumers:
-        return Verdict(False, f"the {name} kernel is reached from FULLY_CONNECTED only")
+        return Verdict(False, f"the {name} kernel is for weights of FULLY_CONNECTED only")
     if (kind == "int8") is not int8:
-        return Verdict(False, f"the {name} kernel reads no {kind}")
+        return Verdict(False, f"the {name} kernel does not read {kind}")
     for consumer in weight.consumers:
         if (consumer.operator, consumer.slot) != ("FULLY_CONNECTED", 1):
-            return Verdict(
-                False,
-                f"the {name} kernel is FULLY_CONNECTED's; {consumer.operator} reads the weight",
-            )
+            reader = f"{consumer.operator} reads this one as input {consumer.slot}"
+            return Verdict(False, f"the {name} kernel is for weights of FULLY_CONNECTED only; {reader}")
         if consumer.computes != ("int8" if int8 else "float32"):
-            return Verdict(False, f"the {name} kernel is right with {'int8' if int8 else 'float32'} inputs only")
+            return Verdict(False, f"the {name} kernel is correct with {'int8' if int8 else 'float32'} inputs only")
         if not consumer.default_layout:
             return Verdict(False, f"the {name} kernel needs the default weights layout")
         if consumer.activation not in FUSABLE_ACTIVATIONS:
-            return Verdict(False, f"the {name} kernel has no activation {consumer.activation}")
+            return Verdict(False, f"the {name} kernel does not support the fused activation {consumer.activation}")
     return Verdict(weight.values.ndim == 2, f"the {name} kernel needs rank 2, not {weight.values.ndim}")
 
 
 def divides_into_blocks(weight: Weight, block: int = 4) -> Verdict:
-    """The inputs of a FULLY_CONNECTED weight [out, in] divide by the length of a block."""
+    """The number of inputs of a FULLY_CONNECTED weight [out, in] is a multiple of the length of a block."""
     inputs = weight.values.shape[-1]
     return Verdict(inputs % block == 0, f"{inputs} inputs are not a multiple of {block}")
 
 
 def zero_unit_share(weight: Weight, encoding: Encoding) -> float:
-    """Return the share of units that are zero: of blocks, or of weights for CSR.
+    """Return the share of blocks that are all zero; for CSR, the share of weights that are zero.
 
-    The weight [out, in] divides into blocks.
+    The number of inputs of the weight [out, in] must be a multiple of the length of a block.
     """
     if encoding.block is None:
         return weight.sparsity
@@ -252,15 +249,15 @@ def zero_unit_share(weight: Weight, encoding: Encoding) -> float:
 
 
 def zeros_form_blocks(weight: Weight, share: float, block: int = 4) -> Verdict:
-    """Zero blocks / single zeros is at least 0.9.
+    """At least 0.9 of the zeros lie in blocks that are all zero.
 
     Args:
         weight: the weight.
-        share: of its blocks that are zero.
-        block: their length.
+        share: share of its blocks that are all zero.
+        block: length of a block.
     """
     zeros = weight.sparsity
     return Verdict(
         zeros > 0 and share >= MINIMAL_BLOCK_SHARE * zeros,
-        f"no 1x{block} blocks: {share:.1%} of them are zero beside {zeros:.1%} of the weights",
+        f"its zeros do not form 1x{block} blocks: {share:.1%} of the blocks are zero, and {zeros:.1%} of the weights",
     )

@@ -1,7 +1,7 @@
-"""Whether the converter kept the zeros of the kernels, and which constant of the file each kernel became.
+"""Which constant of the file each kernel became, and whether the converter kept the kernel's zeros.
 
-The converter multiplies a batch normalization into the kernel before it, channel by channel: the constant is no
-longer the Keras variable, bit by bit, but each of its output channels is a multiple of the kernel's.
+The converter folds a batch normalization into the kernel before it: each output channel of the constant is then a
+multiple of the kernel's, and no longer equal to it.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from tflite_export.plan.eligibility import Weight
 __all__ = ["LARGEST_ANGLE", "Match", "kernels_of", "lost_zeros", "match_kernels", "with_paths"]
 
 LARGEST_ANGLE = 1e-3
-"""Largest distance between a channel of a kernel and of a constant, each of length 1, for the two to be taken as one.
+"""Largest distance at which a channel of a kernel and one of a constant, each scaled to length 1, count as the same.
 
-A channel scaled in float32 is off by some 1e-7; one of another kernel by 0.1 to 2.
+A channel that was scaled in float32 is about 1e-7 away; a channel of another kernel, 0.1 to 2.
 """
 
 
@@ -35,10 +35,10 @@ class Match:
     """A kernel and the constant that it became.
 
     Args:
-        path: of the Keras variable.
+        path: path of the Keras variable.
         weight: the constant.
-        folded: it is the kernel times one factor for each output channel, not the kernel itself.
-        lost: zeros of the kernel that are none in the constant.
+        folded: whether the constant is the kernel times one factor for each output channel, not the kernel itself.
+        lost: number of the kernel's zeros that are not zero in the constant.
     """
 
     path: str
@@ -50,12 +50,12 @@ class Match:
 def kernels_of(model: keras.Model) -> dict[str, NDArray[Any]]:
     """Return the kernels of a model by path, each in the layout that TFLite gives it.
 
-    Dense [in, out] -> [out, in]; convolutions [height, width, in, out] -> [out, height, width, in], of Conv1D with a
-    height of 1; depthwise [height, width, in, multiplier] -> [1, height, width, in multiplier]. They may share the
-    variables' memory.
+    Dense [in, out] -> [out, in]; convolutions [height, width, in, out] -> [out, height, width, in], with height 1 for
+    Conv1D; depthwise [height, width, in, multiplier] -> [1, height, width, in * multiplier]. The arrays may share
+    memory with the variables.
 
     Args:
-        model: the one that is converted: without masks, rewritten.
+        model: the model that is converted, with its masks taken off and rewritten.
 
     Example:
         >>> model = keras.Sequential([keras.Input((8, 8, 3)), kl.Conv2D(4, (3, 5)), kl.DepthwiseConv2D(3)])
@@ -70,21 +70,21 @@ def kernels_of(model: keras.Model) -> dict[str, NDArray[Any]]:
 
 
 def match_kernels(kernels: Mapping[str, NDArray[Any]], weights: Iterable[Weight]) -> tuple[Match, ...]:
-    """Find the constant of each kernel: equal, or equal up to a factor for each output channel.
+    """Find the constant of each kernel: one that is equal, or equal up to a factor for each output channel.
 
-    A constant is given to one kernel only. Kernels that are not found are left out: of layers that the converter
-    dropped, or wrote otherwise; `lost_zeros` has nothing to say about them.
+    Each constant is matched with one kernel only. A kernel without a match is left out of the result, and so of
+    `lost_zeros`: the converter dropped its layer, or wrote it in another form.
 
     Args:
-        kernels: in TFLite's layout, as `kernels_of` returns.
-        weights: the float constants of the dense file, as `weights.collect` returns.
+        kernels: kernels by path in TFLite's layout, as `kernels_of` returns them.
+        weights: constants of the dense file, as `weights.collect` returns them; only those of float types are searched.
     """
     free: defaultdict[tuple[int, ...], list[Weight]] = defaultdict(list)
     for weight in weights:
         if weight.values.dtype.kind == "f":
             free[weight.values.shape].append(weight)
     matches = {}
-    for folded in (False, True):  # all equal ones first, so that no scaled one takes their place
+    for folded in (False, True):  # equal constants first, so that none of them is matched with a scaled kernel
         for path, kernel in kernels.items():
             found = None if path in matches else _find(kernel, free[kernel.shape], folded)
             if found is not None:
@@ -95,12 +95,12 @@ def match_kernels(kernels: Mapping[str, NDArray[Any]], weights: Iterable[Weight]
 
 
 def lost_zeros(matches: Iterable[Match]) -> dict[str, int]:
-    """Return the number of zeros that each kernel lost on the way into the file, where it lost any."""
+    """Return the number of zeros that each kernel lost in conversion, for those kernels that lost some."""
     return {match.path: match.lost for match in matches if match.lost}
 
 
 def with_paths(weights: Iterable[Weight], matches: Iterable[Match]) -> list[Weight]:
-    """Return the weights, those that a kernel was folded into under the kernel's path."""
+    """Return the weights, each one that was matched with a kernel named by the kernel's path."""
     paths = {match.weight.tensors: match.path for match in matches}
     return [replace(weight, name=paths.get(weight.tensors, weight.name)) for weight in weights]
 
@@ -116,8 +116,8 @@ def _find(kernel: NDArray[Any], candidates: Sequence[Weight], folded: bool) -> W
 def _angle(kernel: NDArray[Any], constant: NDArray[Any]) -> float:
     """Return the median distance between the channels of two arrays, each channel scaled to length 1.
 
-    The median, as a channel in which a zero was lost must not hide that the two belong together. Infinity where
-    no channel of the two can be compared.
+    The median, so that a few channels in which zeros were lost do not hide a match. Infinity if too few channels
+    can be compared: a channel that is all zeros in either array cannot.
     """
     a, b = _channels(kernel), _channels(constant)
     lengths = np.linalg.norm(a, axis=1), np.linalg.norm(b, axis=1)
@@ -125,19 +125,19 @@ def _angle(kernel: NDArray[Any], constant: NDArray[Any]) -> float:
     if not both.any() or np.count_nonzero(both) < np.count_nonzero(lengths[1]) / 2:
         return float("inf")
     a, b = a[both] / lengths[0][both, None], b[both] / lengths[1][both, None]
-    sign = np.sign((a * b).sum(axis=1, keepdims=True))  # a factor may be negative
+    sign = np.sign((a * b).sum(axis=1, keepdims=True))  # the factor may be negative
     return float(np.median(np.linalg.norm(a - sign * b, axis=1)))
 
 
 def _channels(values: NDArray[Any]) -> NDArray[Any]:
-    """Return an array as [channels, rest]: its channels are first, but last in a depthwise kernel."""
+    """Return an array as [channels, rest]. The channels are the first axis; in a depthwise kernel, the last."""
     depthwise = values.ndim == 4 and values.shape[0] == 1
     flat = values.reshape(-1, values.shape[-1]).T if depthwise else values.reshape(len(values), -1)
     return flat.astype(np.float64)
 
 
 def _laid_out(layer: Any) -> list[tuple[Any, Any]]:
-    """Return (kernel, function that lays it out) for each kernel of a layer."""
+    """Return (kernel, function that brings it into TFLite's layout) for each kernel of a layer."""
     if not layer.built or altered(layer):
         return []
     if isinstance(layer, kl.Dense):

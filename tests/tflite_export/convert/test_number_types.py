@@ -131,8 +131,8 @@ def test_an_error_that_quantization_itself_makes_is_refused(net, data, tmp_path)
 def test_strict_raises_where_the_number_type_keeps_a_weight_dense(net, data, tmp_path):
     with pytest.raises(
         ExportError,
-        match=r"weight '(one|two)/kernel': must be stored sparse with strict=True, but the runtime gets a sparse int8 "
-        r"weight wrong there\. Received: read by FULLY_CONNECTED \(input 1, in float32\)",
+        match=r"weight '(one|two)/kernel': must be stored sparse with strict=True, but the runtime gives wrong "
+        r"results with a sparse int8 weight there\. Received: read by FULLY_CONNECTED \(input 1, in float32\)",
     ):
         export(net, tmp_path / "model.tflite", data=data, quantize="dynamic", strict=True)
     export(net, tmp_path / "model.tflite", data=data, quantize="float16", strict=True)

@@ -60,11 +60,11 @@ def test_the_kernel_is_used_where_it_keeps_up_with_the_dense_one(share, rows, ex
 @pytest.mark.parametrize(
     ("changed", "reason"),
     [
-        ({"activation": "TANH"}, "no activation TANH"),
-        ({"computes": "int8"}, "right with float32 inputs only"),
+        ({"activation": "TANH"}, "does not support the fused activation TANH"),
+        ({"computes": "int8"}, "correct with float32 inputs only"),
         ({"default_layout": False}, "default weights layout"),
-        ({"operator": "BATCH_MATMUL"}, "BATCH_MATMUL reads the weight"),
-        ({"slot": 0}, "FULLY_CONNECTED reads the weight"),
+        ({"operator": "BATCH_MATMUL"}, "BATCH_MATMUL reads this one as input 1"),
+        ({"slot": 0}, "FULLY_CONNECTED reads this one as input 0"),
     ],
 )
 def test_the_kernel_serves_only_what_it_was_written_for(changed, reason):
@@ -81,7 +81,9 @@ def test_one_reader_that_the_kernel_does_not_serve_decides_for_all():
 def test_single_zeros_are_stored_behind_densify_with_the_reason():
     line = plan_weight(weight(singles(0.9)))
     assert line.encoding is Encoding.DENSIFY
-    assert line.reason.endswith("dense in memory; no 1x4 blocks: 65.6% of them are zero beside 90.0% of the weights")
+    assert line.reason.endswith(
+        "dense in memory; its zeros do not form 1x4 blocks: 65.6% of the blocks are zero, and 90.0% of the weights"
+    )
 
 
 def test_inputs_that_blocks_do_not_divide_are_stored_behind_densify():
@@ -96,15 +98,19 @@ def test_inputs_that_blocks_do_not_divide_are_stored_behind_densify():
         (
             singles(0.9).astype("float16"),
             {},
-            "float16: only float32, int8, and float16 before a DEQUANTIZE are stored sparse",
+            "float16: only float32, int8, and float16 read by a DEQUANTIZE can be stored sparse",
         ),
-        (singles(0.9, (62,)), {}, "shape [62]: too small (rank 2 and 64 elements are needed)"),
-        (singles(0.9, (6, 8)), {}, "shape [6, 8]: too small (rank 2 and 64 elements are needed)"),
+        (singles(0.9, (62,)), {}, "shape [62]: too small (at least rank 2 and 64 elements are needed)"),
+        (singles(0.9, (6, 8)), {}, "shape [6, 8]: too small (at least rank 2 and 64 elements are needed)"),
         (singles(0.0), {}, "no zeros"),
         (np.where(singles(0.9) != 0, np.nan, 0).astype("float32"), {}, "410 values are NaN or infinite"),
-        (singles(0.9), {"agree": False}, "its buffer is shared by 1 tensors of different shapes"),
+        (singles(0.9), {"agree": False}, "its buffer is shared by 1 tensors of different shapes or types"),
         (singles(0.9), {"is_output": True}, "an output of its subgraph, which must stay dense"),
-        (singles(0.2), {}, "stored sparse, it would take 104% of its dense bytes; no 1x4 blocks: 0.2% of them"),
+        (
+            singles(0.2),
+            {},
+            "stored sparse, it would take 104% of its dense bytes; its zeros do not form 1x4 blocks: 0.2% of",
+        ),
     ],
 )
 def test_the_rest_stays_dense_with_the_reason(values, fields, reason):
@@ -118,7 +124,7 @@ def test_the_rest_stays_dense_with_the_reason(values, fields, reason):
 def test_a_reader_not_known_to_take_densified_weights_keeps_the_weight_dense(operator):
     line = plan_weight(weight(singles(0.9), Consumer(operator, 0)))
     assert line.encoding is Encoding.DENSE
-    assert line.reason == f"read by {operator} (input 0), not known to take a weight from DENSIFY"
+    assert line.reason == f"read by {operator} (input 0), not known to accept a weight from DENSIFY"
 
 
 def test_a_weight_without_readers_stays_dense():
