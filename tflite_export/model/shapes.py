@@ -1,4 +1,4 @@
-"""The sizes of a file's inputs: which are fixed, to what, and by whose wish."""
+"""The sizes of a file's inputs: which of them are fixed, to what, and for what reason."""
 
 from __future__ import annotations
 
@@ -16,34 +16,35 @@ from tflite_export.model.signature import InputSpec, Signature
 __all__ = ["Shapes", "fix_sizes", "fix_to_data"]
 
 Shapes = Mapping[str, Sequence[int | None]]
-"""Sizes of inputs by name, the batch first; None leaves a size free."""
+"""Sizes of inputs by the input's name, the batch first; None leaves a size free."""
 
 
 def fix_sizes(
     signature: Signature, target: Device, batch_size: int | None = None, shapes: Shapes | None = None
 ) -> tuple[Signature, tuple[str, ...]]:
-    """Return a model's signature with the sizes that are asked for, and a note for each that was fixed.
+    """Return a model's signature with the requested sizes fixed, and a note for each size that was fixed.
 
-    The batch is, in this order: what the model itself has fixed it to, with which all else must agree; what is asked
-    for; 1 on a target whose runtime takes fixed sizes only; free.
+    The batch is the first of these that applies: the batch that the model itself has, which requests must agree with;
+    the requested batch; 1 for a target whose runtime accepts fixed sizes only; free.
 
     Args:
-        signature: of the model.
-        target: what the file is made for.
-        batch_size: fix the batch to this.
-        shapes: fix sizes of inputs.
+        signature: signature of the model.
+        target: the device that the file is made for.
+        batch_size: requested batch; None requests none.
+        shapes: requested sizes of inputs.
 
     Raises:
-        ExportError: an input is not known, or a size is none or not the model's.
+        ExportError: the model has no input of that name, a size is not a whole number of at least 1, or a size differs
+            from the one that the model has.
 
     Example:
         >>> from keras_prune.devices.catalogue import WEB
         >>> free = Signature((InputSpec("audio", (None, 1), "float32"),), "audio")
         >>> fixed, notes = fix_sizes(free, WEB, shapes={"audio": (None, 16000, 1)})
         >>> fixed.inputs[0].shape, fixed.batch, notes
-        ((16000, 1), 1, ("input 'audio' fixed to (16000, 1): asked for", 'batch fixed to 1: LiteRT.js ...'))
+        ((16000, 1), 1, ("input 'audio' fixed to (16000, 1): as requested", 'batch fixed to 1: LiteRT.js ...'))
     """
-    asked = [("batch_size", batch_size)]
+    requested = [("batch_size", batch_size)]
     notes = []
     inputs = list(signature.inputs)
     for name, shape in _checked(signature, shapes):
@@ -51,33 +52,37 @@ def fix_sizes(
         spec = inputs[place]
         sizes = tuple(have if size is None else size for size, have in zip(shape[1:], spec.shape, strict=True))
         if sizes != spec.shape:
-            notes.append(f"input '{name}' fixed to {sizes}: asked for")
+            notes.append(f"input '{name}' fixed to {sizes}: as requested")
         inputs[place] = replace(spec, shape=sizes)
-        asked.append((f"shapes['{name}']", shape[0]))
+        requested.append((f"shapes['{name}']", shape[0]))
     batch = signature.batch
-    by = "the model's own"
-    for argument, size in asked:
+    reason = "as in the model"
+    for argument, size in requested:
         if size is None:
             continue
         _check_size(argument, size)
         if batch not in (None, size):
+            own = signature.batch is not None
             raise ExportError(
                 argument,
-                f"must agree with the batch of {batch} ({by})",
+                f"must agree with the batch of {batch} ({reason})",
                 size,
-                "Leave it out, or build the model with a free batch." if by == "the model's own" else "Give one batch.",
+                "Leave it out, or build the model with a free batch." if own else "Request the same batch everywhere.",
             )
         if batch is None:
-            batch, by = size, "asked for"
+            batch, reason = size, "as requested"
     if batch is None and target.fixed_sizes:
-        batch, by = 1, f"{target.fixed_sizes}; batch_size=... chooses another"
+        batch, reason = 1, f"{target.fixed_sizes}; batch_size=... chooses another"
     if batch is not None:
-        notes.append(f"batch fixed to {batch}: {by}")
+        notes.append(f"batch fixed to {batch}: {reason}")
     return replace(signature, inputs=tuple(inputs), batch=batch), tuple(notes)
 
 
 def fix_to_data(signature: Signature, target: Device, inputs: Inputs) -> tuple[Signature, tuple[str, ...]]:
-    """Return a signature with its free sizes as in the data, on a target whose runtime takes fixed ones only."""
+    """Return a signature with free sizes fixed to those of the data, for a target whose runtime needs fixed sizes.
+
+    The second result has a note for each input that was fixed. For other targets, the signature stays as it is.
+    """
     if not target.fixed_sizes or not signature.free:
         return signature, ()
     specs, notes = [], []
@@ -92,16 +97,16 @@ def fix_to_data(signature: Signature, target: Device, inputs: Inputs) -> tuple[S
 
 
 def _checked(signature: Signature, shapes: Shapes | None) -> list[tuple[str, tuple[int | None, ...]]]:
-    """Return (name, sizes) of the inputs that are named."""
+    """Return (name, sizes) of each input that `shapes` names."""
     if shapes is None:
         return []
     names = [spec.name for spec in signature.inputs]
-    way_out = f"Give sizes by name, such as shapes={{'{names[0]}': {(1, *signature.inputs[0].shape)}}}."
+    way_out = f"Give sizes by the input's name, such as shapes={{'{names[0]}': {(1, *signature.inputs[0].shape)}}}."
     if not isinstance(shapes, Mapping):
-        raise ExportError("shapes", "must be a dictionary from inputs to sizes", shapes, way_out)
+        raise ExportError("shapes", "must be a dictionary from names of inputs to their sizes", shapes, way_out)
     unknown = [name for name in shapes if name not in names]
     if unknown:
-        raise ExportError("shapes", f"must name inputs of the model, {names}", unknown, way_out)
+        raise ExportError("shapes", f"may only name the model's inputs, {names}", unknown, way_out)
     return [(spec.name, _sizes(spec, shapes[spec.name])) for spec in signature.inputs if spec.name in shapes]
 
 
@@ -112,7 +117,12 @@ def _sizes(spec: InputSpec, shape: Any) -> tuple[int | None, ...]:
         size is None or have is None or size == have for size, have in zip(sizes[1:], spec.shape, strict=True)
     )
     if not fits:
-        raise ExportError(f"shapes['{spec.name}']", f"must fit the input's shape {wanted}", shape, "Correct it.")
+        raise ExportError(
+            f"shapes['{spec.name}']",
+            f"must fit the input's shape {wanted}",
+            shape,
+            "Give one size for each axis, the batch first, and None for those that are to stay as they are.",
+        )
     for size in sizes:
         if size is not None:
             _check_size(f"shapes['{spec.name}']", size)
@@ -121,4 +131,4 @@ def _sizes(spec: InputSpec, shape: Any) -> tuple[int | None, ...]:
 
 def _check_size(argument: str, size: Any) -> None:
     if isinstance(size, bool) or not isinstance(size, (int, np.integer)) or size < 1:
-        raise ExportError(argument, "sizes are whole numbers from 1 up, None where free", size, "Correct it.")
+        raise ExportError(argument, "must be a whole number of at least 1", size, "Give None to leave a size free.")

@@ -119,7 +119,7 @@ def test_free_sizes_of_a_file_are_fixed_as_the_web_runtime_needs_them(tmp_path):
 def test_sizes_are_fixed_by_name(tmp_path):
     model, path = listening(), tmp_path / "m.tflite"
     report = export(model, path, shapes={"audio": (1, 64, 1)}, data=draw(3, 64, 1))
-    assert report.notes == ("input 'audio' fixed to (64, 1): asked for", "batch fixed to 1: asked for")
+    assert report.notes == ("input 'audio' fixed to (64, 1): as requested", "batch fixed to 1: as requested")
     (detail,) = LiteRTSession(path.read_bytes()).inputs.values()
     assert detail["shape_signature"].tolist() == [1, 64, 1]
     with pytest.warns(UserWarning, match="no data given"):  # now that sizes are known, inputs can be drawn
@@ -137,15 +137,15 @@ FREE = Signature((InputSpec("a", (None, 2), "float32"), InputSpec("b", (3,), "in
 @pytest.mark.parametrize(
     ("shapes", "batch_size", "message"),
     [
-        ({"c": (1, 2, 2)}, None, r"shapes: must name inputs of the model, \['a', 'b'\]\. Received: \['c'\]"),
+        ({"c": (1, 2, 2)}, None, r"shapes: may only name the model's inputs, \['a', 'b'\]\. Received: \['c'\]"),
         ({"a": (1, 2)}, None, r"shapes\['a'\]: must fit the input's shape \('batch', 'any', 2\)\. Received: \(1, 2\)"),
         ({"a": (1, 5, 3)}, None, r"must fit .*Received: \(1, 5, 3\)"),
-        ({"a": (1, 0, 2)}, None, r"sizes are whole numbers from 1 up, None where free\. Received: 0"),
+        ({"a": (1, 0, 2)}, None, r"shapes\['a'\]: must be a whole number of at least 1\. Received: 0"),
         ({"a": (1, 2.5, 2)}, None, r"Received: 2\.5"),
-        ({"a": (2, 5, 2), "b": (3, 3)}, None, r"shapes\['b'\]: must agree with the batch of 2 \(asked for\).*: 3"),
-        ({"a": (2, 5, 2)}, 4, r"shapes\['a'\]: must agree with the batch of 4 \(asked for\)\. Received: 2"),
+        ({"a": (2, 5, 2), "b": (3, 3)}, None, r"shapes\['b'\]: must agree with the batch of 2 \(as requested\).*: 3"),
+        ({"a": (2, 5, 2)}, 4, r"shapes\['a'\]: must agree with the batch of 4 \(as requested\)\. Received: 2"),
         ((1, 5, 2), None, r"must be a dictionary .*Received: \(1, 5, 2\).*shapes=\{'a': \(1, None, 2\)\}"),
-        (None, 0, r"batch_size: sizes are whole numbers from 1 up"),
+        (None, 0, r"batch_size: must be a whole number of at least 1\. Received: 0"),
     ],
 )
 def test_sizes_that_are_none_are_refused(shapes, batch_size, message):
@@ -197,7 +197,7 @@ def pairs():
 def test_a_model_of_a_fixed_batch_keeps_it(samples, arguments, tmp_path):
     model, x = pairs(), draw(samples, 6, 5)
     report = export(model, tmp_path / "m.tflite", data=x, **arguments)
-    assert report.notes[0] == "batch fixed to 2: the model's own"
+    assert report.notes[0] == "batch fixed to 2: as in the model"
     assert (report.verification.samples, report.verification.max_relative < 1e-5) == (samples, True)
     assert LiteRTSession((tmp_path / "m.tflite").read_bytes()).batch_size == 2
     assert verify(tmp_path / "m.tflite", model, x).samples == samples
@@ -205,7 +205,7 @@ def test_a_model_of_a_fixed_batch_keeps_it(samples, arguments, tmp_path):
 
 def test_another_batch_than_the_models_is_refused(tmp_path):
     with pytest.raises(
-        ExportError, match=r"batch_size: must agree with the batch of 2 \(the model's own\).*: 4\. Leave"
+        ExportError, match=r"batch_size: must agree with the batch of 2 \(as in the model\).*: 4\. Leave"
     ):
         export(pairs(), tmp_path / "m.tflite", data=draw(4, 6, 5), batch_size=4)
 
