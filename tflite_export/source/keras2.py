@@ -1,8 +1,8 @@
-"""Keras 2 models, tf_keras objects and .h5 files: pruning wrappers off, and a configuration that Keras 3 reads.
+"""Keras 2 models (tf_keras objects and .h5 files): pruning wrappers removed, and configurations that Keras 3 can read.
 
-The TensorFlow Model Optimization Toolkit need not be installed: its wrapper is told by its class's name. What that does
-in a forward pass is to multiply its layer's weight by its mask, so that is done here, once: w' = w where mask, else 0.0
-(`pruning_wrapper.py` of tfmot 0.8).
+The TensorFlow Model Optimization Toolkit (tfmot) need not be installed: its wrapper is recognised by the name of its
+class. In each forward pass the wrapper multiplies its layer's weight by a mask (`pruning_wrapper.py` of tfmot 0.8).
+Here that is done once: w' = w where the mask is not 0, else 0.0.
 """
 
 from __future__ import annotations
@@ -28,10 +28,11 @@ __all__ = ["WRAPPER", "check_h5", "is_wrapper", "modernize", "modernize_h5", "st
 
 WRAPPER = "PruneLowMagnitude"
 _OWN = {"mask", "threshold", "pruning_step"}
-"""Weights that a wrapper adds to those of its layer."""
+"""Names of the weights that a wrapper adds to those of its layer."""
 _PREFIX = "prune_low_magnitude"
 _GONE = {"time_major": False, "groups": 1}
-"""Defaults of recurrent layers, and of depthwise, separable and transposed convolutions."""
+"""Arguments that Keras 3 no longer has, with the values at which they change nothing: `time_major` of recurrent layers,
+`groups` of depthwise, separable and transposed convolutions."""
 
 
 def is_wrapper(layer: Any) -> bool:
@@ -40,17 +41,18 @@ def is_wrapper(layer: Any) -> bool:
 
 
 def strip_tf_keras(model: Any) -> Any:
-    """Return a copy of a tf_keras model without wrappers, its masked weights exactly 0.0; the model stays as it is.
+    """Return a copy of a tf_keras model without wrappers, its masked weights exactly 0.0. The model is not changed.
 
     Args:
-        model: sequential or functional, with such models inside. One without wrappers is returned itself.
+        model: a sequential or functional model, which may contain other such models. A model without wrappers is
+            returned as it is.
 
     Raises:
-        ExportError: wrappers inside a subclassed model, which cannot be rebuilt without them.
+        ExportError: a subclassed model contains wrappers; it cannot be rebuilt without them.
     """
     if not any(is_wrapper(layer) for layer in _layers(model)):
         return model
-    tf_keras = importlib.import_module("tf_keras")  # there already: the model is one of its
+    tf_keras = importlib.import_module("tf_keras")  # already imported: the model comes from it
     copies: list[tuple[Any, Any]] = []
 
     def copy(layer: Any) -> Any:
@@ -59,7 +61,7 @@ def strip_tf_keras(model: Any) -> Any:
         wrapped = layer.layer if is_wrapper(layer) else layer
         config = wrapped.get_config()
         shape = first_shape(layer)
-        if shape is not None:  # the first layer of a Sequential: only the wrapper knows
+        if shape is not None:  # the first layer of a Sequential: only its wrapper knows the input shape
             config.setdefault("batch_input_shape", shape)
         made = type(wrapped).from_config(config)
         copies.append((layer, made))
@@ -70,9 +72,9 @@ def strip_tf_keras(model: Any) -> Any:
     except (ValueError, NotImplementedError, TypeError) as error:
         raise ExportError(
             f"model '{model.name}'",
-            "pruning wrappers can be taken out of Sequential and functional models only",
+            "pruning wrappers can be removed from Sequential and functional models only",
             f"{type(model).__name__}: {error}",
-            "Make the model without wrappers, copy the weights, and export that.",
+            "Build the model without wrappers, copy the weights into it, and export that model.",
         ) from error
     if not plain.built:
         plain.build(model.input_shape)
@@ -82,47 +84,51 @@ def strip_tf_keras(model: Any) -> Any:
 
 
 def check_h5(path: str | os.PathLike[str]) -> None:
-    """Refuse an .h5 file that leads to other files of this machine, or declares far more than it holds.
+    """Refuse an .h5 file that refers to other files of this machine, or declares far more data than it contains.
 
     Raises:
-        ValueError: it has a link that is soft or external, data outside or made of other data, or data of which most
-            are not there.
-        OSError: it is no HDF5 file.
+        ValueError: the file has a soft or external link, a data set that is stored elsewhere or assembled from others,
+            or declares far more bytes than it has.
+        OSError: it is not an HDF5 file.
     """
     with h5py.File(path, "r") as file:
         declared = 0
 
-        # What these return ends the visit; h5py does not take an exception there.
+        # A result other than None ends the visit. An exception would not: h5py does not pass it on.
         def wrong_link(name: str, link: Any) -> str | None:
-            return None if isinstance(link, h5py.HardLink) else f"'{name}' is a {type(link).__name__} to other data"
+            return None if isinstance(link, h5py.HardLink) else f"'{name}' is a link ({type(link).__name__})"
 
         def wrong_data(name: str, part: Any) -> str | None:
             nonlocal declared
             if not isinstance(part, h5py.Dataset):
                 return None
             if part.external or part.is_virtual:
-                return f"'{name}' is made of data that lie elsewhere"
-            # A chunk is unpacked whole, and may be larger than the data.
+                return f"'{name}' refers to data outside of itself"
+            # A chunk is unpacked as a whole, and may be larger than the data set.
             declared += max(prod(part.shape or ()), prod(part.chunks or ())) * part.dtype.itemsize
             return None
 
         wrong = file.visititems_links(wrong_link) or file.visititems(wrong_data)
     if wrong:
-        raise ValueError(f"{wrong}, which is not read")
+        raise ValueError(f"{wrong}. Only data that the file itself contains are read")
     stored = os.path.getsize(path)
     if declared > LARGEST_MODEL or (declared > SMALL and declared > LARGEST_RATIO * stored):
-        raise ValueError(f"{declared} bytes declared in a file of {stored}")
+        raise ValueError(f"it declares {declared} bytes of data, and has a size of {stored}")
 
 
 def modernize_h5(path: str | os.PathLike[str], to: str | os.PathLike[str]) -> bool:
-    """Write a copy of a Keras 2 .h5 model file without wrappers, as Keras 3 reads it.
+    """Write a copy of a Keras 2 .h5 model file without wrappers, in a form that Keras 3 can read.
+
+    Args:
+        path: the .h5 file.
+        to: path of the copy.
 
     Returns:
-        Whether it was written; not so for a file that Keras 3 wrote itself.
+        Whether the copy was written. It is not for a file without a model, or one that Keras 3 wrote.
 
     Raises:
-        ExportError: a mask does not tell which weight it belongs to.
-        OSError: it is no HDF5 file.
+        ExportError: it is not clear which weight a mask belongs to.
+        OSError: it is not an HDF5 file.
     """
     with h5py.File(path, "r") as file:
         config = file.attrs.get("model_config")
@@ -138,16 +144,16 @@ def modernize_h5(path: str | os.PathLike[str], to: str | os.PathLike[str]) -> bo
 
 
 def modernize(config: Any) -> Any:
-    """Return a Keras 2 model's configuration as Keras 3 reads it, each wrapper replaced by the layer inside.
+    """Return a Keras 2 model's configuration in a form that Keras 3 can read, each wrapper replaced by its layer.
 
-    1. A layer takes its wrapper's place under its own name.
-    2. Settings that Keras 3 no longer has go where they say what it does anyway: see `_GONE`.
+    1. A layer takes its wrapper's place, under the layer's own name.
+    2. Arguments that Keras 3 no longer has are removed if their values change nothing: see `_GONE`.
     3. A `/` in a layer's name becomes `_`.
-    4. The first call of a model inside a model has the number 1 in Keras 2, and 0 in Keras 3.
+    4. Calls of a model inside a model are numbered from 1 in Keras 2, and from 0 in Keras 3.
 
     Raises:
-        ExportError: it holds what Keras 3 computes in another way: hard_sigmoid was clip(0.2 x + 0.5), and is
-            relu6(x + 3) / 6 now; ConvLSTM2D has it by default.
+        ExportError: the model uses hard_sigmoid (ConvLSTM2D does by default), which Keras 3 computes differently:
+            Keras 2 has clip(0.2 x + 0.5, 0, 1), Keras 3 relu6(x + 3) / 6.
 
     Example:
         >>> inner = {"class_name": "Dense", "config": {"name": "d", "units": 2}}
@@ -172,9 +178,9 @@ def _unwrap(node: Any, renamed: dict[str, str]) -> Any:
         if changed is not None:
             raise ExportError(
                 f"layer '{node.get('name')}'",
-                "Keras 3 must compute what Keras 2 does",
-                f"{changed}='hard_sigmoid', which changed",
-                "Export the tf_keras model object, or a SavedModel of it.",
+                "must compute the same in Keras 3 as in Keras 2",
+                f"{changed}='hard_sigmoid', which Keras 3 computes differently",
+                "Load the file with tf_keras, and export the model object or a SavedModel of it.",
             )
         kept = {key: value for key, value in node.items() if _GONE.get(key, ...) != value}
         return {key: _unwrap(value, renamed) for key, value in kept.items()}
@@ -191,7 +197,7 @@ def _unwrap(node: Any, renamed: dict[str, str]) -> Any:
 
 
 def _rename(node: Any, renamed: Mapping[str, str]) -> Any:
-    """Return a configuration with names of wrappers replaced wherever they stand: in connections, in outputs."""
+    """Return a configuration with the old names of layers replaced everywhere: in connections, and in outputs."""
     if isinstance(node, str):
         return renamed.get(node, node)
     if isinstance(node, list):
@@ -202,9 +208,10 @@ def _rename(node: Any, renamed: Mapping[str, str]) -> Any:
 
 
 def _renumber(node: Any) -> Any:
-    """Return a configuration whose models inside models count their calls from 0.
+    """Return a configuration in which the calls of models inside models are numbered from 0.
 
-    Keras 3 reads the outputs of a functional model inside by the old numbers, and nothing else.
+    One exception: where the outer model's outputs name a call of a functional model inside, Keras 3 expects the old
+    number.
     """
     if isinstance(node, list):
         return [_renumber(each) for each in node]
@@ -219,7 +226,7 @@ def _renumber(node: Any) -> Any:
         for layer in layers
         if layer["class_name"] in ("Sequential", "Functional", "Model")
     }
-    # Where a call is number 0, the model counts from 0 already.
+    # A model with a call number 0 is numbered from 0 already.
     inside = {
         name: kind
         for name, kind in inside.items()
@@ -237,7 +244,7 @@ def _is_call(node: Any) -> bool:
 
 
 def _calls(node: Any, name: str, number: int) -> bool:
-    """Return whether a connection leads to this call of a layer."""
+    """Return whether a connection refers to this call of a layer."""
     if _is_call(node):
         return bool(node[0] == name and node[1] == number)
     children = node.values() if isinstance(node, Mapping) else node if isinstance(node, list) else ()
@@ -245,7 +252,7 @@ def _calls(node: Any, name: str, number: int) -> bool:
 
 
 def _shift(node: Any, names: set[str]) -> Any:
-    """Return connections with the calls of some layers numbered one lower."""
+    """Return connections with the numbers of the named layers' calls lowered by one."""
     if _is_call(node):
         return [node[0], node[1] - (node[0] in names), *node[2:]]
     if isinstance(node, list):
@@ -256,12 +263,12 @@ def _shift(node: Any, names: set[str]) -> Any:
 
 
 def _layers(model: Any) -> Iterator[Any]:
-    """Yield the layers of a tf_keras model, those of models inside too."""
+    """Yield the layers of a tf_keras model, including those of models inside it."""
     yield from layers_in(model, include_self=False)
 
 
 def _masked_weights(layer: Any) -> list[NDArray[Any]]:
-    """Return the weights of a layer, or of the layer inside a wrapper with its masks applied."""
+    """Return the weights of a layer; for a wrapper, those of its layer with the masks applied."""
     if not is_wrapper(layer):
         return list(layer.get_weights())
     masks = {id(weight): mask.numpy() for weight, mask, _ in layer.pruning_vars}
@@ -276,8 +283,8 @@ def _apply(weight: NDArray[Any], mask: NDArray[Any]) -> NDArray[Any]:
 
 
 def _strip_group(group: Any) -> None:
-    """Take the wrappers' weights off a layer's list in an .h5 file, after its masks were applied."""
-    keys = [key for key in group.attrs if re.fullmatch(r"weight_names\d*", key)]  # long lists come in pieces
+    """Apply the masks in a layer's group of an .h5 file, then remove the wrappers' weights from its list of names."""
+    keys = [key for key in group.attrs if re.fullmatch(r"weight_names\d*", key)]  # Keras splits long lists
     names = [_text(name) for key in keys for name in group.attrs[key]]
     own = {name for name in names if _is_own(name)}
     for name in own:
@@ -292,7 +299,7 @@ def _apply_in_file(group: Any, mask_name: str, names: list[str]) -> None:
     mask = _dataset(group, mask_name)[()]
     wrapper = mask_name.split("/")[-2]
     layer = wrapper.removeprefix(f"{_PREFIX}_")
-    # A weight stands under its layer's name, or under its wrapper's where that built the layer.
+    # The weight is stored under its layer's name, or under its wrapper's if the wrapper built the layer.
     fitting = [
         name
         for name in names
@@ -301,7 +308,7 @@ def _apply_in_file(group: Any, mask_name: str, names: list[str]) -> None:
     if len(fitting) != 1:
         raise ExportError(
             f"mask '{mask_name}'",
-            "must match exactly one weight by its shape",
+            "must have the shape of exactly one weight of its layer",
             f"{fitting} in layer '{layer}'",
             "Load the file with tf_keras and tfmot, and export the model object.",
         )
@@ -330,13 +337,16 @@ def _dataset(parent: Any, name: str) -> Any:
 
 
 def _own_part(parent: Any, name: str, kind: type) -> Any:
-    """Return a part of an .h5 file; refuse what leads out of it, to other files of this machine."""
+    """Return a part of an .h5 file. Refuse a link or a data set that refers to another place, or to another file."""
     link = parent.get(name, getlink=True)
     part = parent[name] if isinstance(link, h5py.HardLink) else None
     outside = kind is h5py.Dataset and part is not None and (part.is_virtual or part.external)
     if not isinstance(part, kind) or outside:
         raise ExportError(
-            f"'{name}' of the .h5 file", f"must be a {kind.__name__.lower()} of its own", link, "Save the model again."
+            f"'{name}' of the .h5 file",
+            f"must be a {'group' if kind is h5py.Group else 'data set'} that the file itself contains",
+            "nothing" if link is None else type(part if isinstance(link, h5py.HardLink) else link).__name__,
+            "Save the model again.",
         )
     return part
 

@@ -327,7 +327,7 @@ def test_an_activation_that_changed_its_meaning_is_not_translated(k2, tmp_path):
     assert isinstance(source, FunctionSource)
     assert "hard_sigmoid" in source.notes[0]
     model.save(tmp_path / "model.h5")
-    with pytest.raises(ExportError, match=r"layer 'gate': .* Received: activation='hard_sigmoid', which changed"):
+    with pytest.raises(ExportError, match=r"layer 'gate': .* Received: activation='hard_sigmoid', which Keras 3"):
         open_source(tmp_path / "model.h5")
 
 
@@ -348,7 +348,7 @@ def test_subclassed_tf_keras_models(k2):
     wrapped = Own(pruned(k2, k2.layers.Dense(3)))
     wrapped(X)
     with pytest.raises(
-        ExportError, match=r"pruning wrappers can be taken out of Sequential and functional models only"
+        ExportError, match=r"pruning wrappers can be removed from Sequential and functional models only"
     ):
         open_source(wrapped)
 
