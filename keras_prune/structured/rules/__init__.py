@@ -1,1 +1,1 @@
-"""How each kind of layer and operation relates the axes of what comes in, what goes out, and its weights."""
+"""How each kind of layer or operation relates the axes of its inputs, its results and its weights."""

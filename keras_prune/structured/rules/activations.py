@@ -1,4 +1,4 @@
-"""Elementwise functions: which ones they are, and whether they keep zero."""
+"""Elementwise functions: which functions are elementwise, and whether they are 0 at 0."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SEPARABLE = frozenset((
     "leaky_relu", "linear", "log_sigmoid", "mish", "relu", "relu6", "selu", "sigmoid", "silu", "soft_shrink",
     "softplus", "softsign", "sparse_plus", "sparse_sigmoid", "squareplus", "tanh", "tanh_shrink", "threshold",
 ))  # fmt: skip
-"""Keras's elementwise activations; softmax, sparsemax and glu are not."""
+"""Names of Keras's elementwise activations. Softmax, sparsemax and glu are not elementwise."""
 
 UNARY = (
     "Absolute", "Abs", "Fabs", "Arcsinh", "Arctan", "Ceil", "Celu", "Copy", "Cos", "Cosh", "Elu", "Erf",
@@ -26,7 +26,7 @@ UNARY = (
     "StopGradient", "LogicalNot", "Isnan", "Isfinite",
     "ConvertToTensor", "ZerosLike", "OnesLike", "Reciprocal", "Rsqrt", "Log",
 )  # fmt: skip
-"""Elementwise operations of `keras.ops`."""
+"""Names of the elementwise operations of `keras.ops` that take one tensor."""
 
 EACH_NUMBER = frozenset({*UNARY, "Add", "Subtract", "Multiply", "Divide", "TrueDivide", "Power"})
 
@@ -39,7 +39,10 @@ def keeps_zero(function: Any) -> bool:
 
 
 def activate(call: Any, dims: Any, function: Any) -> Any:
-    """The axes after an activation function: the same; frozen where it normalises, or is not known as elementwise."""
+    """The entries after an activation function: the same, unless it normalises or is not known to be elementwise.
+
+    Axes that it normalises over are frozen; all axes are if the function is not known.
+    """
     if function is None:
         return dims
     name = getattr(function, "__name__", type(function).__name__)
@@ -60,7 +63,7 @@ def activate(call: Any, dims: Any, function: Any) -> Any:
 
 
 def is_elementwise(function: Any) -> bool:
-    """Whether a function of one's own calls nothing but elementwise `keras.ops`."""
+    """Whether a user's function calls nothing but elementwise `keras.ops`."""
     inputs = keras.Input((2, 3))
     try:
         outputs = function(inputs)

@@ -1,4 +1,4 @@
-"""Rules of what is elementwise, treats channels apart (pooling, padding), or does nothing at inference."""
+"""Rules of layers that are elementwise, treat channels separately (pooling, padding), or do nothing at inference."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ __all__ = ["activation", "global_pooling", "over_space", "prelu", "rescaling", "
     kl.SpatialDropout3D, kl.Identity, kl.ActivityRegularization,
 )  # fmt: skip
 def unchanged(call: Call) -> Effect:
-    """At inference the result is the input."""
+    """At inference, the result is the input."""
     return Effect([call.inputs[0]])
 
 
 @rule_for(kl.Activation)
 def activation(call: Call) -> Effect:
-    """The function of the layer."""
+    """The layer's function."""
     return Effect([activate(call, call.inputs[0], call.layer.activation)])
 
 
 @rule_for(kl.ReLU, kl.LeakyReLU, kl.ELU, *UNARY)
 def unary(call: Call) -> Effect:
-    """An elementwise function, which is asked for its value at 0."""
+    """An elementwise function; whether it is 0 at 0 is found by calling it."""
     zero = keeps_zero(lambda x: call.layer.call(x)) if not call.node.args[1:] else False
     return Effect([call.inputs[0].with_zero(zero)])
 
 
 @rule_for(kl.Softmax, "Softmax", "LogSoftmax")
 def softmax(call: Call) -> Effect:
-    """Softmax normalises over its axes and leaves the others apart."""
+    """Softmax normalises over its own axes and treats indices of the others separately."""
     x = call.inputs[0]
     axes = call.layer.axis if isinstance(call.layer.axis, list | tuple) else [call.layer.axis]
     for axis in axes if axes != [None] else range(len(x)):
@@ -47,7 +47,7 @@ def softmax(call: Call) -> Effect:
 
 @rule_for(kl.PReLU)
 def prelu(call: Call) -> Effect:
-    """Slopes `[...]` of the input's shape without the batch, 1 where `shared_axes` says so."""
+    """Slopes of the input's shape without the batch, with size 1 along `shared_axes`."""
     x, alpha = call.inputs[0], call.layer.alpha
     for axis in range(len(alpha.shape)):
         if axis + 1 not in (call.layer.shared_axes or ()):
@@ -57,7 +57,7 @@ def prelu(call: Call) -> Effect:
 
 @rule_for(kl.Rescaling)
 def rescaling(call: Call) -> Effect:
-    """`x * scale + offset`, by numbers."""
+    """`x * scale + offset`, where both are single numbers."""
     layer = call.layer
     if np.ndim(layer.scale) or np.ndim(layer.offset):
         return call.opaque("its scale or offset has an entry for each channel")
@@ -72,7 +72,7 @@ def rescaling(call: Call) -> Effect:
     kl.CenterCrop, "MaxPool", "AveragePool", "AdaptiveMaxPool", "AdaptiveAveragePool", "Resize",
 )  # fmt: skip
 def over_space(call: Call) -> Effect:
-    """Each channel apart; padding, cropping and pooling keep zeros, unless the fill value is another."""
+    """Each channel separately; a channel of zeros stays zero unless it is padded with another value."""
     x = call.inputs[0]
     output = only_channels(call, x, channel_axis(call.layer), len(x))
     return Effect([output.with_zero(not getattr(call.layer, "fill_value", 0.0))])
@@ -83,7 +83,7 @@ def over_space(call: Call) -> Effect:
     kl.GlobalMaxPooling2D, kl.GlobalMaxPooling3D,
 )  # fmt: skip
 def global_pooling(call: Call) -> Effect:
-    """Each channel apart, its axis the last one unless `keepdims` is set."""
+    """Each channel separately; without `keepdims`, the channels become the last axis."""
     x, axis = call.inputs[0], channel_axis(call.layer)
     rank = len(call.output_shapes[0])
     return Effect([only_channels(call, x, axis, len(x)) if rank == len(x) else _pooled(call, x, axis)])

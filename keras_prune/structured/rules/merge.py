@@ -1,4 +1,5 @@
-"""Rules of what brings tensors together: sums and products with broadcasting, contractions, reductions."""
+"""Rules of operations that combine tensors or sum over axes: sums and products with broadcasting, contractions,
+reductions."""
 
 from __future__ import annotations
 
@@ -36,17 +37,17 @@ QUOTIENTS = frozenset({"Divide", "TrueDivide", "DivideNoNan"})
     "LessEqual", "Greater", "GreaterEqual", "LogicalAnd", "LogicalOr", "LogicalXor",
 )  # fmt: skip
 def elementwise(call: Call) -> Effect:
-    """Indices that meet are tied; an axis of size 1 is stretched over the other's.
+    """Indices at the same place are tied; an axis of size 1 is broadcast.
 
-    The result is zero where all are, in a product where one is, in a quotient where the first is.
+    A sum is zero where all terms are, a product where one factor is, a quotient where the numerator is.
     """
     name = type(call.layer).__name__
     leaves = [leaf for leaf in tree.flatten((call.node.args, call.node.kwargs)) if leaf is not None]
     numbers = [float(np.max(np.abs(np.asarray(leaf)))) for leaf in leaves if call.place(leaf) is None]
     if name in QUOTIENTS and call.place(leaves[0]) is None:
-        numbers.append(float("inf"))  # a number is divided by what may be 0
+        numbers.append(float("inf"))  # a number is divided by a tensor that may be 0
     rank = len(call.output_shapes[0])
-    # A constant is one more tensor: where it has several numbers along an axis, the axis stays.
+    # A constant is one more tensor. An axis along which it has several numbers cannot be pruned.
     sides = [*call.inputs, *(Dims([None] * np.ndim(constant)) for constant in call.constants())]
     sizes = [*call.shapes, *(np.shape(constant) for constant in call.constants())]
     aligned = [Dims([None] * (rank - len(x)) + list(x)) for x in sides]
@@ -68,7 +69,7 @@ def power(call: Call) -> Effect:
 
 
 def _stretched(call: Call, sides: Sequence[tuple[Axis | None, int | None]]) -> list[Axis | None]:
-    """The sides that have all indices of the axis; what has one index, while others have more, keeps it."""
+    """The entries of the operands that have all indices of the axis. An axis of size 1 that is broadcast is frozen."""
     if any(size != 1 for _, size in sides):
         for entry, size in sides:
             if size == 1:
@@ -97,7 +98,7 @@ def _combined(
 
 
 def contract(call: Call, first: Axis | None, second: Axis | None) -> None:
-    """Sum products over an axis: what is taken out has to be 0 on one side."""
+    """Sum products over an axis: an element that is removed must be 0 in one of the two tensors."""
     merged = call.merge(first, second)
     if merged is not None and call.exact and not any(entry is not None and entry.zero for entry in (first, second)):
         call.freeze(merged, "this axis is summed over, and what is removed would not be zero")
@@ -134,7 +135,7 @@ def _product(
 
 @rule_for("Einsum")
 def einsum(call: Call) -> Effect:
-    """Letters that tensors share are tied; those that are summed over have to be 0 on one side."""
+    """Axes with the same letter are tied; where a letter is summed over, one of its axes must be 0."""
     if len(call.inputs) != len(call.layer.subscripts.split("->")[0].split(",")) or "..." in call.layer.subscripts:
         return call.opaque("its equation has an ellipsis, or one of its operands is a constant", multiplies=True)
     left, out = call.layer.subscripts.replace(" ", "").split("->")
@@ -157,7 +158,7 @@ def einsum(call: Call) -> Effect:
 
 @rule_for(kl.Dot)
 def dot(call: Call) -> Effect:
-    """Products summed over `axes`, one of each tensor; the first axis is the batch."""
+    """Products summed over `axes`, one axis of each tensor; the first axis of each tensor is the batch."""
     layer, (a, b) = call.layer, call.inputs
     axes = layer.axes if isinstance(layer.axes, list | tuple) else (layer.axes, layer.axes)
     first, second = axes[0] % len(a), axes[1] % len(b)
@@ -180,7 +181,7 @@ def dot(call: Call) -> Effect:
     "Sum", "Mean", "Max", "Min", "Amax", "Amin", "Prod", "Std", "Var", "Any", "All", "Argmax", "Argmin", "Logsumexp"
 )
 def reduction(call: Call) -> Effect:
-    """Axes that are reduced stay as they are, unless zeros can be left out of a sum."""
+    """Nothing is removed along axes that are reduced, except elements that are 0 in a sum."""
     x, layer = call.inputs[0], call.layer
     axis = layer.axis
     gone = {a % len(x) for a in (range(len(x)) if axis is None else axis if isinstance(axis, list | tuple) else [axis])}

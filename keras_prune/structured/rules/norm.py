@@ -1,8 +1,8 @@
-"""Rules of normalisations: which of them leave channels apart, and which take statistics over them.
+"""Rules of normalisations: which of them treat each channel separately, and which compute statistics over channels.
 
-A statistic over channels changes when a channel is taken out, even one that is all zeros: its mean has one summand
-less. RMS normalisation can make up for that, and L2 normalisation need not; layer normalisation cannot, so it keeps
-its channels unless `exact=False` allows the change.
+A mean over channels changes when a channel is removed, even one that is all zeros, since the sum is divided by a
+smaller number. RMS normalisation can be corrected for that. L2 normalisation takes a sum and needs no correction.
+Layer normalisation cannot be corrected, so none of its channels is removed unless `exact=False` allows the change.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def batch_norm(call: Call) -> Effect:
 
 @rule_for(kl.LayerNormalization)
 def layer_norm(call: Call) -> Effect:
-    """Mean and variance over `axis`: its channels stay, unless inexact removals are allowed."""
+    """Mean and variance over `axis`: no channel is removed there, unless inexact removals are allowed."""
     layer, x = call.layer, call.inputs[0]
     axes = sorted(axis % len(x) for axis in (layer.axis if isinstance(layer.axis, list | tuple) else [layer.axis]))
     output = x.with_zero(False)
@@ -47,9 +47,10 @@ def layer_norm(call: Call) -> Effect:
 
 @rule_for(kl.RMSNormalization)
 def rms_norm(call: Call) -> Effect:
-    r"""$\gamma x / \sqrt{\sum x^2 / n + \epsilon}$ over one axis of n.
+    r"""$\gamma x / \sqrt{\sum x^2 / n + \epsilon}$, summed over an axis of n channels.
 
-    With n' left and the others 0, it is the same with $\gamma \sqrt{n / n'}$ and $\epsilon n / n'$ in their places.
+    With n' channels left and the others 0, the result is the same if $\gamma$ becomes $\gamma \sqrt{n / n'}$ and
+    $\epsilon$ becomes $\epsilon n / n'$.
     """
     layer, x = call.layer, call.inputs[0]
     axes = [axis % len(x) for axis in (layer.axis if isinstance(layer.axis, list | tuple) else [layer.axis])]
@@ -70,7 +71,7 @@ def rms_norm(call: Call) -> Effect:
 
 @rule_for(kl.UnitNormalization)
 def unit_norm(call: Call) -> Effect:
-    r"""$x / \sqrt{\sum x^2}$: zeros can be left out."""
+    r"""$x / \sqrt{\sum x^2}$: channels that are 0 can be left out."""
     x = call.inputs[0]
     for axis in call.layer.axis if isinstance(call.layer.axis, list | tuple) else [call.layer.axis]:
         entry = x[axis]
@@ -81,7 +82,7 @@ def unit_norm(call: Call) -> Effect:
 
 @rule_for(kl.GroupNormalization)
 def group_norm(call: Call) -> Effect:
-    """Statistics over each group of channels: a group goes as a whole."""
+    """Statistics over each group of channels: a group is kept or removed as a whole."""
     layer, x = call.layer, call.inputs[0]
     axis = layer.axis % len(x)
     entry = x[axis]
@@ -103,7 +104,7 @@ def group_norm(call: Call) -> Effect:
 
 @rule_for(kl.Normalization)
 def normalization(call: Call) -> Effect:
-    """Means and variances that were taken from data: the axes that have them stay."""
+    """Means and variances of data: nothing is removed along the axes that they belong to."""
     layer, x = call.layer, call.inputs[0]
     axes = layer.axis if layer.axis is not None else ()
     for axis in axes if isinstance(axes, list | tuple) else [axes]:

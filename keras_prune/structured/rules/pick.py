@@ -1,4 +1,4 @@
-"""Rules of what picks indices out of a tensor, or repeats them: slices, rows of tables, broadcasts, rolls."""
+"""Rules of operations that pick indices of a tensor, repeat or reorder them: slices, takes, broadcasts, rolls."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["broadcast_to", "slice_operation", "take", "tile", "turned"]
 
 @rule_for("Slice")
 def slice_operation(call: Call) -> Effect:
-    """A box of a given shape: an axis that is taken whole stays what it is, any other stays."""
+    """A box of a given shape: nothing is removed along an axis of which only a part is read."""
     x, shape, taken = call.inputs[0], call.shapes[0], call.output_shapes[0]
     starts = call.argument("start_indices", 1)
     output: list[Axis | None] = []
@@ -30,7 +30,7 @@ def slice_operation(call: Call) -> Effect:
 
 @rule_for("Take")
 def take(call: Call) -> Effect:
-    """Some indices of an axis, which therefore stays; as many axes as the indices have take its place."""
+    """Some indices of an axis, along which nothing is removed; the axes of the indices take its place."""
     x, axis = call.inputs[0], call.layer.axis
     if axis is None or call.place(call.argument("x", 0)) != 0:
         return call.opaque("it takes from a flattened tensor, or from a constant")
@@ -45,7 +45,7 @@ def take(call: Call) -> Effect:
 
 @rule_for("Tile")
 def tile(call: Call) -> Effect:
-    """All indices of an axis several times, one run after the other."""
+    """All indices of an axis, and then all of them again, several times."""
     x, rank = call.inputs[0], len(call.output_shapes[0])
     given = call.layer.repeats
     times = [given] if isinstance(given, int) else list(given)
@@ -59,7 +59,7 @@ def tile(call: Call) -> Effect:
 
 @rule_for("BroadcastTo")
 def broadcast_to(call: Call) -> Effect:
-    """Axes of size 1 are stretched, and therefore stay; new ones come before the first."""
+    """Nothing is removed along axes of size 1 that are broadcast; new axes come before the first."""
     x, after = call.inputs[0], call.output_shapes[0]
     lead = len(after) - len(x)
     output: list[Axis | None] = [None] * lead
@@ -73,7 +73,7 @@ def broadcast_to(call: Call) -> Effect:
 
 @rule_for("Flip", "Roll")
 def turned(call: Call) -> Effect:
-    """Indices of an axis in another order: which of them stays has to be known beforehand, so all do."""
+    """Indices of an axis in another order, which depends on how many there are: nothing is removed along it."""
     x, axis = call.inputs[0], call.layer.axis
     if axis is None and type(call.layer).__name__ == "Roll":
         return call.opaque("it rolls a flattened tensor")

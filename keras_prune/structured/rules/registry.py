@@ -1,10 +1,10 @@
-"""How the axes of a call's results relate to those of its inputs and of its variables: one rule a layer kind.
+"""How the axes of a call's results relate to those of its inputs and of its variables: one rule for each kind of layer.
 
-A tensor carries, for each of its axes, either None (nothing can be removed along it: the batch, space, time) or
-an `Axis`: for each index, the number of the element that it belongs to. A rule hands these maps on. Where an operation
-moves indices (Flatten, Concatenate, a split), it moves the numbers in the same way; where it needs two indices to stay
-or go together (Add, grouped convolutions), it ties their elements. So one pass in topological order finds exactly
-which indices of which variables belong together.
+A tensor carries an entry for each of its axes. The entry is None if nothing can be removed along the axis (the batch,
+space, time), and an `Axis` otherwise: for each index, the number of the element that it belongs to. A rule computes the
+entries of a call's results from those of its inputs. Where an operation moves indices (Flatten, Concatenate, a split),
+its rule moves the numbers in the same way; where two indices must stay or go together (Add, grouped convolutions), its
+rule ties their elements. So one pass in topological order finds which indices of which variables belong together.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ __all__ = ["Axis", "Call", "Cost", "Dims", "Effect", "Rule", "Tracker", "Width",
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Axis:
-    """An axis from which indices may be taken out.
+    """An axis along which indices may be removed.
 
     Attributes:
         labels: for each index, the element that it belongs to.
-        zero: whether the tensor is 0 at an index once all weights of its element are 0. Where a sum over the axis is to
-            leave out an element, this has to hold.
+        zero: whether the tensor is 0 at an index once all weights of its element are 0. This must hold for an element
+            to be left out of a sum over the axis.
     """
 
     labels: Labels
     zero: bool = True
 
     def with_zero(self, zero: bool) -> Axis:
-        """The same axis, zero only if it was and `zero` is true."""
+        """The same axis, with `zero` kept only if the argument is true as well."""
         return Axis(self.labels, self.zero and zero)
 
 
@@ -49,23 +49,23 @@ class Dims(tuple[Axis | None, ...]):
     __slots__ = ()
 
     def replaced(self, axis: int, value: Axis | None) -> Dims:
-        """The same, with another entry at `axis`."""
+        """The same entries, with another one at `axis`."""
         entries = list(self)
         entries[axis] = value
         return Dims(entries)
 
     def with_zero(self, zero: bool) -> Dims:
-        """The same, its axes zero only if they were and `zero` is true."""
+        """The same entries, with `zero` of each kept only if the argument is true as well."""
         return Dims(None if axis is None else axis.with_zero(zero) for axis in self)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Width:
-    """A number that follows from how many indices stay: a constructor's argument, or a factor on a variable.
+    """A number that depends on how many indices are kept: a constructor's argument, or a factor on a variable.
 
     Attributes:
-        labels: the indices.
-        rule: (how many stay, how many there were) -> the number; by default how many stay.
+        labels: the elements of these indices.
+        rule: (indices kept, indices before) -> the number; by default, the number of indices kept.
     """
 
     labels: Labels
@@ -74,11 +74,11 @@ class Width:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Cost:
-    """Multiplications with addition of a call, for one sample: `factor` times the widths in `parts`.
+    """Multiply-adds of a call for one sample: `factor` times the lengths of the axes in `parts`.
 
     Attributes:
-        factor: what does not change with widths; an axis of unknown length counts as 1.
-        parts: (variable, axis), or the labels of an axis that no variable has.
+        factor: the part that does not depend on widths; an axis of unknown length counts as 1.
+        parts: axes whose lengths are multiplied: (variable, axis), or the labels of an axis that no variable has.
     """
 
     factor: float
@@ -87,15 +87,15 @@ class Cost:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Effect:
-    """What a rule says of a call.
+    """What a rule says about a call.
 
     Attributes:
-        outputs: the axes of each result.
-        config: entries of the operation's configuration that follow from widths, nested as the configuration is.
-        args: arguments of the call that follow from widths, by position or by name.
-        scales: variables that are multiplied by a number that follows from a width, so that the result is the same.
-        costs: its multiplications.
-        not_counted: why its multiplications are not known; empty if they are.
+        outputs: the entries of each result's axes.
+        config: entries of the operation's configuration that depend on widths, nested as the configuration is.
+        args: arguments of the call that depend on widths, by position or by name.
+        scales: variables, each with the number that it is multiplied by to keep the result the same.
+        costs: its multiply-adds.
+        not_counted: why its multiply-adds are not known; empty if they are.
     """
 
     outputs: Sequence[Dims]
@@ -110,12 +110,12 @@ Rule = Callable[["Call"], Effect]
 
 
 def rule_for(*kinds: type | str) -> Callable[[Rule], Rule]:
-    """Register a function as the rule of these layers and of their subclasses that keep `call`.
+    """Register a function as the rule of these layers, and of their subclasses that do not override `call`.
 
-    A later rule replaces an earlier one.
+    A rule that is registered later replaces an earlier one.
 
     Args:
-        kinds: layer classes; or class names, for what Keras does not export: operations of `keras.ops` ("Add",
+        kinds: classes of layers; or names of classes that Keras does not export: operations of `keras.ops` ("Add",
             "Reshape") and layers of `keras.applications`.
 
     Example:
@@ -141,20 +141,22 @@ def rule_for(*kinds: type | str) -> Callable[[Rule], Rule]:
 
 
 def find_rule(operation: Any) -> Rule | None:
-    """The rule of the nearest class that has one, unless a class in between has a `call` of its own."""
+    """The rule of the nearest base class that has one, unless a class in between overrides `call`."""
     rule: Rule | None = channel_rule(operation)
     return rule
 
 
 class Tracker:
-    """What one pass over a graph has gathered so far; it lives as long as the pass.
+    """What one pass over a graph has collected so far.
 
     Attributes:
         elements: all elements.
-        bindings: for each variable (by id), the variable and the labels of each axis, None where it stays whole.
-        exact: whether only such removals are allowed that leave outputs as they are.
-        first: calls (by id) that cut an axis into several, of which the first is to keep elements, not the last.
-        cuts: calls (by id) that had that choice, and the elements that were kept.
+        bindings: for each variable (by id), the variable, the labels of each axis (None if the axis is not bound yet),
+            and the path of the call that bound it first.
+        exact: whether only removals that leave the outputs unchanged are allowed.
+        first: calls (by id) that split an axis into several, and whose first new axis is to carry the elements; in
+            other calls, the last one does.
+        cuts: calls (by id) that had this choice, each with the elements along the axis that was chosen.
     """
 
     def __init__(self, exact: bool, first: frozenset[int] = frozenset()) -> None:
@@ -169,10 +171,12 @@ class Call:
     """A call as its rule sees it.
 
     Attributes:
-        node: the call; layer: what is called.
-        inputs: the axes of each tensor among the arguments, in order.
-        shapes, output_shapes: of the inputs and results.
-        exact: whether only such removals are allowed that leave outputs as they are.
+        node: the call.
+        layer: the layer or operation that is called.
+        inputs: the entries of each tensor among the arguments, in order.
+        shapes: shapes of these tensors.
+        output_shapes: shapes of the results.
+        exact: whether only removals that leave the outputs unchanged are allowed.
     """
 
     def __init__(
@@ -194,27 +198,27 @@ class Call:
     def within(
         self, layer: Any, inputs: Sequence[Dims], shapes: Sequence[Shape], output_shapes: Sequence[Shape]
     ) -> Call:
-        """The call of a layer inside this one (of a wrapper)."""
+        """The call of a layer inside this one, which is a wrapper."""
         call = Call(self.node, inputs, shapes, output_shapes, self._tracker)
         call.layer = layer
         return call
 
     def argument(self, name: str, position: int, default: Any = None) -> Any:
-        """An argument of the call, with the number of the input where there was a tensor (see `place`)."""
+        """An argument of the call; where a tensor of the graph was passed, a reference to it (see `place`)."""
         args, kwargs = self.node.args, self.node.kwargs
         return kwargs[name] if name in kwargs else args[position] if position < len(args) else default
 
     def place(self, value: Any) -> int | None:
-        """Which of `inputs` an argument is; None if it is no tensor of the graph."""
+        """The index in `inputs` of an argument; None if it is not a tensor of the graph."""
         return self.node.inputs.index(value.index) if isinstance(value, Ref) else None
 
     def constants(self) -> list[Any]:
-        """Arrays and tensors with axes among the arguments that are no tensors of the graph."""
+        """Arrays among the arguments, of rank 1 or more, that are not tensors of the graph."""
         leaves = tree.flatten((self.node.args, self.node.kwargs))
         return [leaf for leaf in leaves if not isinstance(leaf, Ref) and len(getattr(leaf, "shape", ())) > 0]
 
     def bind(self, variable: keras.Variable | None, axis: int, entry: Axis | Labels | None) -> None:
-        """Say that an axis of a variable runs along these elements; None: it stays whole."""
+        """State that these elements lie along an axis of a variable; None states that nothing is removed along it."""
         if variable is None:
             return
         size = variable.shape[axis]
@@ -234,7 +238,7 @@ class Call:
             self.tie(before, labels)
 
     def units(self, variable: keras.Variable, axis: int) -> Labels:
-        """The elements along an axis of a variable that makes them: new ones at the first call."""
+        """The elements along an axis of a variable; new ones if the axis is not bound yet."""
         known = self._axes(variable)
         labels = known[axis]
         if labels is None:
@@ -246,7 +250,7 @@ class Call:
         return self._tracker.bindings.setdefault(id(variable), (variable, whole, self.node.path))[1]
 
     def tie(self, a: Labels, b: Labels) -> None:
-        """Make elements stay or go together."""
+        """Make elements stay or go together, pair by pair."""
         self._tracker.elements.tie(a, b, (self.node.path, "tied to a dimension that cannot be pruned"))
 
     def freeze(self, entry: Axis | Labels | None, reason: str) -> None:
@@ -256,21 +260,26 @@ class Call:
             self._tracker.elements.freeze(labels, (self.node.path, reason))
 
     def choose(self, axes: Sequence[int]) -> int:
-        """Which of several axes keeps elements where one is cut into them: the last, unless a pass found it frozen."""
+        """Which of the axes that one is split into carries the elements: the last, unless a pass found that frozen."""
         return axes[0] if id(self.node) in self._tracker.first else axes[-1]
 
     def chosen(self, axes: Sequence[int], labels: Labels) -> Labels:
-        """Note what was chosen, where there was a choice; gives the labels."""
+        """Return the labels along the axis that was chosen; record them if there was more than one axis."""
         if len(axes) > 1:
             self._tracker.cuts.append((id(self.node), labels))
         return labels
 
     def roots(self, labels: Labels) -> Labels:
-        """One number for each class of elements that are tied so far."""
+        """For each element, a number that all elements tied to it so far share."""
         return self._tracker.elements.find(labels)
 
     def merge(self, *entries: Axis | None, zero: bool | None = None) -> Axis | None:
-        """One axis that several tensors share, element by element; `zero` overrides "zero if all are"."""
+        """The entry of an axis that several tensors share, their elements tied index by index.
+
+        Args:
+            entries: the axis in each of the tensors. If some are None, the elements of the others cannot be removed.
+            zero: `zero` of the result; by default, whether all entries have it.
+        """
         known = [entry for entry in entries if entry is not None]
         if not known:
             return None
@@ -282,17 +291,25 @@ class Call:
         return Axis(known[0].labels, all(entry.zero for entry in known) if zero is None else zero)
 
     def spread(self, dims: Dims, shape: Shape) -> tuple[int, tuple[Labels, ...]]:
-        """How often something is computed that is computed at each index of some axes: a factor, and widths."""
+        """How often a computation runs that runs once for each index of some axes.
+
+        Args:
+            dims: the entries of these axes.
+            shape: their sizes.
+
+        Returns:
+            The product of the sizes that do not change, and the labels of the axes that may become shorter.
+        """
         fixed = [size for size, entry in zip(shape, dims, strict=True) if entry is None]
         known = tuple(entry.labels for entry in dims if entry is not None)
         return math.prod(size for size in fixed if size is not None), known
 
     def opaque(self, reason: str, multiplies: bool = False) -> Effect:
-        """Freeze all that touches the call: its inputs, its variables, its results.
+        """Allow no removal along any axis of the call's inputs, variables and results.
 
         Args:
-            reason: why.
-            multiplies: whether it has multiplications that count, which are then not known.
+            reason: the reason, for the report.
+            multiplies: whether the call has multiply-adds, whose number is then not known.
         """
         for dims in self.inputs:
             for entry in dims:

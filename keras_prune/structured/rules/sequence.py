@@ -30,7 +30,7 @@ __all__ = [
 
 
 def _cell(call: Call, layer: Any, incoming: Axis | None) -> Labels:
-    """Bind a cell's variables, whose gates lie one after the other, and return its units."""
+    """Bind a cell's variables, in which gates follow one another, and return the elements of its units."""
     call.freeze(call.inputs[0][1], "the time steps of a sequence cannot be pruned")
     cell = layer.cell
     units = call.units(cell.recurrent_kernel, 0)
@@ -44,7 +44,7 @@ def _cell(call: Call, layer: Any, incoming: Axis | None) -> Labels:
 
 
 def _states(call: Call) -> list[Dims]:
-    """Initial states that come as tensors; a mask is an input, too, and is none."""
+    """The initial states that are tensors of the graph. (A mask is among the call's inputs as well.)"""
     places = [call.place(leaf) for leaf in tree.flatten(call.argument("initial_state", 1))]
     return [call.inputs[place] for place in places if place is not None]
 
@@ -78,7 +78,7 @@ def recurrent(call: Call) -> Effect:
     states = _states(call)
     for state in states:
         call.merge(Axis(units), state[-1])
-    # Gates at zero weights hand on half of a state that is not 0.
+    # With all weights 0, gates are 0.5: half of a state that is not 0 is passed on.
     return _result(call, call.layer, units, all(state[-1] is not None and state[-1].zero for state in states))
 
 
@@ -93,7 +93,7 @@ def recurrent_of_cell(call: Call) -> Effect:
 
 @rule_for(kl.Bidirectional)
 def bidirectional(call: Call) -> Effect:
-    """Both directions keep the same number of units: unit j forward goes with unit j backward."""
+    """Both directions keep the same number of units: unit j of one is removed with unit j of the other."""
     layer, x = call.layer, call.inputs[0]
     pair = (layer.forward_layer, layer.backward_layer)
     if not all(type(one) in (kl.SimpleRNN, kl.LSTM, kl.GRU) for one in pair) or _states(call):
@@ -119,7 +119,7 @@ def bidirectional(call: Call) -> Effect:
 
 @rule_for(kl.TimeDistributed)
 def time_distributed(call: Call) -> Effect:
-    """The rule of the layer inside, for each step alone."""
+    """The rule of the layer inside, applied to each time step."""
     inner = call.layer.layer
     rule = find_rule(inner)
     if rule is None:
@@ -154,7 +154,16 @@ def _projection(call: Call, dense: Any, incoming: Axis | None, heads: Labels, si
 
 
 def _attention(call: Call, reach: int) -> tuple[Labels, Labels, Labels, list[Cost], Any]:
-    """What both attention layers have in common: heads, head sizes, costs, and the factor that keeps the scale."""
+    """Bind the variables of an attention layer.
+
+    Args:
+        call: a call of MultiHeadAttention or GroupQueryAttention.
+        reach: number of query heads that read each head of keys and values.
+
+    Returns:
+        The elements of the heads of keys and values, of the head size of queries and keys, and of that of values; the
+        costs; and the variables to be scaled (see `Effect.scales`), since scores are divided by the root of the size.
+    """
     layer = call.layer
     query = call.inputs[0]
     value = call.inputs[call.place(call.argument("value", 1)) or 0]
@@ -202,16 +211,17 @@ def _whole(kernel: Any) -> tuple[tuple[Any, int], ...]:
 
 
 def _attended(call: Call, out: Axis) -> list[Dims]:
-    """The result, and the scores where they are returned: a head is an axis of these."""
+    """The entries of the result, and of the attention scores if they are returned."""
     first = Dims([None] * (len(call.output_shapes[0]) - 1) + [out])
     return [first, *(Dims([None] * len(shape)) for shape in call.output_shapes[1:])]
 
 
 @rule_for(kl.MultiHeadAttention)
 def multi_head_attention(call: Call) -> Effect:
-    """Heads, head size of queries and keys, and of values, each by itself.
+    """Heads, the head size of queries and keys, and the head size of values can be pruned, each independently.
 
-    Scores are divided by the root of the head size; with a smaller one, the query's kernel makes up for it.
+    Scores are divided by the square root of the head size. If that becomes smaller, the query's kernel is scaled down
+    to keep the scores the same.
     """
     layer = call.layer
     heads, size, depth, costs, scales = _attention(call, 1)
@@ -230,7 +240,7 @@ def multi_head_attention(call: Call) -> Effect:
 
 @rule_for(kl.GroupQueryAttention)
 def grouped_query_attention(call: Call) -> Effect:
-    """A key-value head goes with all query heads that read it; query, value and result have one width."""
+    """A head of keys and values is removed with the query heads that read it; inputs and result have one width."""
     layer = call.layer
     call.merge(call.inputs[0][-1], call.inputs[call.place(call.argument("value", 1)) or 0][-1])
     reach = layer.num_query_heads // layer.num_key_value_heads
@@ -254,9 +264,9 @@ def grouped_query_attention(call: Call) -> Effect:
 
 @rule_for("DotProductAttention")
 def dot_product_attention(call: Call) -> Effect:
-    """Queries `[batch, rows, heads, size]`, keys and values `[batch, columns, heads, size]`, queries by several heads.
+    """Queries `[batch, rows, reach * heads, size]`, keys and values `[batch, columns, heads, size]`.
 
-    Keras takes the results to be of the queries' size, so the values' goes with it.
+    Keras infers that results have the size of the queries, so the sizes of queries and values are tied.
     """
     query, key, value = call.inputs[:3]
     places = [call.place(call.argument(name, i)) for i, name in enumerate(("query", "key", "value"))]
@@ -285,9 +295,9 @@ def dot_product_attention(call: Call) -> Effect:
 
 @rule_for(kl.Attention, kl.AdditiveAttention)
 def attention(call: Call) -> Effect:
-    """Queries meet keys over their last axis; the result has the values' last axis.
+    """Queries and keys are combined over their last axis; the result has the last axis of the values.
 
-    Only the products of two tensors are counted: scores that are sums of tanh are none.
+    Only products of two tensors are counted. Scores that are sums of tanh are not counted.
     """
     layer = call.layer
     order = [call.place(place) or 0 for place in call.argument("inputs", 0)]
@@ -316,5 +326,5 @@ def attention(call: Call) -> Effect:
 
 
 def _pairwise(pairs: int, entry: Axis | None, size: int | None) -> Cost:
-    """A product for each pair of places, over an axis."""
+    """The cost of a sum of products over an axis, for each pair of a query and a key."""
     return Cost(pairs * (size or 1)) if entry is None else Cost(pairs, (entry.labels,))

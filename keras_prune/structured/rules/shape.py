@@ -1,4 +1,4 @@
-"""Rules of what moves indices: reshaping, transposing, joining, cutting."""
+"""Rules of operations that move indices: reshape, transpose, concatenate, split, slice."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ Sizes = tuple[int | None, ...]
 
 
 def reshaped(call: Call, dims: Dims, before: Sizes, after: Sizes) -> Dims:
-    """Axes after a reshape from `before` to `after`.
+    """The entries after a reshape from `before` to `after`.
 
-    Axes are matched from the left in the smallest runs of equal product. Merged axes hand on the elements of the last
-    one of them that has some. Of axes that a run is cut into, one keeps elements: that along which they differ already,
-    or else the last; the elements of the others' indices are tied, so that what is left is a grid again.
+    From the left, the smallest runs of axes with equal products of sizes are matched. If a run merges axes, the result
+    carries the elements of the last axis that has some, and nothing is removed along the others. If a run splits an
+    axis, one of the new axes carries the elements: the one along which elements differ already, or else the last. The
+    elements at each index of that axis are tied, so that the indices that are left form a grid again.
     """
     result: list[Axis | None] = [None] * len(after)
     for inner, outer in _runs(before, after):
@@ -30,7 +31,7 @@ def reshaped(call: Call, dims: Dims, before: Sizes, after: Sizes) -> Dims:
             for axis in inner:
                 call.freeze(dims[axis], "a reshape merges it with an axis of unknown size")
             continue
-        if not outer:  # sizes of 1 at the end are left over
+        if not outer:  # axes of size 1 are left over at the end
             for axis in inner:
                 call.freeze(dims[axis], "a reshape drops this axis, of size 1")
             continue
@@ -59,7 +60,11 @@ def _size(size: int | None) -> int:
 
 
 def _runs(before: Sizes, after: Sizes) -> list[tuple[list[int], list[int] | None]]:
-    """Smallest runs of axes with equal products; the second is None where an unknown size does not stand alone."""
+    """The smallest runs of axes, before and after, with equal products of sizes.
+
+    Where an axis of unknown size is not a run by itself, all axes that are left form the last run, with None for those
+    after.
+    """
     runs: list[tuple[list[int], list[int] | None]] = []
     i = j = 0
     while i < len(before) or j < len(after):
@@ -92,7 +97,7 @@ def _runs(before: Sizes, after: Sizes) -> list[tuple[list[int], list[int] | None
 
 
 def _cut(call: Call, flat: Labels, sizes: list[int]) -> tuple[int, Labels]:
-    """Which axis keeps elements, and which ones, when `flat` is cut into `sizes`."""
+    """Which axis carries the elements, and which elements, when `flat` is split into axes of these sizes."""
     grid = call.roots(flat).reshape(sizes)
     places = [axis for axis in range(len(sizes)) if sizes[axis] > 1] or [len(sizes) - 1]
     for axis in places:
@@ -110,7 +115,7 @@ def _rows(grid: Labels, axis: int) -> Labels:
 
 
 def widths(dims: Dims, sizes: Any, given: Any = None) -> list[Any]:
-    """Sizes as a configuration has them: -1 stays where it was given, and widths follow what is kept."""
+    """Sizes for an operation's configuration: widths where indices may be removed, and -1 where it was given."""
     given = list(given) if given is not None else list(sizes)
     return [
         size if size in (-1, None) or entry is None else Width(entry.labels)
@@ -120,21 +125,21 @@ def widths(dims: Dims, sizes: Any, given: Any = None) -> list[Any]:
 
 @rule_for(kl.Reshape)
 def reshape(call: Call) -> Effect:
-    """To `target_shape`, the batch left alone."""
+    """To `target_shape`, which does not include the batch."""
     output = reshaped(call, call.inputs[0], call.shapes[0], call.output_shapes[0])
     return Effect([output], {"target_shape": widths(Dims(output[1:]), call.layer.target_shape)})
 
 
 @rule_for("Reshape")
 def reshape_operation(call: Call) -> Effect:
-    """To `newshape`, the batch among it."""
+    """To `newshape`, which includes the batch."""
     output = reshaped(call, call.inputs[0], call.shapes[0], call.output_shapes[0])
     return Effect([output], {"newshape": widths(output, call.layer.newshape)})
 
 
 @rule_for(kl.Flatten)
 def flatten(call: Call) -> Effect:
-    """All axes but the batch as one, channels last."""
+    """All axes but the batch merged into one, channels last."""
     x, shape = call.inputs[0], call.shapes[0]
     if call.layer.data_format == "channels_first" and len(x) > 2:
         x, shape = Dims([x[0], *x[2:], x[1]]), (shape[0], *shape[2:], shape[1])
@@ -145,13 +150,13 @@ def flatten(call: Call) -> Effect:
 
 @rule_for("Ravel")
 def ravel(call: Call) -> Effect:
-    """Everything, the batch too, as one axis."""
+    """All axes merged into one, the batch included."""
     return call.opaque("it merges the batch with other axes")
 
 
 @rule_for(kl.Permute)
 def permute(call: Call) -> Effect:
-    """Axes in another order, counted from 1."""
+    """Axes in another order; they are counted from 1, after the batch."""
     x = call.inputs[0]
     return Effect([Dims([x[0], *(x[axis] for axis in call.layer.dims)])])
 
@@ -166,7 +171,7 @@ def transpose(call: Call) -> Effect:
 
 @rule_for("Swapaxes")
 def swapaxes(call: Call) -> Effect:
-    """Two axes in each other's place."""
+    """Two axes swapped."""
     x = call.inputs[0]
     first, second = call.layer.axis1, call.layer.axis2
     return Effect([x.replaced(first, x[second]).replaced(second, x[first])])
@@ -176,7 +181,7 @@ def swapaxes(call: Call) -> Effect:
 def moveaxis(call: Call) -> Effect:
     """Axes moved to other places."""
     x = call.inputs[0]
-    # NumPy says how: a shape whose sizes are the numbers of the axes.
+    # NumPy moves the axes of an array whose sizes are the numbers of its axes.
     moved = np.moveaxis(np.empty(range(len(x))), call.layer.source, call.layer.destination).shape
     return Effect([Dims(x[axis] for axis in moved)])
 
@@ -199,7 +204,7 @@ def expand_dims(call: Call) -> Effect:
 
 @rule_for("Squeeze")
 def squeeze(call: Call) -> Effect:
-    """Axes of size 1 gone."""
+    """Axes of size 1 are dropped."""
     x, shape = call.inputs[0], call.shapes[0]
     axis = call.layer.axis
     axes = range(len(x)) if axis is None else axis if isinstance(axis, list | tuple) else [axis]
@@ -211,7 +216,7 @@ def squeeze(call: Call) -> Effect:
 
 @rule_for(kl.Concatenate, "Concatenate")
 def concatenate(call: Call) -> Effect:
-    """Indices one after the other along an axis; the other axes are shared."""
+    """The inputs' indices follow one another along an axis; their other axes are tied."""
     if call.constants():
         return call.opaque("it concatenates a constant")
     rank = len(call.inputs[0])
@@ -245,7 +250,7 @@ def repeat(call: Call) -> Effect:
 
 @rule_for("Stack")
 def stack(call: Call) -> Effect:
-    """Tensors side by side along a new axis."""
+    """Tensors joined along a new axis; their axes are tied."""
     if call.constants():
         return call.opaque("it concatenates a constant")
     rank = len(call.output_shapes[0])
@@ -256,7 +261,7 @@ def stack(call: Call) -> Effect:
 
 @rule_for("Unstack")
 def unstack(call: Call) -> Effect:
-    """One tensor for each index of an axis, which therefore stays."""
+    """One tensor for each index of an axis, along which nothing is removed."""
     x = call.inputs[0]
     axis = call.layer.axis % len(x)
     call.freeze(x[axis], "this axis is unstacked")
@@ -266,7 +271,7 @@ def unstack(call: Call) -> Effect:
 
 @rule_for("Split")
 def split(call: Call) -> Effect:
-    """Runs of indices of an axis; where they begin follows what is kept."""
+    """Runs of indices of an axis; the places where they begin depend on what is kept."""
     x = call.inputs[0]
     axis = call.layer.axis % len(x)
     entry = x[axis]
@@ -323,7 +328,7 @@ def get_item(call: Call) -> Effect:
 
 @rule_for("Pad")
 def pad(call: Call) -> Effect:
-    """More indices at the ends: of axes that nobody prunes, or none."""
+    """Indices are added at the ends of axes; nothing is removed along an axis that is padded."""
     x = call.inputs[0]
     pairs = np.broadcast_to(np.asarray(call.layer.pad_width), (len(x), 2))
     for entry, pair in zip(x, pairs, strict=True):

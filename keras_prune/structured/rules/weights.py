@@ -1,4 +1,4 @@
-"""Rules of layers that multiply by a kernel: dense, einsum, convolutions of every kind, embeddings."""
+"""Rules of layers with a kernel: dense, einsum, convolutions of every kind, embeddings."""
 
 from __future__ import annotations
 
@@ -21,12 +21,19 @@ def positions(shape: tuple[int | None, ...]) -> int:
 
 
 def channel_axis(layer: Any) -> int:
-    """1 or -1, by the layer's data format."""
+    """The axis of channels: 1 if the layer's data format is channels_first, otherwise -1."""
     return 1 if getattr(layer, "data_format", "channels_last") == "channels_first" else -1
 
 
 def only_channels(call: Call, dims: Dims, axis: int, rank: int) -> Dims:
-    """Axes of a result that keeps the channels of its input and computes over all other axes."""
+    """The entries of a result with the input's channels, where the layer computes over all other axes.
+
+    Args:
+        call: the call.
+        dims: entries of the input.
+        axis: the axis of channels, of input and result alike.
+        rank: rank of the result.
+    """
     for place, entry in enumerate(dims):
         if place != axis % len(dims):
             call.freeze(entry, "the layer computes over this axis")
@@ -34,7 +41,7 @@ def only_channels(call: Call, dims: Dims, axis: int, rank: int) -> Dims:
 
 
 def labels_of(call: Call, entry: Axis | None, size: int) -> Labels:
-    """The elements of an axis, opaque ones if nobody may touch it."""
+    """The elements of an axis; `OPAQUE` at each index if nothing can be removed along it."""
     return np.full(size, OPAQUE) if entry is None else entry.labels
 
 
@@ -45,7 +52,7 @@ def dense(call: Call) -> Effect:
     call.bind(layer.kernel, 0, x[-1])
     units = call.units(layer.kernel, 1)
     call.bind(layer.bias, 0, units)
-    others = x.with_zero(layer.bias is None)  # where an input is all zeros, the bias is left
+    others = x.with_zero(layer.bias is None)  # for an input of zeros, the result is the bias
     output = activate(call, others.replaced(-1, Axis(units)), layer.activation)
     rows, widths = call.spread(Dims(x[:-1]), call.shapes[0][:-1])
     cost = Cost(rows, ((layer.kernel, 0), (layer.kernel, 1), *widths))
@@ -54,7 +61,7 @@ def dense(call: Call) -> Effect:
 
 @rule_for(kl.EinsumDense)
 def einsum_dense(call: Call) -> Effect:
-    """Letters of the kernel that are no letters of the input are new; the rest run along the input's axes."""
+    """Axes of the kernel whose letters are not in the input have new elements; the others have the input's."""
     layer, x = call.layer, call.inputs[0]
     left, out = layer.equation.replace(" ", "").split("->")
     read, kernel = left.split(",")
@@ -76,7 +83,7 @@ def einsum_dense(call: Call) -> Effect:
         for axis, letter in enumerate(out[start:]):
             if letter in covered:
                 call.bind(layer.bias, axis, entries[letter])
-    # Where the bias is the same for all indices of an axis, it is left when their weights are zero.
+    # A bias that is shared by all indices of an axis is still added where their weights are zero.
     output = Dims(None if (entry := entries[letter]) is None else entry.with_zero(letter in covered) for letter in out)
     given = layer.partial_output_shape
     tail = zip(given, output[rank - len(given) :], strict=True)
@@ -88,7 +95,7 @@ def einsum_dense(call: Call) -> Effect:
 
 
 def _spell(letters: str, rank: int) -> str:
-    """One letter an axis: an ellipsis becomes capitals, which stand for the leading axes."""
+    """An equation's letters, one for each axis: an ellipsis becomes capital letters."""
     if "..." not in letters:
         return letters
     return letters.replace("...", "ABCDEFGHIJ"[: rank - len(letters.replace("...", ""))])
@@ -98,8 +105,9 @@ def _spell(letters: str, rank: int) -> str:
 def conv(call: Call) -> Effect:
     """Kernel `[..., in / groups, out]`.
 
-    With one input channel a group, a group goes with its channel. With more, the number of groups stays, and the
-    channels of the same place in each group go together, inputs and outputs each.
+    If each group has one input channel, a group is removed with its channel. If groups have more, their number stays,
+    and channels at the same place of each group are removed together: input channels with input channels, output
+    channels with output channels.
     """
     layer, x = call.layer, call.inputs[0]
     kernel, groups = layer.kernel, layer.groups
@@ -137,7 +145,7 @@ def _space(shape: tuple[int | None, ...], axis: int) -> int:
 
 @rule_for(kl.DepthwiseConv1D, kl.DepthwiseConv2D)
 def depthwise(call: Call) -> Effect:
-    """Kernel `[..., in, multiplier]`: output `c * multiplier + m` goes with input channel c."""
+    """Kernel `[..., in, multiplier]`: output `c * multiplier + m` is removed with input channel c."""
     layer, x = call.layer, call.inputs[0]
     axis = channel_axis(layer)
     kernel = layer.kernel
@@ -170,7 +178,7 @@ def separable(call: Call) -> Effect:
 
 @rule_for(kl.Conv1DTranspose, kl.Conv2DTranspose, kl.Conv3DTranspose)
 def conv_transpose(call: Call) -> Effect:
-    """Kernel `[..., out, in]`; every input position meets the whole kernel."""
+    """Kernel `[..., out, in]`; each position of the input is multiplied by the whole kernel."""
     layer, x = call.layer, call.inputs[0]
     axis = channel_axis(layer)
     kernel = layer.kernel
@@ -184,7 +192,7 @@ def conv_transpose(call: Call) -> Effect:
 
 @rule_for(kl.Embedding)
 def embedding(call: Call) -> Effect:
-    """Table `[words, units]`; words stay."""
+    """Table `[words, units]`; words are not removed."""
     layer = call.layer
     units = call.units(layer.embeddings, 1)
     return Effect([Dims([*call.inputs[0], Axis(units)])], {"output_dim": Width(units)})
@@ -192,11 +200,11 @@ def embedding(call: Call) -> Effect:
 
 @rule_for(kl.ReversibleEmbedding)
 def reversible_embedding(call: Call) -> Effect:
-    """An embedding, or with `reverse` the projection back onto the words, by the same table or one of its own."""
+    """An embedding; with `reverse`, the projection back onto words, by the same table or by a second one."""
     layer = call.layer
     table, axis = (layer.embeddings, 1) if layer.tie_weights else (layer.reverse_embeddings, 0)
     units = call.units(layer.embeddings, 1)
-    call.bind(table, axis, units)  # both are as wide, whether or not this model reverses
+    call.bind(table, axis, units)  # both tables have the same width, even if this model never reverses
     if not call.argument("reverse", 1, False):
         return embedding(call)
     x = call.inputs[0]

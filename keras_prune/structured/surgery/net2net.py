@@ -1,11 +1,12 @@
-r"""Wider models of the same function: units are copied, and what reads them takes a share from each copy.
+r"""Wider models with the same outputs: units are copied, and the weights that read a unit are shared among its copies.
 
 $$U_{i,j} = W_{i,g(j)}, \quad V_{j,k} = s_j W'_{g(j),k}, \quad \sum_{j: g(j) = u} s_j = 1$$
 
-where g maps the units of the wider layer onto those of the old one.
+where g maps each unit of the wider layer to the unit of the old layer that it copies, and $s_j$ is the share that
+copy j takes.
 
-Source: Chen et al. 2016, "Net2Net: accelerating learning via knowledge transfer", section 2.2, equations 5 and 6, where
-$s_j$ is one over the number of copies.
+Source: Chen et al. 2016, "Net2Net: accelerating learning via knowledge transfer", section 2.2, equations 5 and 6. There
+all copies of a unit take equal shares.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ Axes = frozenset[tuple[int, int]]
 MIXING = (
     kl.LayerNormalization, kl.RMSNormalization, kl.UnitNormalization, kl.Attention, kl.AdditiveAttention, kl.Dot,
 )  # fmt: skip
-"""Layers that sum over units which may be among their results, too."""
+"""Layers that sum over units without weights, even where the same units appear among their results."""
 
 
 def widen(
@@ -42,22 +43,23 @@ def widen(
 ) -> keras.Model:
     """Return a model with wider layers and the same outputs.
 
-    New units are copies of existing ones, drawn at random. All that is tied to a unit is copied with it: channels
-    through residual connections, normalisations, concatenations. The result is run beside the model before it is
-    returned. Settings of `compile` and the optimizer's state are kept, copies with the moments of what they copy.
+    New units are copies of existing ones, drawn at random. Everything tied to a unit is copied with it: channels across
+    residual connections, normalisations and concatenations. Before the result is returned, its outputs are compared
+    with the model's. Settings of `compile` and the optimizer's state are kept; a copy starts with the moments of the
+    unit that it copies.
 
     Args:
-        model: built; it stays as it is.
-        widths: for layers, by name or path, how many outputs they are to have.
-        noise: how unevenly what reads a unit divides it among its copies, in [0, 1): copies with equal shares would
-            always learn the same. Outputs stay the same with any noise.
-        seed: fixes the units that are copied, and the noise.
-        input_shape: for a subclassed model, see `trace`.
+        model: a built model, which is not changed.
+        widths: the new number of outputs of each layer to widen, by the layer's name or path.
+        noise: in [0, 1), how much the shares of a unit's copies differ. With 0 they are equal, and the copies stay
+            equal throughout training. The model's outputs are the same with any noise.
+        seed: seed for drawing the units that are copied, and the noise.
+        input_shape: shape of the inputs of a subclassed model, see `trace`.
 
     Raises:
-        ValueError: no layer has that name (near ones are listed), a width is smaller than what is there or cannot be
-            had, a layer's outputs have to stay (with the reason), or what reads the copies cannot divide them: a norm,
-            a sum without weights.
+        ValueError: no layer has that name (similar names are listed); a width is smaller than the layer's, or cannot be
+            reached; a layer's width cannot change (with the reason); or the copies are read by something that cannot
+            divide them: a norm, a sum without weights.
 
     Example:
         >>> a, b = keras.layers.Dense(3, activation="relu", name="a"), keras.layers.Dense(2, name="b")
@@ -88,7 +90,7 @@ def widen(
 
 
 def draw_shares(copies: Copies, noise: float, random: np.random.Generator) -> Shares:
-    """For each unit and each of its copies, the share that is taken from it, `[units, copies]`; they sum to 1."""
+    """The shares of each unit's copies, `[units, copies]`: each row sums to 1, with 0 where there is no such copy."""
     most = int(copies.max(initial=1))
     there = np.arange(most) < copies[:, None]
     uneven = np.where(there, random.uniform(-1.0, 1.0, there.shape), 0.0)
@@ -97,16 +99,16 @@ def draw_shares(copies: Copies, noise: float, random: np.random.Generator) -> Sh
 
 
 def copy_units(analysis: Analysis, summed: Axes, pairs: Sequence[tuple[int, int]], noise: float, seed: int) -> None:
-    """Make units of a live model copies of others of their groups, and divide what reads them; outputs stay.
+    """Turn units of a model into copies of other units of their groups, in place, without changing the outputs.
 
-    What a unit was before is written over, and had to be 0 where it was read.
+    The weights that make the overwritten units are lost. Those that read them must have been 0.
 
     Args:
-        analysis: of the model.
-        summed: of the analysis, by `summed_axes`.
-        pairs: (unit that is written, unit that is copied).
-        noise: as for `widen`.
-        seed: as for `widen`.
+        analysis: the model's analysis.
+        summed: `summed_axes` of the analysis.
+        pairs: (unit that is overwritten, unit that is copied).
+        noise: see `widen`.
+        seed: see `widen`.
     """
     random = np.random.default_rng(seed)
     share = [draw_shares(np.array([2]), noise, random)[0] for _ in pairs]
@@ -128,7 +130,7 @@ def copy_units(analysis: Analysis, summed: Axes, pairs: Sequence[tuple[int, int]
 
 
 def _occurrence(taken: Units) -> Units:
-    """For each index, how many times it was there before."""
+    """For each entry, how often its value occurs before it: `[2, 5, 2] -> [0, 0, 1]`."""
     order = np.argsort(taken, kind="stable")
     ranked = taken[order]
     first = np.searchsorted(ranked, ranked, side="left")
@@ -145,8 +147,8 @@ def _copies(analysis: Analysis, widths: Mapping[str, int], random: np.random.Gen
         now = analysis.kept(labels, copies)
         if not isinstance(width, int | np.integer) or width < len(labels):
             raise ValueError(
-                f"widen: {name!r} has {len(labels)} outputs, and a width must be a whole number that is not smaller. "
-                f"Received: {width!r}. For less, see plan and remove."
+                f"widen: {name!r} has {len(labels)} outputs; its new width must be a whole number that is not smaller. "
+                f"Received: {width!r}. To make a layer narrower, use plan or remove."
             )
         if width <= now:
             continue
@@ -157,14 +159,14 @@ def _copies(analysis: Analysis, widths: Mapping[str, int], random: np.random.Gen
         step = int(each[0])
         if (each != step).any() or (width - now) % step:
             raise ValueError(
-                f"widen: {name!r} can be widened by {' or '.join(str(n) for n in np.unique(each))} outputs at a time, "
-                f"since so many belong to one unit. Received: {width} for {len(labels)}."
+                f"widen: {name!r} has {len(labels)} outputs, and can only be widened by "
+                f"{' or '.join(str(n) for n in np.unique(each))} at a time, the outputs of one unit. Received: {width}."
             )
         np.add.at(copies, random.choice(number, (width - now) // step), 1)
     for name, labels in found.items():
         if analysis.kept(labels, copies) != widths[name]:
             raise ValueError(
-                f"widen: {name!r} is tied to another layer that is to be {analysis.kept(labels, copies)} wide. "
+                f"widen: {name!r} is tied to another layer, which would have {analysis.kept(labels, copies)} outputs. "
                 f"Received: {dict(widths)}. Give both the same width."
             )
     return copies
@@ -178,10 +180,11 @@ def _labels(analysis: Analysis, name: str) -> Any:
 
 
 def summed_axes(analysis: Analysis) -> Axes:
-    """Axes of variables that are summed over, as (id of the variable, axis).
+    """The axes of variables that a layer sums over, as (id of the variable, axis).
 
-    They run along elements that a layer reads and does not hand on: rows of a kernel. Numbers on any other axis are
-    copied as they are. Inside layers with steps of their own, the axes are those of the products that they compute.
+    Along such an axis lie elements that the layer reads and that are not among its outputs, as along the rows of a
+    kernel. When a unit is copied, values along these axes are divided among its copies; along other axes they are
+    copied. Recurrent layers and attention also sum over axes inside: see `_inner`.
     """
     found: set[tuple[int, int]] = set()
     for node in _first_calls(analysis.graph):
@@ -200,7 +203,7 @@ def summed_axes(analysis: Analysis) -> Axes:
 
 
 def _inner(layer: Any) -> list[tuple[keras.Variable, int]]:
-    """Axes that are summed over inside: states of recurrent layers, heads and head sizes of attention."""
+    """Axes that layers sum over inside: states of recurrent layers, heads and head sizes of attention."""
     if isinstance(layer, kl.Bidirectional):
         return [*_inner(layer.forward_layer), *_inner(layer.backward_layer)]
     if isinstance(layer, kl.RNN):
@@ -213,7 +216,7 @@ def _inner(layer: Any) -> list[tuple[keras.Variable, int]]:
 
 
 def _first_calls(graph: Graph) -> list[Node]:
-    """For each layer, the call that its variables were bound by."""
+    """For each layer, its first call: the one whose axes were bound to the layer's variables."""
     first: dict[int, Node] = {}
     for node in graph.walk():
         if node.body is None and isinstance(node.operation, keras.Layer):
@@ -226,19 +229,25 @@ def _labels_in(tensors: Any) -> Any:
 
 
 def check_copies(owner: str, analysis: Analysis, summed: Axes, copied: npt.NDArray[np.bool_]) -> None:
-    """Refuse copies of units that something sums up without weights that could be divided.
+    """Refuse to copy units that something sums over without weights that could be divided among the copies.
+
+    Args:
+        owner: name of the function that the message begins with.
+        analysis: the model's analysis.
+        summed: `summed_axes` of the analysis.
+        copied: for each unit, whether it gets copies.
 
     Raises:
-        ValueError: with the layer, and why.
+        ValueError: a layer or operation sums over such units; the message names it.
     """
     for node in analysis.graph.walk():
-        if node.body is not None or type(node.operation).__name__ == "GetItem":  # what is not sliced is not summed
+        if node.body is not None or type(node.operation).__name__ == "GetItem":  # units outside of a slice are unread
             continue
         read = _units_in(analysis, analysis.inputs_of[id(node)], copied)
         if isinstance(node.operation, MIXING) and read.size:
             raise ValueError(
                 f"{owner}: {node.path!r} ({type(node.operation).__name__}) sums over units without weights of its own, "
-                "so copies would count more than once. Widen a layer that it does not read."
+                "so that a unit with copies would count several times. Widen only layers that it does not read."
             )
         divided = [
             slot.units
@@ -251,7 +260,7 @@ def check_copies(owner: str, analysis: Analysis, summed: Axes, copied: npt.NDArr
         if lost.size:
             raise ValueError(
                 f"{owner}: {node.path!r} ({type(node.operation).__name__}) sums over units, and has no weights that "
-                "could be divided among copies. Widen a layer that it does not read."
+                "could be divided among their copies. Widen only layers that it does not read."
             )
 
 

@@ -212,7 +212,7 @@ def plain():
     ("widths", "message"),
     [
         ({"hiden": 5}, r"widen: 'net' has no layer 'hiden'\. Near to it are \['hidden'\]"),
-        ({"hidden": 3}, r"'hidden' has 4 outputs, and a width must be .* not smaller\. Received: 3"),
+        ({"hidden": 3}, r"'hidden' has 4 outputs; its new width must be .* not smaller\. Received: 3"),
         ({"hidden": 4.5}, r"must be a whole number .*Received: 4.5"),
         ({"head": 3}, r"'head' must keep its width: it is an output of the model"),
     ],
@@ -228,13 +228,13 @@ def test_bad_noise():
 
 
 def test_tied_layers_with_other_widths():
-    with pytest.raises(ValueError, match=r"'first' is tied to another layer that is to be 6 wide"):
+    with pytest.raises(ValueError, match=r"'first' is tied to another layer, which would have 6 outputs\. Received: "):
         widen(convolutions(), {"first": 5, "last": 6})
 
 
 def test_steps():
     model = sequence(kl.Bidirectional(kl.LSTM(3), name="u"))
-    with pytest.raises(ValueError, match=r"'u' can be widened by 2 outputs at a time.*Received: 9 for 6"):
+    with pytest.raises(ValueError, match=r"'u' has 6 outputs, and can only be widened by 2 at a time.*Received: 9"):
         widen(model, {"u": 9})
 
 
