@@ -111,14 +111,20 @@ def modules():
 MODULES = modules()
 
 
+@functools.cache
+def tree_of(name):
+    """The syntax tree of a module."""
+    return ast.parse(MODULES[name].read_text())
+
+
 def room(name):
     parts = name.split(".")
     return ".".join(parts[: 3 if parts[:2] == ["keras_prune", "structured"] else 2])
 
 
-def imports(path):
-    """Modules of ours that a file imports, anywhere in it."""
-    for node in ast.walk(ast.parse(path.read_text())):
+def imports(name):
+    """Modules of ours that a module imports, anywhere in it."""
+    for node in ast.walk(tree_of(name)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if alias.name in MODULES)
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -135,9 +141,7 @@ def test_every_room_has_its_place_in_the_order():
 @pytest.mark.parametrize("name", sorted(MODULES))
 def test_imports_point_down(name):
     own = room(name)
-    up = [
-        other for other in imports(MODULES[name]) if room(other) != own and ORDER.index(room(other)) > ORDER.index(own)
-    ]
+    up = [other for other in imports(name) if room(other) != own and ORDER.index(room(other)) > ORDER.index(own)]
     assert not up, f"{name} imports from rooms above its own"
 
 
@@ -156,7 +160,7 @@ def own_names(tree):
         elif isinstance(node, ast.Name | ast.Attribute) and isinstance(node.ctx, ast.Store):
             if isinstance(node, ast.Name):
                 yield node.id
-            elif ast.unparse(node.value) in ("self", "cls"):
+            elif isinstance(node.value, ast.Name) and node.value.id in ("self", "cls"):
                 yield node.attr
 
 
@@ -178,15 +182,18 @@ def names_of_keras():
     return {name for name in names if is_private(name)} | {"_batch_input_shape", "_keras_mask", "_user_metrics"}
 
 
-TREES = {name: ast.parse(path.read_text()) for name, path in MODULES.items()}
-OWN = {name for tree in TREES.values() for name in own_names(tree)} | {"_pruning_state"}
-"""Private names of our own; the last one is put on models."""
+@functools.cache
+def names_of_ours():
+    """Private names of our own; the last one is put on models."""
+    return {name for module in MODULES for name in own_names(tree_of(module))} | {"_pruning_state"}
+
+
 ASKING = ("getattr", "hasattr", "setattr", "delattr")
 
 
 def reached_into(tree, of_keras):
     """Places at which a file reaches into Keras or TensorFlow."""
-    here = {*own_names(tree)}
+    here, own = {*own_names(tree)}, names_of_ours()
     asks = [n for n in ast.walk(tree) if isinstance(n, ast.Call) and ast.unparse(n.func) in ASKING]
     asked = {id(argument) for call in asks for argument in call.args}
     texts = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}  # docstrings
@@ -197,19 +204,19 @@ def reached_into(tree, of_keras):
                 yield names
         elif isinstance(node, ast.Attribute) and is_private(node.attr):
             owner = ast.unparse(node.value)
-            ours = node.attr in OWN and node.attr not in of_keras
+            ours = node.attr in own and node.attr not in of_keras
             # Python documents os._exit and sys._current_frames.
             if not ours and not (owner in ("self", "cls") and node.attr in here) and owner not in ("os", "sys"):
                 yield ast.unparse(node)
         elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in texts:
-            hidden = node.value in of_keras and (id(node) in asked or node.value not in OWN)
+            hidden = node.value in of_keras and (id(node) in asked or node.value not in own)
             yield from [repr(node.value)] if hidden or "keras.src" in node.value else []
 
 
 def test_only_the_seam_reaches_into_keras_and_tensorflow():
     of_keras = names_of_keras()
     assert {"_flatten_layers", "_iterations", "_nodes_by_depth", "_output_dense"} <= of_keras
-    found = {name: [*reached_into(tree, of_keras)] for name, tree in TREES.items() if room(name) != SEAM}
+    found = {name: [*reached_into(tree_of(name), of_keras)] for name in MODULES if room(name) != SEAM}
     assert {name: places for name, places in found.items() if places} == {}
 
 
