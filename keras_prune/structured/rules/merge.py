@@ -1,5 +1,4 @@
-"""Rules of operations that combine tensors or sum over axes: sums and products with broadcasting, contractions,
-reductions."""
+"""Rules of operations that combine tensors or sum over axes: products with broadcasting, contractions, reductions."""
 
 from __future__ import annotations
 

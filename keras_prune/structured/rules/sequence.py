@@ -44,7 +44,7 @@ def _cell(call: Call, layer: Any, incoming: Axis | None) -> Labels:
 
 
 def _states(call: Call) -> list[Dims]:
-    """The initial states that are tensors of the graph. (A mask is among the call's inputs as well.)"""
+    """The initial states that are tensors of the graph; the mask is among the call's inputs as well."""
     places = [call.place(leaf) for leaf in tree.flatten(call.argument("initial_state", 1))]
     return [call.inputs[place] for place in places if place is not None]
 
