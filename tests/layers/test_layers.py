@@ -1,11 +1,6 @@
 """Wrapper layers: what they compute, what they learn, what they save, what they refuse."""
 
-import importlib.util
 import json
-import os
-import subprocess
-import sys
-import textwrap
 
 import keras
 import numpy as np
@@ -413,35 +408,3 @@ def test_masks_need_a_built_layer():
         ValueError, match=r"sparsity needs the kernels, and the layer is not built.*build\(input_shape\)"
     ):
         _ = Prunable(kl.Dense(2)).sparsity
-
-
-JAX = """
-import keras, numpy as np
-from keras import layers as kl
-import keras_prune.layers as kp
-assert keras.backend.backend() == "jax"
-layers = [kp.PrunableLSTM(4, dropout=0.2), kp.Prunable(kl.Dense(4)), kp.PrunableDense(2)]
-model = keras.Sequential([keras.Input((5, 3)), *layers])
-rng = np.random.default_rng(0)
-for layer in layers:
-    layer.set_masks([rng.random(kernel.shape) < 0.5 for kernel, _ in layer.mask_pairs])
-before = [[np.array(kernel) for kernel, _ in layer.mask_pairs] for layer in layers]
-x = rng.normal(size=(8, 5, 3)).astype("float32")
-seed = np.array(layers[0].cell.seed_generator.state)
-model.compile(keras.optimizers.SGD(1.0), "mse")
-model.fit(x, np.ones((8, 2)), verbose=0)
-assert (np.array(layers[0].cell.seed_generator.state) != seed).any()
-for layer, olds in zip(layers, before):
-    for (kernel, mask), old in zip(layer.mask_pairs, olds):
-        moved, mask = np.array(kernel) != old, np.array(mask)
-        assert moved[mask].any() and not moved[~mask].any()
-kernel, mask = layers[2].mask_pairs[0]
-hidden = np.array(layers[1](layers[0](x)))
-np.testing.assert_allclose(model(x), hidden @ (kernel * mask) + layers[2].bias, atol=1e-5)
-"""
-
-
-@pytest.mark.skipif(importlib.util.find_spec("jax") is None, reason="jax is not installed")
-def test_jax():
-    environment = {**os.environ, "KERAS_BACKEND": "jax"}
-    subprocess.run([sys.executable, "-c", textwrap.dedent(JAX)], check=True, env=environment, timeout=300)

@@ -1,10 +1,3 @@
-import importlib.util
-import json
-import os
-import pathlib
-import subprocess
-import sys
-
 import keras
 import numpy as np
 import pytest
@@ -360,46 +353,3 @@ def test_an_importance_of_ones_own():
     for group in pruning.gates.analysis.groups:
         keep = pruning.gates.keep[group.start : group.stop]
         np.testing.assert_array_equal(keep, np.sort(keep))
-
-
-JAX = """
-import json
-import keras, numpy as np
-from keras_prune.structured.fit.callback import StructuredPruning
-from keras_prune.structured.fit.regularise import GroupLasso, GrowingRegularisation
-
-rng = np.random.default_rng(0)
-x, y = rng.normal(size=(64, 6)).astype("float32"), rng.normal(size=(64, 2)).astype("float32")
-model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(8, "tanh"), keras.layers.Dense(2)])
-model.compile(keras.optimizers.Adam(0.01), "mse")
-pruning = StructuredPruning(
-    params=0.5, end_step=6, frequency=3, parts=[GrowingRegularisation(0.2, 2, 0.6), GroupLasso(1e-3, proximal=True)]
-)
-history = model.fit(x, y, batch_size=8, epochs=3, verbose=0, callbacks=[pruning]).history
-smaller = pruning.shrink()
-difference = [np.abs(model.predict(x, verbose=0) - smaller.predict(x, verbose=0)).max()]
-for one in (model, smaller):
-    one.fit(x, y, batch_size=8, shuffle=False, verbose=0)
-difference.append(np.abs(model.predict(x, verbose=0) - smaller.predict(x, verbose=0)).max())
-print(json.dumps([keras.backend.backend(), history["params_left"], [float(d) for d in difference]]))
-"""
-
-
-def test_on_jax():
-    """The compiled step sees only state that is handed to it: masks and strengths have to be part of that."""
-    if importlib.util.find_spec("jax") is None:
-        pytest.skip("jax is not installed")
-    root = str(pathlib.Path(__file__).parents[3])
-    done = subprocess.run(
-        [sys.executable, "-c", JAX],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "KERAS_BACKEND": "jax", "PYTHONPATH": root},
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    backend, left, difference = json.loads(done.stdout.strip().splitlines()[-1])
-    assert backend == "jax"
-    assert left == sorted(left, reverse=True)
-    assert left[-1] <= 0.5
-    assert max(difference) <= 1e-5
