@@ -1,6 +1,8 @@
 """Run by test_resume.py in a process of its own: trains in forked children, kills some of them, compares the weights.
 
-Keras is imported once and TensorFlow runs nothing before the forks, so that a training costs a second and not ten.
+It answers one line of JSON for each that it reads: methods, the number of kills, and the way in which a training is
+resumed. Keras is imported once for all of them, and TensorFlow runs nothing before the forks, so that a training
+costs a second and not ten.
 """
 
 import json
@@ -103,7 +105,7 @@ def weights(folder):
         return [file[name].tobytes() for name in file.files], [int((file[name] == 0).sum()) for name in file.files[:2]]
 
 
-def main(methods, kills, through):
+def answer(methods, kills, through):
     """Train each method once in peace and once killed at random steps."""
     outcome = {}
     for method in methods:
@@ -116,8 +118,9 @@ def main(methods, kills, through):
             in_child(method, war, through=through)
             (left, zeros), (right, _) = weights(peace), weights(war)
             outcome[method] = {"steps": steps, "signals": signals, "equal": left == right, "zeros": zeros}
-    print(json.dumps(outcome))
+    return outcome
 
 
 if __name__ == "__main__":
-    main(sys.argv[1].split(","), int(sys.argv[2]), sys.argv[3])
+    for line in sys.stdin:
+        print(json.dumps(answer(*json.loads(line))), flush=True)

@@ -14,18 +14,38 @@ import pytest
 import keras_prune as kp
 
 
-def _trainings(methods, kills, through):
-    server = pathlib.Path(__file__).with_name("resume_server.py")
-    done = subprocess.run(
-        [sys.executable, str(server), ",".join(methods), str(kills), through],
-        capture_output=True,
-        text=True,
-        cwd=server.parent.parent,
-        env={**os.environ, "PYTHONPATH": str(server.parent.parent)},
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-4000:] + done.stdout[-2000:]
-    return json.loads(done.stdout.strip().splitlines()[-1])
+@pytest.fixture(scope="module")
+def trainings(tmp_path_factory):
+    """A function that trains methods with kills and without, in one process that all tests ask."""
+    program = pathlib.Path(__file__).with_name("resume_server.py")
+    root, log = str(program.parent.parent), tmp_path_factory.mktemp("resume") / "log"
+    environment = {**os.environ, "PYTHONPATH": root}
+    with (
+        log.open("w") as errors,
+        subprocess.Popen(
+            [sys.executable, str(program)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            cwd=root,
+            env=environment,
+        ) as server,
+    ):
+
+        def ask(methods, kills, through):
+            try:
+                server.stdin.write(json.dumps([methods, kills, through]) + "\n")
+                server.stdin.flush()
+            except BrokenPipeError:
+                pytest.fail(f"the process has ended: {log.read_text()[-4000:]}")
+            answer = server.stdout.readline()
+            assert answer, log.read_text()[-4000:]
+            return json.loads(answer)
+
+        yield ask
+        server.stdin.close()
+    assert server.returncode == 0, log.read_text()[-4000:]
 
 
 def _check(outcome, kills):
@@ -36,17 +56,17 @@ def _check(outcome, kills):
 
 
 @pytest.mark.parametrize("method", ["magnitude", "gradient", "rigl", "surgery"])
-def test_ten_kills_with_backup_and_restore(method):
-    _check(_trainings([method], 10, "backup"), 10)
+def test_ten_kills_with_backup_and_restore(trainings, method):
+    _check(trainings([method], 10, "backup"), 10)
 
 
-def test_a_kill_with_other_methods():
+def test_a_kill_with_other_methods(trainings):
     methods = ["movement", "set", "rewinding", "structured", "soft", "alternating", "steered"]
-    _check(_trainings(methods, 1, "backup"), 1)
+    _check(trainings(methods, 1, "backup"), 1)
 
 
-def test_going_on_from_a_keras_file():
-    _check(_trainings(["magnitude", "gradient", "rigl", "surgery", "rewinding", "soft"], 1, "file"), 1)
+def test_going_on_from_a_keras_file(trainings):
+    _check(trainings(["magnitude", "gradient", "rigl", "surgery", "rewinding", "soft"], 1, "file"), 1)
 
 
 S = kp.schedules

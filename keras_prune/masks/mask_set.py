@@ -124,4 +124,4 @@ class MaskSet:
 
         # One argument, and no look for the function that fits it: on small models TensorFlow takes longer to check a
         # call than to run it.
-        return tf.function(write).get_concrete_function(tf.TensorSpec((sum(sizes),), tf.bool))
+        return tf.function(write, autograph=False).get_concrete_function(tf.TensorSpec((sum(sizes),), tf.bool))
