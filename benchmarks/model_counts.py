@@ -61,12 +61,8 @@ def profiled_macs(model: keras.Model) -> float:
     graph = convert_variables_to_constants_v2(function).graph
     options = tf.compat.v1.profiler.ProfileOptionBuilder.float_operation()
     options["output"] = "none"
-    total = 0
-    for kind in PRODUCTS:
-        options["account_type_regexes"] = [f"^{kind}$"]
-        found = tf.compat.v1.profiler.profile(graph, options=options, cmd="op")
-        total += found.total_float_ops
-    return total / 2
+    options["account_type_regexes"] = [f"^{kind}$" for kind in PRODUCTS]
+    return float(tf.compat.v1.profiler.profile(graph, options=options, cmd="op").total_float_ops / 2)
 
 
 def macs_by_shapes(model: keras.Model) -> int:
