@@ -276,13 +276,15 @@ class Phone(Measure):
         since: float | None = None
         while True:
             outcome = page.desk.wait(_GLANCE)
+            is_manned = page.desk.is_manned
+            if is_manned:
+                since, self._gave_up = None, False
+                self._greet(browser_name(page.desk.browser))
             if outcome is not None:
                 return outcome
             if self._page is not page:
                 raise ExportError("Phone", "must be open while it measures", "it was closed", "Measure again.")
-            if page.desk.is_manned:
-                since, self._gave_up = None, False
-                self._greet(browser_name(page.desk.browser))
+            if is_manned:
                 continue
             if since is None:
                 since = time.monotonic()
