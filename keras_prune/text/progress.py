@@ -20,7 +20,7 @@ def progress(owner: str, total: int, verbose: Any) -> Iterator[Callable[[str], N
 
     Args:
         owner: who works, for the bar and for messages.
-        total: how many parts there are.
+        total: how many parts there are; nothing is shown for none.
         verbose: as Keras has it: 0 for none, 1 for a bar, "auto" for one where it is seen, in a terminal or a notebook.
 
     Yields:
@@ -44,7 +44,7 @@ def progress(owner: str, total: int, verbose: Any) -> Iterator[Callable[[str], N
         TimeRemainingColumn(),
         TextColumn("{task.fields[part]}", markup=False),
     )
-    with Progress(*columns, console=console, disable=not (seen if verbose == "auto" else verbose)) as bar:
+    with Progress(*columns, console=console, disable=not (total and (seen if verbose == "auto" else verbose))) as bar:
         task = bar.add_task(owner, total=total, part="")
 
         def done(part: str) -> None:
