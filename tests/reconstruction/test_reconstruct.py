@@ -222,7 +222,7 @@ class Counted(kl.Dense):
 
 
 def test_one_kernel_s_sums_are_in_memory_at_a_time_and_each_layer_runs_a_fixed_number_of_times():
-    width, square = 256, 256 * 256 * 8
+    width, square = 320, 320 * 320 * 8
     x = np.random.default_rng(0).normal(size=(300, width)).astype(np.float32)
     peaks, calls = [], []
     for depth in (2, 10):
@@ -235,7 +235,7 @@ def test_one_kernel_s_sums_are_in_memory_at_a_time_and_each_layer_runs_a_fixed_n
         tracemalloc.stop()
         calls.append(Counted.calls / depth)
     assert peaks[0] > 2 * square
-    assert peaks[1] - peaks[0] < square / 2
+    assert peaks[1] - peaks[0] < 2 * square  # kept for eight more, they would be sixteen
     assert calls[0] == calls[1]
 
 
