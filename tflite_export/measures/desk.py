@@ -138,7 +138,10 @@ class Desk:
         with self._changed:
             if page != self._page:
                 if self._is_manned() and not self._over:
-                    return "Another phone is measuring. This one takes over when that one is closed or silent."
+                    return (
+                        "Another phone is measuring, or another page of this one. This page takes over when that one "
+                        f"is closed, or silent for {self.silent:g} seconds."
+                    )
                 self._take_over(page)
             elif self._job is not None and self._job.page == page:
                 self._give_back(self._job)
