@@ -260,8 +260,15 @@ def _digest(model: keras.Model) -> str:
         found.update(type(layer).__name__.encode())
     for variable in model.weights:
         found.update(np.ascontiguousarray(read(variable)).tobytes())
-    found.update(str(model.get_compile_config() if model.compiled else None).encode())
+    found.update(str(_nameless(model.get_compile_config()) if model.compiled else None).encode())
     return found.hexdigest()[:16]
+
+
+def _nameless(config: Any) -> Any:
+    """Return a configuration without names: Keras counts them up, so that the same code gives others the next time."""
+    if isinstance(config, dict):
+        return {key: _nameless(value) for key, value in config.items() if key != "name"}
+    return [_nameless(value) for value in config] if isinstance(config, list | tuple) else config
 
 
 def _so_far(search: Search, lab: Workshop, bounds: Bounds) -> tuple[float, str]:

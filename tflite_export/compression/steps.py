@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from typing import Any
 
 import keras
+import numpy as np
 
 from keras_prune.devices import DEVICES, Device
 from keras_prune.keras_seam import layers_in
@@ -149,4 +150,4 @@ def learning_rate(model: Any) -> float | None:
         return None
     config = getattr(optimizer, "inner_optimizer", optimizer).get_config()
     rate = config.get("learning_rate")
-    return float(rate) if isinstance(rate, int | float) else None
+    return float(str(np.float32(rate))) if isinstance(rate, int | float) else None  # 0.002, as it was written

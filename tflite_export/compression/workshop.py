@@ -36,6 +36,8 @@ __all__ = ["Workshop"]
 
 CALIBRATED_ON = 256
 """Inputs that an export is given: it verifies on some and takes ranges of activations from more."""
+_SHOWN: dict[Any, Any] = {}
+"""Warnings of other packages that were shown: each is shown once, as Python does by default."""
 
 
 class Workshop:
@@ -314,10 +316,12 @@ def _collected() -> Iterator[list[str]]:
     found: list[str] = []
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
+        # A model that was not trained yet has a fresh optimizer, of which a file holds nothing.
+        warnings.filterwarnings("ignore", "Skipping variable loading for optimizer", UserWarning)
         yield found
     for each in caught:
         if any(f"{os.sep}{package}{os.sep}" in each.filename for package in ("keras_prune", "tflite_export")):
             found.append(str(each.message))
         else:
-            warnings.warn_explicit(each.message, each.category, each.filename, each.lineno)
+            warnings.warn_explicit(each.message, each.category, each.filename, each.lineno, registry=_SHOWN)
     found[:] = dict.fromkeys(found)
