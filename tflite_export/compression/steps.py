@@ -39,16 +39,16 @@ class Step(ABC):
 
 @dataclasses.dataclass(frozen=True)
 class RemoveUnits(Step):
-    """Structured pruning to a share of what there is."""
+    """Structured pruning to a share of what there is, what is kept solved again."""
 
     goal: str
     share: float
 
     def do(self, model: keras.Model, data: TrainingData) -> keras.Model:
-        return prune_units(model, **{self.goal: self.share})
+        return prune_units(model, reconstruct=data.inputs, verbose=0, **{self.goal: self.share})
 
     def code(self, data: TrainingData) -> str:
-        return f"model = kp.structured.prune(model, {self.goal}={self.share:g})"
+        return f"model = kp.structured.prune(model, {self.goal}={self.share:g}, reconstruct=inputs)"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Zero(Step):
     target: Device | None
 
     def do(self, model: keras.Model, data: TrainingData) -> keras.Model:
-        return prune(model, self.sparsity, target=self.target, reconstruct=data.inputs)
+        return prune(model, self.sparsity, target=self.target, reconstruct=data.inputs, verbose=0)
 
     def code(self, data: TrainingData) -> str:
         target = "" if self.target is None else f", target={target_as_code(self.target)}"
