@@ -29,6 +29,7 @@ def prune_by_callbacks():
         "parts": kp.Pruning(ramp, parts=[kp.L1(1e-2, proximal=True, ramp=ramp), kp.ClipGradients(gamma=0.1)]),
         "activation": kp.Pruning(ramp, kp.criteria.Activation(data=x)),
         "data": kp.Pruning(ramp, kp.criteria.Taylor(data=(x, y))),
+        "metric": kp.AdaptivePruning("loss", 100.0, "taylor", step=0.35, speed_up=1.0, max_sparsity=0.75),
     }
     outcome = {}
     for name, callback in cases.items():
@@ -43,7 +44,8 @@ def prune_by_callbacks():
 
         model = keras.Sequential([keras.Input((8,)), kl.Dense(16, activation="relu"), kl.Dense(3)])
         model.compile(keras.optimizers.Adam(0.01), "mse")
-        model.fit(x, y, batch_size=12, epochs=2, verbose=0, callbacks=[callback, Watch()])
+        epochs = 6 if name == "metric" else 2
+        model.fit(x, y, batch_size=12, epochs=epochs, verbose=0, callbacks=[callback, Watch()])
         after = sum(int((w == 0).sum()) for w in model.get_weights()[::2])
         model.fit(x, y, batch_size=12, epochs=1, verbose=0)
         later = sum(int((w == 0).sum()) for w in model.get_weights()[::2])

@@ -14,7 +14,7 @@ from keras import ops
 from keras_prune.models.variables import given_back
 from keras_prune.statistics.batches import Batches
 
-__all__ = ["Metric", "Score", "check_mode", "evaluate_within", "value_of"]
+__all__ = ["ROUNDING", "Metric", "Score", "check_mode", "evaluate_within", "value_of"]
 
 MODES = ("auto", "max", "min")
 ROUNDING = 1e-6

@@ -33,7 +33,7 @@ class Look:
         baseline: what it was compared with; not a number while the baseline is measured.
         sparsity: of the model that was measured, a fraction in [0, 1).
         action: "measure", "raise", "hold", "roll back" or "end".
-        to: the sparsity that the next epoch is trained at.
+        to: the sparsity that is asked for in the next epoch; under an allocation by name, of the tensors without one.
         reason: why.
     """
 

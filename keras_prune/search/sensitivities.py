@@ -124,15 +124,15 @@ class Sensitivities:
         plots.plot_sensitivity(curves, path, label=self.metric.name, whole=self.whole, order=named)
 
     def __str__(self) -> str:
-        title = f"Sensitivity of {self.model}: {self.metric.name} with one tensor pruned at a time"
-        table = Table(title=title, title_justify="left", box=box.SIMPLE)
+        title = Text(f"Sensitivity of {self.model}: {self.metric.name} with one tensor pruned at a time")
+        table = Table(box=box.SIMPLE)
         table.add_column("tensor", overflow="fold")
         for name in ("weights", *(f"{point:.4g}" for point in self.points)):
             table.add_column(name, justify="right", no_wrap=True)
         for row in self.rows:
             table.add_row(row.path, f"{row.weights:,}", *(f"{value:.4f}" for value in row.values))
         words = f"As it is, {self.metric.name} is {self.whole:.4f}; {self._direction} is better."
-        return "\n".join(plain_lines(table, Text(words))).strip("\n")
+        return "\n".join(plain_lines(title, table, Text(words))).strip("\n")
 
     @property
     def _direction(self) -> str:

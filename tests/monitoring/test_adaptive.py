@@ -10,6 +10,7 @@ from keras import layers
 
 import keras_prune as kp
 from keras_prune.masks.bound import mask_of
+from keras_prune.monitoring.kept_model import KeptModel
 from keras_prune.monitoring.metric import Metric
 from keras_prune.monitoring.steering import Looks, Progress, Steering
 from keras_prune.optimizers.slots import slots_of
@@ -241,6 +242,40 @@ def test_masks_weights_and_moments_of_the_last_good_epoch_come_back_and_steps_go
     # Its zeros stay in what follows.
     fit(model, epochs=1)
     assert kp.report(model).sparsity == pytest.approx(pruning.sparsity)
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        lambda: keras.optimizers.Adam(0.01, use_ema=True, gradient_accumulation_steps=2),
+        lambda: keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.01, momentum=0.9)),
+        lambda: keras.optimizers.Adafactor(0.01),  # keeps means of rows and columns
+    ],
+    ids=["Adam", "scaled", "Adafactor"],
+)
+def test_all_that_follows_the_weights_comes_back_and_counters_do_not(optimizer):
+    model = net()
+    model.compile(optimizer(), "mse", run_eagerly=True)
+
+    def values():
+        return {v.path: np.array(v) for v in [*model.weights, *model.optimizer.variables]}
+
+    def train(factor):
+        for _ in range(3):
+            model.train_on_batch(factor * X[:8], Y[:8])
+
+    train(1.0)
+    kept, before = KeptModel(model, "kept", moments=True), values()
+    kept.keep({})
+    train(2.0)
+    after = values()
+    kept.put_back({})
+    changed = {path for path in before if not np.array_equal(before[path], after[path])}
+    still = {path for path, value in values().items() if not np.array_equal(before[path], value)}
+    assert len(changed) > 15
+    assert still == {path for path in changed if path.endswith(("/iteration", "/step_counter"))}
+    kept.drop()
+    assert not model._pruning_state.arrays
 
 
 def test_a_training_goes_on_from_a_file_as_if_it_had_not_been_interrupted(tmp_path):

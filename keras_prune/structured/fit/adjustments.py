@@ -11,7 +11,7 @@ import numpy.typing as npt
 from rich import box
 from rich.table import Table
 
-from keras_prune.monitoring.metric import Metric
+from keras_prune.monitoring.metric import ROUNDING, Metric
 from keras_prune.strategy import check_fraction
 from keras_prune.structured.analysis.groups import Analysis, Keep, Units
 from keras_prune.structured.analysis.widths import Kept
@@ -102,7 +102,7 @@ def decide(lost: float, tolerance: float, falls: int, patience: int) -> tuple[st
         >>> decide(0.01, 0.01, falls=1, patience=2)
         ('close', 'within 0.01')
     """
-    if lost <= tolerance + 1e-6:
+    if lost <= tolerance + ROUNDING:
         return "close", f"within {tolerance:g}"
     reason = f"{lost:.4f} worse, {tolerance:g} allowed"
     return ("open", reason) if falls + 1 >= patience else ("hold", f"{reason}: look {falls + 1} of {patience}")
