@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import json
 import sys
-import zipfile
 from collections.abc import Callable
 from importlib.metadata import entry_points, version
 from pathlib import Path
 from typing import Annotated, Any
 
 import keras
-import numpy as np
 import typer
 
-from keras_prune.files.arrays import load_inputs
+from keras_prune.files.arrays import load_inputs, load_labelled
 from keras_prune.files.atomic import check_apart, check_writable, replaced
 from keras_prune.files.loading import load_model
 from keras_prune.oneshot import prune as prune_model
@@ -140,8 +138,8 @@ def sensitivity(
         Path,
         typer.Option(
             metavar="FILE.npz",
-            help="What is measured on: arrays named x and y, and sample_weight if there is one. "
-            "For a model with several inputs, in place of x one array per input, by its name.",
+            help="What is measured on: a .npz file with the inputs (x, or one array for each input by its name), their "
+            "labels y, and sample_weight if there is one.",
         ),
     ],
     metric: Annotated[
@@ -155,28 +153,11 @@ def sensitivity(
 ) -> None:
     """Say how the loss or a metric changes when each tensor alone is pruned by magnitude, without training."""
     found = measure_sensitivity(
-        load_model(model), _labelled(data), metric=metric, points=tuple(sorted(points or POINTS)), verbose=0
+        load_model(model), load_labelled(data), metric=metric, points=tuple(sorted(points or POINTS)), verbose=0
     )
     if plot is not None:
         found.plot(plot)
     typer.echo(json.dumps(found.to_dict()) if as_json else str(found))
-
-
-def _labelled(path: Path) -> tuple[Any, ...]:
-    """Return `(x, y)` or `(x, y, sample_weight)` from a `.npz` file; pickled objects are refused."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError, AttributeError, zipfile.BadZipFile) as error:
-        raise ValueError(f"--data must be a .npz file of numbers. Received: '{path}': {error}") from error
-    y, weight = arrays.pop("y", None), arrays.pop("sample_weight", None)
-    if y is None or not arrays:
-        raise ValueError(
-            f"--data must have an array y and inputs, as numpy.savez('{path}', x=x, y=y) writes them. "
-            f"Received: {sorted(arrays) if y is None else ['y']}"
-        )
-    x = arrays.get("x", arrays)
-    return (x, y) if weight is None else (x, y, weight)
 
 
 @app.command()

@@ -56,9 +56,9 @@ def test_sensitivity(file, capsys, monkeypatch):
     code, out, _ = run(capsys, monkeypatch, "sensitivity", file, "--data", file.with_name("named.npz"), "--json")
     assert (code, json.loads(out)["points"]) == (0, [0.25, 0.5, 0.75, 0.9, 0.95])
     code, _, err = run(capsys, monkeypatch, "sensitivity", file, "--data", file.with_name("unlabelled.npz"))
-    assert (code, "must have an array y and inputs" in err) == (1, True)
+    assert (code, "must hold inputs and their labels y" in err) == (1, True)
     code, _, err = run(capsys, monkeypatch, "sensitivity", file, "--data", file)
-    assert (code, "must have an array y" in err) == (1, True)
+    assert (code, "must be a .npy or .npz of numbers" in err) == (1, True)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from keras_prune.files.archives import require_small_archive
 
-__all__ = ["LARGEST_DATA", "load_arrays", "load_inputs"]
+__all__ = ["LARGEST_DATA", "labelled", "load_arrays", "load_inputs", "load_labelled"]
 
 LARGEST_DATA = 4 * 2**30
 """Bytes of arrays in one file, unpacked."""
@@ -54,8 +54,49 @@ def load_inputs(path: str | os.PathLike[str]) -> NDArray[Any] | dict[str, NDArra
     Raises:
         ValueError: it is no such file.
     """
+    found = _load(path)
+    return next(iter(found.values())) if isinstance(found, dict) and len(found) == 1 else found
+
+
+def load_labelled(path: str | os.PathLike[str]) -> tuple[Any, ...]:
+    """Return `(x, y)` or `(x, y, sample_weight)` of a `.npz` file, see `labelled`.
+
+    Raises:
+        ValueError: it is no such file, or has no labels or no inputs.
+    """
+    found = _load(path)
+    parts = labelled(found)
+    if parts is None:
+        names = sorted(found) if isinstance(found, dict) else "one array"
+        raise ValueError(
+            f"'{os.fspath(path)}' must hold inputs and their labels y. Received: {names}. Save it by "
+            "numpy.savez(path, x=x, y=y)."
+        )
+    return parts
+
+
+def labelled(arrays: Any) -> tuple[Any, ...] | None:
+    """Return `(x, y)` or `(x, y, sample_weight)` of arrays by name; None if there are no labels y or no inputs.
+
+    Args:
+        arrays: as `load_arrays` gives them. Of several inputs, x is a dictionary; of one, the name does not matter.
+
+    Example:
+        >>> labelled({"pixels": 1, "y": 2}), labelled({"a": 1, "b": 2, "y": 3, "sample_weight": 4}), labelled({"x": 1})
+        ((1, 2), ({'a': 1, 'b': 2}, 3, 4), None)
+    """
+    if not isinstance(arrays, dict):
+        return None
+    inputs = {name: value for name, value in arrays.items() if name not in ("y", "sample_weight")}
+    if "y" not in arrays or not inputs:
+        return None
+    x = next(iter(inputs.values())) if len(inputs) == 1 else inputs
+    return (x, arrays["y"], *(arrays[name] for name in ("sample_weight",) if name in arrays))
+
+
+def _load(path: str | os.PathLike[str]) -> NDArray[Any] | dict[str, NDArray[Any]]:
     try:
-        found = load_arrays(path)
+        return load_arrays(path)
     except FileNotFoundError:
         raise
     except Exception as error:
@@ -63,7 +104,6 @@ def load_inputs(path: str | os.PathLike[str]) -> NDArray[Any] | dict[str, NDArra
             f"'{os.fspath(path)}' must be a .npy or .npz of numbers. Received: {type(error).__name__}: {error}. "
             "Save it by numpy.save."
         ) from error
-    return next(iter(found.values())) if isinstance(found, dict) and len(found) == 1 else found
 
 
 def _read_array(stream: IO[bytes], size: int) -> NDArray[Any]:

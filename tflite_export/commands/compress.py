@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from keras_prune.devices import DEVICES
+from keras_prune.files.arrays import labelled
 from keras_prune.files.loading import load_model
 from tflite_export.compress import BUDGET, EPOCHS
 from tflite_export.compress import compress as compress_model
@@ -112,14 +113,12 @@ def labelled_data(path: Path, option: str) -> tuple[Any, ...]:
         ExportError: it cannot be read, or holds no labels or no inputs.
     """
     found = read_arrays(path)
-    names = sorted(found) if isinstance(found, dict) else []
-    inputs = {name: found[name] for name in names if name not in ("y", "sample_weight")}
-    if "y" not in names or not inputs:
+    parts = labelled(found)
+    if parts is None:
         raise ExportError(
             option,
             "must hold inputs and their labels y",
-            f"the arrays {names} in '{path}'",
+            f"the arrays {sorted(found) if isinstance(found, dict) else []} in '{path}'",
             "np.savez(path, x=x, y=y).",
         )
-    x = next(iter(inputs.values())) if len(inputs) == 1 else inputs
-    return (x, found["y"], *([found["sample_weight"]] if "sample_weight" in names else []))
+    return parts
