@@ -11,6 +11,7 @@ from tflite_export.runtimes.opening import open_foreign, open_own
 
 OWN = {
     "tflite_export.bench.tune",
+    "tflite_export.compression.judging",
     "tflite_export.demo",
     "tflite_export.latency",
     "tflite_export.runtimes.arm64_guest",
@@ -23,9 +24,9 @@ OWN = {
 """What may load a file into this process: it has made the file, or does so for somebody who has."""
 FOREIGN = {
     "tflite_export.bench.served_files",
+    "tflite_export.bench.timing",
     "tflite_export.measures.latency",
     "tflite_export.measures.phone",
-    "tflite_export.bench.timing",
     "tflite_export.tflm.mcu",
     "tflite_export.verification.verify",
     "tflite_export.web.web_session",
