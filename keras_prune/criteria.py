@@ -314,7 +314,7 @@ class SecondOrder(Criterion, name="second_order"):
     H is $X^T X / n$ of the inputs X that the kernel reads. For `prune(model, sparsity, "second_order",
     reconstruct=inputs)`: these scores give each tensor its share; masks are then chosen input by input while the
     weights that stay are solved, so that each choice sees what those before it have moved. Scores of different layers
-    are in units of their own outputs: "uniform", "erk" and "lamp" share zeros out without comparing these.
+    are in units of their own outputs: "lamp" shares zeros out by them without comparing these.
 
     Source: Hassibi, Stork 1993, "Second order derivatives for network pruning: Optimal Brain Surgeon", equation 5;
     input by input as in Frantar, Alistarh 2023, "SparseGPT", algorithm 1.
