@@ -33,9 +33,10 @@ def one_shot(model, path, point, pattern):
     """Loss and accuracy of a copy in which `kp.prune` has pruned one tensor."""
     copy = keras.models.clone_model(model)
     copy.set_weights(model.get_weights())
-    copy.compile("sgd", model.loss, metrics=["accuracy"])
     kp.prune(copy, point, pattern=pattern, scope=kp.Scope(include=path))
-    return copy.evaluate(X, Y, verbose=0)
+    logits = np.asarray(copy(X, training=False), "float64")
+    losses = np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(len(Y)), Y]
+    return losses.mean(), (logits.argmax(axis=1) == Y).mean()
 
 
 @pytest.mark.parametrize("pattern", [None, kp.patterns.Block(2, 1)], ids=str)
