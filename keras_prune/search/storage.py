@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -56,9 +57,19 @@ def open_storage(storage: Any) -> Any:
             )
     except ImportError as error:
         raise ImportError(
-            f"study: the driver of {url.split(':', maxsplit=1)[0]!r} is not installed. For PostgreSQL: "
-            'pip install "psycopg[binary]", and a URL that begins with postgresql+psycopg://'
+            f"study: {url.split(':', maxsplit=1)[0]!r} lacks a module (it said: {error.__cause__ or error}). For "
+            'PostgreSQL: pip install "psycopg[binary]", and a URL that begins with postgresql+psycopg://. For any '
+            'other: pip install "keras-prune[search]"'
         ) from error
+    except import_extra("sqlalchemy.exc").SQLAlchemyError as error:
+        raise ValueError(
+            f"study: storage must be the URL of a database that answers. Received: {_without_password(url)!r}, and "
+            f"SQLAlchemy says: {str(error).splitlines()[0]}"
+        ) from error
+
+
+def _without_password(url: str) -> str:
+    return re.sub(r"(://[^:/@]*):[^@/]*@", r"\1:***@", url)
 
 
 def open_study(

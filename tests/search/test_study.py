@@ -240,6 +240,16 @@ def test_what_cannot_be_searched_is_refused(net):
         kp.search.study(unnamed, X, lambda model: 0.0, sparsity=0.5, epochs=1, storage=MEMORY())
 
 
+def test_a_database_that_cannot_be_opened_says_why_and_keeps_its_password(net, tmp_path):
+    with pytest.raises(ImportError, match=r"'mysql\+aiomysql' lacks a module .*aiomysql"):
+        search(net, storage="mysql+aiomysql://somebody@localhost/studies")
+    with pytest.raises(ValueError, match=r"Received: 'postgres://me:\*\*\*@localhost/studies'.*postgres"):
+        search(net, storage="postgres://me:secret@localhost/studies")
+    (tmp_path / "study.db").write_bytes(b"no database, but long enough to be taken for one" * 100)
+    with pytest.raises(ValueError, match="file is not a database"):
+        search(net, storage=tmp_path / "study.db")
+
+
 def test_a_study_of_a_name_takes_only_its_own_trials(net, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     model, answers = net
