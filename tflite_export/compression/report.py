@@ -87,7 +87,7 @@ class CompressReport:
         value = "" if cost is None else f"{cost.value:.3g} {cost.unit}" if cost.unit == "ms" else f"{cost.value:,.0f}"
         return (
             " ".join(filter(None, ["->" if row == self.chosen else "", self.baselines.get(str(candidate), "")])),
-            f"{candidate.keep:.0%}" if candidate.keep < 1 else "all",
+            f"{100 * candidate.keep:g}%" if candidate.keep < 1 else "all",
             f"{candidate.sparsity:.0%}" if candidate.sparsity else "",
             candidate.number_type,
             str(row.epochs),
@@ -103,12 +103,11 @@ class CompressReport:
         assert cost is not None
         reference = next((row for row in self.rows if row.candidate.is_plain and row.ratio == 1.0), None)
         than = "" if reference is None else f" than the plain {reference.candidate.number_type} file"
-        unit = "" if cost.unit == "ms" else f" in {cost.unit}"
         return [
             f"-> {self.chosen.candidate}: {cost.ratio:.2f} times less {self.objective}{than}; {self.metric.name} "
             f"{self.chosen.metric:.4f}, the plain float32 file's {self.baseline:.4f}, at most {self.max_drop:g} worse",
             f"left: share of the {self.shares_of}; zeros: share of what is left in pruned kernels; "
-            f"{self.objective}{unit}: {cost.on}; gain: the reference's / the file's, run in turn",
+            f"measured in {cost.unit}, {cost.on}; gain: the reference's / the file's, run in turn",
             *([f"* an estimate: {cost.estimate}"] if cost.estimate else []),
             *(f"no file of {row.candidate}: {row.reason}" for row in self.rows if row.reason and not row.file),
             *(f"not measured, {row.candidate}: {row.reason}" for row in self.rows if row.reason and row.file),

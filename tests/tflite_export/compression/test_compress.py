@@ -281,6 +281,22 @@ def test_ctrl_c_ends_with_the_best_so_far(small, rows, tmp_path, monkeypatch, st
     assert "interrupted" not in " ".join(call(small, rows, path, **options).notes)
 
 
+def test_candidates_may_learn_from_the_plain_model(small, rows, tmp_path, monkeypatch, stub):
+    taught = []
+    fit = kp.structured.Distillation.fit
+
+    def watched(self, student, **options):
+        taught.append((self.temperature, self.teacher.count_params(), student.count_params(), options["epochs"]))
+        return fit(self, student, **options)
+
+    monkeypatch.setattr(kp.structured.Distillation, "fit", watched)
+    rows = rows[0], answers(*rows[1])
+    options = {"measure": Bytes(), "target": "x86", "trials": 1, "max_drop": 1.0}
+    call(small, rows, tmp_path / "m.tflite", distill=kp.structured.Distillation(temperature=2.0), **options)
+    assert {(each[0], each[1], each[3]) for each in taught} == {(2.0, small.count_params(), 1)}
+    assert all(student < small.count_params() / 2 for _, _, student, _ in taught)
+
+
 # -- mistakes ---------------------------------------------------------------------------------------------------------
 
 
