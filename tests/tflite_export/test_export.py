@@ -199,7 +199,7 @@ def test_the_batch_is_fixed_on_request_and_free_otherwise(tmp_path, dense_net, i
     data = inputs(dense_net)[0]
     export(dense_net, tmp_path / "free.tflite", data=data)
     report = export(dense_net, tmp_path / "fixed.tflite", data=data, batch_size=3)
-    assert report.notes == ("batch fixed to 3: asked for",)
+    assert report.notes == ("batch fixed to 3: as requested",)
     assert LiteRTSession((tmp_path / "free.tflite").read_bytes()).batch_size is None
     assert LiteRTSession((tmp_path / "fixed.tflite").read_bytes()).batch_size == 3
 
