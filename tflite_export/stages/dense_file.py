@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,7 +24,9 @@ from tflite_export.plan.zeros import kernels_of
 from tflite_export.rewrites.heads import HeadsPass
 from tflite_export.rewrites.mirror import MirrorPass
 from tflite_export.rewrites.pooling import PoolingPass
-from tflite_export.rewrites.rewrite import rewrite_model
+from tflite_export.rewrites.rewrite import Pass, rewrite_model
+from tflite_export.rewrites.unread import NAME as UNREAD
+from tflite_export.rewrites.unread import UnreadPass
 from tflite_export.runtimes.sessions import in_batches
 from tflite_export.source.source import KerasSource, Source
 from tflite_export.xnnpack.clusters import analyse
@@ -77,24 +79,32 @@ def make_dense_file(source: Source, signature: Signature, kind: NumberType, data
         ExportError: the converter fails, or a rewrite changes the model's answers.
     """
     tried: DenseFile | None = None
-    if isinstance(source, KerasSource) and may_run_sparse(target, kind) and _is_worth_trying(source.keras):
-        tried = _rewritten(source, signature, kind, data)
-        found = analyse(file := tried.converted.file.model, assume_sparse=_pruned_pointwise(file))
-        if found.on and not found.dangers:
-            return tried
+    clusters = target.clusters if may_run_sparse(target, kind) else None
+    if isinstance(source, KerasSource) and clusters is not None and _is_worth_trying(source.keras):
+        passes = (UnreadPass(clusters.zeros_from), PoolingPass(), HeadsPass(), MirrorPass())
+        # What nothing reads are zeros as well: too few may be left where it is gone.
+        for chosen in (passes, passes[1:]):
+            tried = _rewritten(source, signature, kind, data, chosen)
+            found = analyse(file := tried.converted.file.model, assume_sparse=_pruned_pointwise(file))
+            if found.on and not found.dangers:
+                return tried
+            if all(change.rewrite != UNREAD for change in tried.changes):
+                break
     converted = source.convert(signature, None, kind, data)
     kernels = kernels_of(source.model) if source.model is not None else {}
     return DenseFile(converted, kernels, notes=() if tried is None or not tried.changes else (_why_not(found),))
 
 
-def _rewritten(source: KerasSource, signature: Signature, kind: NumberType, data: Inputs) -> DenseFile:
+def _rewritten(
+    source: KerasSource, signature: Signature, kind: NumberType, data: Inputs, passes: Sequence[Pass]
+) -> DenseFile:
     made: dict[str, Any] = {}
 
     def make() -> keras.Model:
         plain = source.plain()
         feeds = next(in_batches([array[: signature.batch or SAMPLES] for array in data.arrays], signature.batch))
         with precision.float32(plain), fresh_state(plain):
-            result = rewrite_model(plain, (PoolingPass(), HeadsPass(), MirrorPass()), feeds)
+            result = rewrite_model(plain, passes, feeds)
         # The arrays, not the model: it is let go before the converter runs.
         made.update(changes=result.changes, refusals=result.refusals, kernels=kernels_of(result.model))
         return result.model
