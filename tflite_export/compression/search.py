@@ -21,7 +21,7 @@ from typing import Protocol
 
 from tflite_export.compression.candidate import Candidate
 from tflite_export.compression.space import HALF_THE_WIDTH, Line, Space
-from tflite_export.compression.tried import Tried
+from tflite_export.compression.tried import STAGES, Tried
 
 __all__ = ["Bounds", "Search"]
 
@@ -125,8 +125,7 @@ class Search:
 
     def epochs_of(self, tried: Tried) -> tuple[int, ...]:
         """Return the epochs of each stage that a candidate has gone through at this one."""
-        stages = {"untrained": 0, "short": 1, "full": 2}[tried.stage]
-        return self._epochs.get(tried.candidate, ())[:stages]
+        return self._epochs.get(tried.candidate, ())[: STAGES.index(tried.stage)]
 
     def count(self) -> int:
         """Return how many candidates were tried besides the baselines."""
@@ -190,7 +189,7 @@ class Search:
         return {candidate for candidate, _ in self._lab.tried}
 
     def _stages(self, candidate: Candidate) -> list[Tried]:
-        stages = [self._lab.tried.get((candidate, stage)) for stage in ("untrained", "short", "full")]
+        stages = [self._lab.tried.get((candidate, stage)) for stage in STAGES]
         return [each for each in stages if each is not None]
 
     def _held(self, candidate: Candidate) -> bool:

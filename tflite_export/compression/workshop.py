@@ -26,7 +26,7 @@ from tflite_export.compression.journal import Journal
 from tflite_export.compression.judging import Judge
 from tflite_export.compression.space import Space
 from tflite_export.compression.steps import Step, Training, learning_rate, steps_for, target_as_code
-from tflite_export.compression.tried import Tried
+from tflite_export.compression.tried import STAGES, Tried
 from tflite_export.errors import ExportError
 from tflite_export.export import export
 from tflite_export.measures.measure import Cost, Measure
@@ -116,8 +116,7 @@ class Workshop:
             candidate: not a plain one.
             epochs: of each stage that it has gone through: none, a short one, a short one and the full one.
         """
-        stage = ("untrained", "short", "full")[len(epochs)]
-        return self._try(candidate, stage, epochs)
+        return self._try(candidate, STAGES[len(epochs)], epochs)
 
     def _try(self, candidate: Candidate, stage: str, epochs: tuple[int, ...]) -> Tried:
         key = f"{candidate.shape}-{candidate.number_type}-{'+'.join(map(str, epochs)) or 'untrained'}"
@@ -303,7 +302,7 @@ def _model_key(candidate: Candidate, epochs: tuple[int, ...]) -> str:
 
 
 def _stage_in_words(stage: str) -> str:
-    return {"untrained": "made without training", "short": "trained a little", "full": "trained fully"}[stage]
+    return dict(zip(STAGES, ("made without training", "trained a little", "trained fully"), strict=True))[stage]
 
 
 def _metric(judge: Judge) -> dict[str, Any] | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,16 +10,15 @@ import numpy as np
 from tflite_export.bench.timing import ROUNDS, WARM_UP, measure_files
 from tflite_export.errors import ExportError
 from tflite_export.measures.measure import Cost, Measure
+from tflite_export.measures.refusals import Refusals
 from tflite_export.runtimes.arm64 import find_arm64_runtime
 from tflite_export.runtimes.arm64_guest import ROUNDS as ARM64_ROUNDS
 from tflite_export.runtimes.limits import Limits
 from tflite_export.runtimes.litertjs import find_web_runtime
-from tflite_export.runtimes.opening import open_foreign
 from tflite_export.runtimes.sessions import Measurement
-from tflite_export.web.limitations import web_refusal
 from tflite_export.web.node import find_node
 
-__all__ = ["Latency", "costs_of", "digest"]
+__all__ = ["Latency", "costs_of"]
 
 
 class Latency(Measure):
@@ -61,26 +59,15 @@ class Latency(Measure):
         self.data = data
         self.rounds = rounds or (ARM64_ROUNDS if runtime == "arm64" else ROUNDS)
         self.limits = limits
-        self._refused: dict[str, str] = {}
+        self._refused = Refusals(limits, web=runtime == "web")
 
     def refusal(self, file: bytes) -> str | None:
         """Return why the runtime does not take a file, as far as loading it tells, or why `measure` left it out."""
-        known = self._refused.get(digest(file))
-        if known is not None:
-            return known
-        try:
-            open_foreign(file, limits=self.limits).close()
-        except ExportError as error:
-            return str(error)
-        return web_refusal(file) if self.runtime == "web" else None
+        return self._refused.reason(file)
 
     def measure(self, files: Mapping[str, bytes], reference: str) -> dict[str, Cost]:
         """Return the median of each file's runs, and the median of the pairwise ratios."""
-        files = {
-            name: content
-            for name, content in files.items()
-            if name == reference or digest(content) not in self._refused
-        }
+        files = {name: file for name, file in files.items() if name == reference or file not in self._refused}
         try:
             measured = self._run(files, reference, self.rounds)
         except ExportError:
@@ -109,8 +96,8 @@ class Latency(Measure):
                 if name != reference:
                     self._run({**base, name: content}, reference, 1)
             except ExportError as error:
-                self._refused[digest(content)] = str(error)
-        return {name: content for name, content in files.items() if digest(content) not in self._refused}
+                self._refused.note(content, str(error))
+        return {name: content for name, content in files.items() if content not in self._refused}
 
 
 def costs_of(measured: Measurement, files: Mapping[str, bytes], reference: str, estimate: str = "") -> dict[str, Cost]:
@@ -132,8 +119,3 @@ def costs_of(measured: Measurement, files: Mapping[str, bytes], reference: str, 
         low, ratio, high = np.quantile(measured.samples[:, 0] / own, [0.25, 0.5, 0.75])
         found[name] = Cost(float(np.median(own)), unit, float(ratio), float((high - low) / (2 * ratio)), on, estimate)
     return {name: found[name] for name in files}
-
-
-def digest(file: bytes) -> str:
-    """Return what a file is remembered by."""
-    return hashlib.sha256(file).hexdigest()

@@ -9,8 +9,9 @@ from importlib.metadata import version
 from tflite_export.bench.comparable import matching_names
 from tflite_export.bench.timing import ROUNDS, WARM_UP
 from tflite_export.errors import ExportError
-from tflite_export.measures.latency import costs_of, digest
+from tflite_export.measures.latency import costs_of
 from tflite_export.measures.measure import Cost, Measure
+from tflite_export.measures.refusals import digest
 from tflite_export.measures.sizes import costs_of_bytes
 from tflite_export.runtimes.interleaved import time_in_turn
 from tflite_export.runtimes.limits import Limits
@@ -26,15 +27,28 @@ ESTIMATE = (
 """Why the time of the interpreter here is an estimate."""
 
 
-class _Checks:
-    """What `check_micro` says of files, each asked once: the arena in bytes, or why the file is refused."""
+class _Micro(Measure):
+    """Files that run in TensorFlow Lite Micro: each is checked there once.
+
+    Args:
+        limits: what a file may take here.
+
+    Raises:
+        ImportError: tflite-micro is not installed.
+    """
 
     def __init__(self, limits: Limits | None) -> None:
         require_micro()
         self.limits = limits
         self._found: dict[str, int | str] = {}
 
-    def __call__(self, file: bytes) -> int | str:
+    def refusal(self, file: bytes) -> str | None:
+        """Return why TensorFlow Lite Micro does not run a file, or answers otherwise than LiteRT."""
+        found = self._check(file)
+        return found if isinstance(found, str) else None
+
+    def _check(self, file: bytes) -> int | str:
+        """Return the arena that a file needs, in bytes, or why it is refused."""
         key = digest(file)
         if key not in self._found:
             try:
@@ -43,17 +57,13 @@ class _Checks:
                 self._found[key] = str(error)
         return self._found[key]
 
-    def refusal(self, file: bytes) -> str | None:
-        found = self(file)
-        return found if isinstance(found, str) else None
-
-    def arenas(self, files: Mapping[str, bytes], reference: str) -> dict[str, int]:
+    def _arenas(self, files: Mapping[str, bytes], reference: str) -> dict[str, int]:
         """Return the arenas of the files that run.
 
         Raises:
             ExportError: the reference does not.
         """
-        found = {name: self(content) for name, content in files.items()}
+        found = {name: self._check(content) for name, content in files.items()}
         if isinstance(found[reference], str):
             raise ExportError(
                 f"the reference '{reference}'",
@@ -64,7 +74,7 @@ class _Checks:
         return {name: arena for name, arena in found.items() if isinstance(arena, int)}
 
 
-class MicroFlash(Measure):
+class MicroFlash(_Micro):
     """Bytes of flash that a file takes on a microcontroller with TensorFlow Lite Micro.
 
     The interpreter reads the file where it lies: they are the bytes of the file, as the report of
@@ -80,20 +90,16 @@ class MicroFlash(Measure):
     objective = "flash"
 
     def __init__(self, *, limits: Limits | None = None) -> None:
-        self._checks = _Checks(limits)
-
-    def refusal(self, file: bytes) -> str | None:
-        """Return why TensorFlow Lite Micro does not run a file, or answers otherwise than LiteRT."""
-        return self._checks.refusal(file)
+        super().__init__(limits)
 
     def measure(self, files: Mapping[str, bytes], reference: str) -> dict[str, Cost]:
         """Return the bytes of each file."""
-        arenas = self._checks.arenas(files, reference)
+        arenas = self._arenas(files, reference)
         on = {name: f"flash: the file; beside it an arena of {arena:,} bytes of RAM" for name, arena in arenas.items()}
         return costs_of_bytes(files, reference, on)
 
 
-class MicroLatency(Measure):
+class MicroLatency(_Micro):
     """The time of a run in TensorFlow Lite Micro on this machine, in turn with the others: an estimate.
 
     Args:
@@ -107,20 +113,16 @@ class MicroLatency(Measure):
     objective = "latency"
 
     def __init__(self, *, rounds: int = ROUNDS, limits: Limits | None = None) -> None:
+        super().__init__(limits)
         self.rounds = rounds
-        self._checks = _Checks(limits)
-
-    def refusal(self, file: bytes) -> str | None:
-        """Return why TensorFlow Lite Micro does not run a file, or answers otherwise than LiteRT."""
-        return self._checks.refusal(file)
 
     def measure(self, files: Mapping[str, bytes], reference: str) -> dict[str, Cost]:
         """Return the median of each file's runs, and the median of the pairwise ratios."""
-        sound = {name: files[name] for name in self._checks.arenas(files, reference)}
+        sound = {name: files[name] for name in self._arenas(files, reference)}
         ordered = sorted(sound, key=lambda name: name != reference)
         with ExitStack() as stack:
             sessions = [
-                stack.enter_context(MicroSession(sound[name], name, limits=self._checks.limits)) for name in ordered
+                stack.enter_context(MicroSession(sound[name], name, limits=self.limits)) for name in ordered
             ]
             inputs = matching_names("inputs", [(session.subject, session.inputs) for session in sessions])
             first = sessions[0]

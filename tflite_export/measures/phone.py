@@ -13,13 +13,13 @@ from tflite_export.bench.served_files import ServedFile, served_files
 from tflite_export.errors import ExportError
 from tflite_export.measures.choosing import measure_for
 from tflite_export.measures.desk import SILENT, Lost
-from tflite_export.measures.latency import costs_of, digest
+from tflite_export.measures.latency import costs_of
 from tflite_export.measures.measure import Cost, Measure
 from tflite_export.measures.phone_page import PhonePage, qr_code, require_segno
 from tflite_export.measures.phone_words import Figures, browser_name
+from tflite_export.measures.refusals import Refusals
 from tflite_export.runtimes.limits import Limits
 from tflite_export.runtimes.litertjs import VERSION, find_web_runtime
-from tflite_export.runtimes.opening import open_foreign
 from tflite_export.runtimes.sessions import Measurement
 from tflite_export.web.limitations import web_refusal
 from tflite_export.web.server import LOOPBACK
@@ -111,7 +111,7 @@ class Phone(Measure):
         self._say = say
         self._device: Device | None = None
         self._page: PhonePage | None = None
-        self._refused: dict[str, str] = {}
+        self._refused = Refusals(self.limits, web=True)
         self._gave_up = False
         self._greeted = ""
 
@@ -124,14 +124,7 @@ class Phone(Measure):
 
     def refusal(self, file: bytes) -> str | None:
         """Return why LiteRT.js cannot take a file, or why it was left out on the phone."""
-        known = self._refused.get(digest(file))
-        if known is not None:
-            return known
-        try:
-            open_foreign(file, limits=self.limits).close()
-        except ExportError as error:
-            return str(error)
-        return web_refusal(file)
+        return self._refused.reason(file)
 
     def measure(self, files: Mapping[str, bytes], reference: str) -> dict[str, Cost]:
         """Return the median of each file's runs on the phone, and the median of the pairwise ratios.
@@ -190,7 +183,7 @@ class Phone(Measure):
         found = {}
         for name, content in files.items():
             pair = [reference] if name == reference else [reference, name]
-            if name != reference and digest(content) in self._refused:
+            if name != reference and content in self._refused:
                 continue
             try:
                 refusal = web_refusal(content, name)
@@ -202,7 +195,7 @@ class Phone(Measure):
             except ExportError as error:
                 if name == reference:
                     raise
-                self._refused[digest(content)] = str(error)
+                self._refused.note(content, str(error))
         return found
 
     def _measure(
@@ -249,7 +242,7 @@ class Phone(Measure):
                     reason,
                     "Open the link with another browser, or measure without a phone.",
                 )
-            self._refused[digest(files[name])] = f"on the phone ({browser}): {reason}"
+            self._refused.note(files[name], f"on the phone ({browser}): {reason}")
 
     def _costs(self, figures: Figures, names: list[str]) -> dict[str, Cost]:
         hidden = ", its page hidden meanwhile" if figures.hidden else ""
@@ -307,7 +300,7 @@ class Phone(Measure):
         costs = self.fallback.measure(files, reference)
         on = costs[reference].on
         for name in files.keys() - costs.keys():
-            self._refused[digest(files[name])] = self.fallback.refusal(files[name]) or f"left out by {on}"
+            self._refused.note(files[name], self.fallback.refusal(files[name]) or f"left out by {on}")
         if not self._gave_up:
             warnings.warn(
                 f"no phone opened {self.url} within {self.wait:g} s: files are measured by {on} instead, an estimate, "

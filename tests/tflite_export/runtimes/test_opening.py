@@ -25,8 +25,7 @@ OWN = {
 FOREIGN = {
     "tflite_export.bench.served_files",
     "tflite_export.bench.timing",
-    "tflite_export.measures.latency",
-    "tflite_export.measures.phone",
+    "tflite_export.measures.refusals",
     "tflite_export.tflm.mcu",
     "tflite_export.verification.verify",
     "tflite_export.web.web_session",
