@@ -15,7 +15,7 @@ from keras.saving import register_keras_serializable
 from keras_prune.arrays.selection import all_but_smallest
 from keras_prune.arrays.splitting import Scored, Share, caps_of, fit_shares, lowest_together, reachable_caps
 from keras_prune.models.keys import check_keys, fits, keyed
-from keras_prune.strategy import Measuring, check_fraction, data_field, declared
+from keras_prune.strategy import Measuring, check_fraction, check_points, data_field, declared
 
 __all__ = ["ERK", "LAMP", "Allocation", "Explicit", "Global", "Paying", "Scored", "Sensitivity", "Share", "Uniform"]
 
@@ -204,10 +204,7 @@ class Sensitivity(Allocation):
 
     def __post_init__(self) -> None:
         check_fraction("Sensitivity: floor", self.floor)
-        if not self.points or list(self.points) != sorted(set(self.points)) or self.points[0] <= 0:
-            raise ValueError(f"Sensitivity: points must increase from above 0. Received: points={self.points}")
-        for point in self.points:
-            check_fraction("Sensitivity: each of points", point)
+        check_points("Sensitivity", self.points)
 
     def __call__(self, tensors: Sequence[Scored], target: float, final: float | None = None) -> list[float]:
         caps = reachable_caps(tensors, self.floor, target)

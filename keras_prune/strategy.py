@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 import numbers
 from abc import ABC
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self, TypeVar
 
 import keras
@@ -21,6 +21,7 @@ __all__ = [
     "Strategy",
     "check_fraction",
     "check_needs",
+    "check_points",
     "data_field",
     "declared",
     "integer",
@@ -343,6 +344,22 @@ def check_fraction(subject: str, value: float, *, below_one: bool = True) -> Non
     if not ok:
         hint = f" Sparsities are fractions: for {value} % write {value / 100}." if _is_percentage(value) else ""
         raise ValueError(f"{subject} must be a fraction in [0, {top}. Received: {value!r}.{hint}")
+
+
+def check_points(owner: str, points: Sequence[float]) -> None:
+    """Refuse sparsities at which something is measured unless they increase, from above 0 to below 1.
+
+    Args:
+        owner: whose `points` they are, for messages.
+        points: the sparsities.
+
+    Raises:
+        ValueError: naming the owner, the rule and what was received.
+    """
+    if not points or list(points) != sorted(set(points)) or points[0] <= 0:
+        raise ValueError(f"{owner}: points must increase from above 0. Received: points={points}")
+    for point in points:
+        check_fraction(f"{owner}: each of points", point)
 
 
 def _is_percentage(value: object) -> bool:

@@ -12,7 +12,7 @@ import keras
 import numpy as np
 
 from keras_prune.devices import DEVICES, Device
-from keras_prune.models.variables import read
+from keras_prune.models.variables import weights_digest
 from keras_prune.strip import strip
 from keras_prune.structured import Distillation
 from tflite_export.compression.given import TrainingData, digest_of_data
@@ -142,7 +142,7 @@ def compress(
     }
     journal = Journal(place, asked)
     with (
-        measure_for(device, minimize, measure, data=None) as measuring,
+        measure_for(device, minimize, measure) as measuring,
         SearchProgress(bounds.seconds or bounds.trials or 1, shown=verbose > 0) as progress,
     ):
         lab = Workshop(plain, space, given, judge, measuring, journal, seed=seed, distill=distill, say=progress.doing)
@@ -255,11 +255,9 @@ def _untrained(bounds: Bounds, epochs: int | None) -> Bounds:
 
 def _digest(model: keras.Model) -> str:
     """Return what a model is told from another by: weights, layers and settings of `compile`."""
-    found = hashlib.sha256()
+    found = hashlib.sha256(weights_digest(model).encode())
     for layer in model.layers:
         found.update(type(layer).__name__.encode())
-    for variable in model.weights:
-        found.update(np.ascontiguousarray(read(variable)).tobytes())
     found.update(str(_nameless(model.get_compile_config()) if model.compiled else None).encode())
     return found.hexdigest()[:16]
 

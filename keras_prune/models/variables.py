@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from keras import ops
 
-__all__ = ["assign", "dense", "given_back", "read", "resource_of"]
+__all__ = ["assign", "dense", "given_back", "read", "resource_of", "weights_digest"]
 
 
 def dense(gradient: Any) -> Any:
@@ -69,3 +70,17 @@ def given_back(variables: Iterable[keras.Variable]) -> Iterator[None]:
     finally:
         for variable, value in before:
             variable.assign(value)
+
+
+def weights_digest(model: keras.Model) -> str:
+    """Return a digest of a model's weights, their shapes and order: names do not count.
+
+    Args:
+        model: built.
+    """
+    digest = hashlib.sha256()
+    for variable in model.weights:
+        value = read(variable)
+        digest.update(f"{value.shape}{value.dtype}".encode())
+        digest.update(value.tobytes())
+    return digest.hexdigest()

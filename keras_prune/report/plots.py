@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from keras_prune.arrays.fronts import non_dominated
+
 __all__ = [
     "pareto_front",
     "plot_amounts",
@@ -298,11 +300,8 @@ def pareto_front(points: Sequence[tuple[float, float]], *, rises: bool) -> list[
         [(1, 0.9), (3, 0.85)]
     """
     sign = 1.0 if rises else -1.0
-    front: list[tuple[float, float]] = []
-    for point in sorted(points, key=lambda point: (-point[0], -sign * point[1])):
-        if not front or sign * point[1] > sign * front[-1][1]:
-            front.append(point)
-    return front[::-1]
+    stays = non_dominated([(-gain, -sign * metric) for gain, metric in points])
+    return sorted({point for point, one in zip(points, stays, strict=True) if one})
 
 
 def _save(figure: Any, path: Path) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from keras_prune.allocation import Explicit
+from keras_prune.arrays.fronts import non_dominated
 from keras_prune.report.plots import plot_search, plot_trade
 from keras_prune.search.samplers import place_of
 from keras_prune.text.tables import plain_table
@@ -16,7 +17,7 @@ from keras_prune.trials.choice import PruningStrategy
 from keras_prune.trials.code import as_code, imports_of
 from keras_prune.trials.trial import STOPPED, Training, TrialRunner, strategy_of
 
-__all__ = ["Result", "Tried", "non_dominated"]
+__all__ = ["Result", "Tried"]
 
 STATES = {"COMPLETE": "complete", "PRUNED": "ended early", "FAIL": "failed"}
 
@@ -260,22 +261,6 @@ class Result:
             [tried.number in front for tried in in_order],
             path,
         )
-
-
-def non_dominated(losses: Sequence[Sequence[float]]) -> list[bool]:
-    """Return for each point whether no other is at most as high in every coordinate and lower in one.
-
-    Args:
-        losses: `[points][coordinates]`, low is good.
-
-    Example:
-        >>> non_dominated([(1, 3), (2, 2), (2, 3), (3, 1)])
-        [True, True, False, True]
-    """
-    return [
-        not any(all(a <= b for a, b in zip(other, one, strict=True)) and tuple(other) != tuple(one) for other in losses)
-        for one in losses
-    ]
 
 
 def _shares(strategy: Any) -> dict[str, float]:

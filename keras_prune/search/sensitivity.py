@@ -21,7 +21,7 @@ from keras_prune.search.sensitivities import Sensitivities, TensorSensitivity
 from keras_prune.statistics.batches import Batches
 from keras_prune.statistics.pruned_alone import finite, mean_loss, values_alone
 from keras_prune.statistics.walks import kept
-from keras_prune.strategy import check_fraction
+from keras_prune.strategy import check_points
 from keras_prune.strip import effective_mask
 from keras_prune.training.measuring import alone
 
@@ -83,7 +83,8 @@ def sensitivity(
         >>> found.rows[0].values, found.tolerated(0.75)
         ((0.25, 1.25), {'a/kernel': 0.375})
     """
-    points = _checked(points)
+    points = tuple(float(point) for point in points)
+    check_points("sensitivity", points)
     recipe = resolve_recipe(criterion, pattern, "uniform", default="uniform")
     data = kept(data)
     recipe = dataclasses.replace(recipe, criterion=recipe.criterion.on(data))
@@ -131,15 +132,6 @@ class _Scored:
         """Its name and direction, once it was measured."""
         assert self._score.metric is not None
         return self._score.metric
-
-
-def _checked(points: Sequence[float]) -> tuple[float, ...]:
-    points = tuple(float(point) for point in points)
-    if not points or list(points) != sorted(set(points)) or points[0] <= 0:
-        raise ValueError(f"sensitivity: points must increase from above 0. Received: points={points}")
-    for point in points:
-        check_fraction("sensitivity: each of points", point)
-    return points
 
 
 def _masks(model: keras.Model, targets: Sequence[Target]) -> list[MaskArray | None]:

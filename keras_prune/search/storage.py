@@ -10,12 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import keras
-
-from keras_prune.models.variables import read
 from keras_prune.trials.extra import import_extra, quiet_optuna
 
-__all__ = ["FILE", "model_digest", "open_storage", "open_study", "short_digest"]
+__all__ = ["FILE", "open_storage", "open_study", "short_digest"]
 
 FILE = "keras-prune-search.db"
 """The SQLite file in the current folder that studies are kept in, where nothing else is said."""
@@ -117,20 +114,6 @@ def _described(study: Any) -> dict[str, Any] | None:
         if found is not None or study.get_trials(deepcopy=False) or time.monotonic() > end:
             return found
         time.sleep(0.1)
-
-
-def model_digest(model: keras.Model) -> str:
-    """Return a digest of a model's weights, their shapes and order: names do not count.
-
-    Args:
-        model: built.
-    """
-    digest = hashlib.sha256()
-    for variable in model.weights:
-        value = read(variable)
-        digest.update(f"{value.shape}{value.dtype}".encode())
-        digest.update(value.tobytes())
-    return digest.hexdigest()
 
 
 def short_digest(value: Any) -> str:

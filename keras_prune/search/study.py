@@ -8,10 +8,10 @@ from typing import Any
 import keras
 
 from keras_prune.models.keras2 import refuse_keras2
+from keras_prune.models.variables import weights_digest
 from keras_prune.monitoring.metric import Score
 from keras_prune.search.result import Result
 from keras_prune.search.samplers import NAMES, ONE_OBJECTIVE
-from keras_prune.search.storage import model_digest
 from keras_prune.search.worker import Worker
 from keras_prune.strategy import integer
 from keras_prune.trials.extra import import_extra
@@ -121,7 +121,7 @@ def study(
     runner = TrialRunner(copy, chosen, measured, score, data, training, _stopper(early_stop, measured, epochs), seed)
     worker = Worker(runner, trials, seed, verbose)
     try:
-        worker.open(storage, name, sampler, model_digest(model))
+        worker.open(storage, name, sampler, weights_digest(model))
         return worker.run()
     finally:
         worker.close()

@@ -26,7 +26,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 def test_a_worker_that_is_killed_leaves_its_trial_to_another(tmp_path):
     url = f"sqlite:///{tmp_path / 'shared.db'}"
     command = [sys.executable, "-m", "tests.search.workers", url, str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     told = json.loads((tmp_path / "done-100").read_text())
     assert [row["number"] for row in told["trials"]] == list(range(12))

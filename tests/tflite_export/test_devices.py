@@ -45,7 +45,7 @@ def pictures():
 def test_a_pruned_mobile_net_is_mirrored_and_its_cluster_is_on(tmp_path, pictures, target):
     model = mobile_net()
     report = export(model, tmp_path / "model.tflite", target=target, data=pictures, batch_size=1)
-    assert {change.rewrite for change in report.changes} == {"heads", "mirror"}
+    assert {change.rewrite for change in report.changes} == {"heads", "mirror", "unread"}
     found = inspect(tmp_path / "model.tflite", target="web")
     assert found.runs_sparse
     assert not found.dangers
@@ -147,7 +147,7 @@ def test_what_is_beside_the_file_is_written_with_it(tmp_path, pictures):
     assert f"{len(content)}" in (tmp_path / "model.cc").read_text() + (tmp_path / "model.h").read_text()
     summary = read_metadata(flatbuffer.read(content))
     assert summary["target"] == "android"
-    assert 0.5 < summary["sparsity"] < 0.9
+    assert 0.4 < summary["sparsity"] < 0.9
 
 
 def test_a_file_for_microcontrollers_runs_there(tmp_path, pictures):

@@ -121,9 +121,7 @@ class MicroLatency(_Micro):
         sound = {name: files[name] for name in self._arenas(files, reference)}
         ordered = sorted(sound, key=lambda name: name != reference)
         with ExitStack() as stack:
-            sessions = [
-                stack.enter_context(MicroSession(sound[name], name, limits=self.limits)) for name in ordered
-            ]
+            sessions = [stack.enter_context(MicroSession(sound[name], name, limits=self.limits)) for name in ordered]
             inputs = matching_names("inputs", [(session.subject, session.inputs) for session in sessions])
             first = sessions[0]
             drawn = draw_samples(first.inputs)
