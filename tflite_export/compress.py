@@ -62,7 +62,8 @@ def compress(
 
     Tried are structured shares, zeros in the pattern that the device skips, number types, and their combinations. Each
     candidate is made without training first (what is kept is solved again, statistics are estimated again); those
-    that cost less than the best so far are trained a little; the best are trained fully. Each is exported by
+    that cost less than the best so far are trained a little; the best are trained fully; what misses `max_drop` by
+    little is trained on in the time that is left. Each is exported by
     `tflite_export.export`, which verifies it, and is measured in the target's runtime in turn with the plain file;
     the metric is that of the file, run in LiteRT on the validation inputs. The model itself stays as it is.
 

@@ -10,6 +10,7 @@ import keras
 from rich.table import Table
 
 from keras_prune.monitoring.metric import Metric
+from keras_prune.report.plots import plot_front
 from keras_prune.text.plaintext import printable
 from keras_prune.text.tables import plain_text
 from tflite_export.compression.tried import Tried
@@ -143,6 +144,24 @@ class CompressReport:
         Raises:
             ImportError: matplotlib is not installed; the message has the command.
         """
-        from tflite_export.compression.plots import plot_front
-
-        plot_front(self, path)
+        groups: dict[str, list[tuple[float, float]]] = {}
+        for row in self.rows:
+            if row.cost is not None and row.metric is not None:
+                candidate = row.candidate
+                means = [
+                    name
+                    for name, used in (("fewer channels", candidate.keep < 1), ("zeros", candidate.sparsity))
+                    if used
+                ]
+                groups.setdefault(" + ".join([*means, candidate.number_type]), []).append((row.ratio, row.metric))
+        assert self.chosen.metric is not None
+        sign = -1.0 if self.metric.rises else 1.0
+        plot_front(
+            groups,
+            path,
+            chosen=(self.ratio, self.chosen.metric),
+            least=self.baseline + sign * self.max_drop,
+            rises=self.metric.rises,
+            across=f"times less {self.objective} than the plain file",
+            up=self.metric.name,
+        )

@@ -7,7 +7,9 @@ share cannot beat the best file so far are not looked at again:
 1. single means are tried first: what they cost says what combinations will;
 2. the line whose next share promises the lowest cost is tried at that share. Without training first: a file that
    costs no less than the best so far goes no further. Then with a short fine-tuning;
-3. those that hold, or nearly, are fine-tuned fully, the cheapest first, until one holds; then 2 again, from there.
+3. those that hold, or nearly, are fine-tuned fully, the cheapest first, until one holds; then 2 again, from there;
+4. time that a budget has left then goes to the nearest misses: the cheaper candidate with the smallest drop is trained
+   on, as long as the time allows and the drop falls; where one holds, 2 again, from there.
 
 What is predicted orders the trials and nothing else: a file is chosen by what was measured.
 """
@@ -20,7 +22,8 @@ from collections.abc import Callable
 from typing import Protocol
 
 from tflite_export.compression.candidate import Candidate
-from tflite_export.compression.space import HALF_THE_WIDTH, Line, Space
+from tflite_export.compression.forecast import promised
+from tflite_export.compression.space import Line, Space
 from tflite_export.compression.tried import STAGES, Tried
 
 __all__ = ["Bounds", "Search"]
@@ -33,12 +36,10 @@ NEAR = 3.0
 """Times `max_drop` that a candidate may be below the plain file after a short fine-tuning to be trained fully,"""
 NEAR_SHARE = 0.02
 """or this share of the plain file's metric, if that is more."""
+LONG = 4
+"""Times the epochs of the full fine-tuning that a near miss is trained on at most: each more brings less."""
 RECOVERS = 2.0
 """Times what full fine-tuning has brought at most that it is trusted to bring again."""
-COST_BY_SHARE = 0.8
-"""cost = share ^ this, before anything is measured."""
-COST_OF_ZEROS = 0.6
-"""cost = 1 - this * sparsity, before anything is measured."""
 
 
 class Laboratory(Protocol):
@@ -107,7 +108,7 @@ class Search:
         while True:
             while self._allows() and (following := self._next()) is not None:
                 self._try(following)
-            if not self._train_the_best():
+            if not self._train_the_best() and not self._train_near_misses():
                 return
 
     # -- results ------------------------------------------------------------------------------------------------------
@@ -140,9 +141,14 @@ class Search:
         worth = always or tried.cost is None or tried.ratio > GAIN * self._lowest()
         made = tried.model != "" or tried.file != ""
         if self._bounds.short and made and worth and not tried.holds(self._bounds.max_drop):
-            self._epochs[candidate] = (self._bounds.short,)
-            self._lab.try_candidate(candidate, (self._bounds.short,))
-            self._after()
+            self._train(candidate, self._bounds.short)
+
+    def _train(self, candidate: Candidate, epochs: int) -> Tried:
+        """Try a candidate after one more stage of training."""
+        self._epochs[candidate] = (*self._epochs.get(candidate, ()), epochs)
+        tried = self._lab.try_candidate(candidate, self._epochs[candidate])
+        self._after()
+        return tried
 
     def _lowest(self) -> float:
         best = self.best()
@@ -213,45 +219,10 @@ class Search:
         if last.stage == "untrained":  # one that was not worth training says nothing of the metric
             return self._bounds.epochs == 0
         # What full training brings is known once there was one; until then nothing is built on it.
-        return last.stage == "full" or not self._brought() or last.drop > self._near()
+        return last.stage in _TRAINED or not self._brought() or last.drop > self._near()
 
     def _promised(self, candidate: Candidate) -> float:
-        """Return the ratio that a candidate is expected to have, by what was measured of others."""
-        measured = [each for each in self._lab.tried.values() if each.cost is not None]
-        known = next((each.ratio for each in measured if each.candidate == candidate), None)
-        if known is not None:
-            return known
-        line = [each for each in measured if _line(each.candidate) == _line(candidate)]
-        if line:
-            near = min(line, key=lambda each: abs(math.log(each.candidate.keep / candidate.keep)))
-            return near.ratio * self._by_share(candidate.keep) / self._by_share(near.candidate.keep)
-        kinds = [each.ratio for each in measured if each.candidate == Candidate(quantize=candidate.quantize)]
-        return self._by_share(candidate.keep) * self._by_zeros(candidate.sparsity) * (kinds[0] if kinds else 1.0)
-
-    def _by_share(self, keep: float) -> float:
-        """Return what structured pruning alone gains: by the half as wide network, where it was measured."""
-        half = self._lab.tried.get((Candidate(HALF_THE_WIDTH, 0.0, self._space.number_types[0]), "untrained"))
-        power = COST_BY_SHARE
-        if half is not None and half.ratio > 0:
-            power = max(0.1, math.log(half.ratio) / math.log(1 / HALF_THE_WIDTH))
-        return float(keep**-power)
-
-    def _by_zeros(self, sparsity: float) -> float:
-        """Return what zeros alone gain: by those that were measured on the whole model."""
-        if sparsity == 0:
-            return 1.0
-        whole = [
-            each
-            for each in self._lab.tried.values()
-            if each.ratio > 0
-            and each.candidate.keep == 1.0
-            and each.candidate.sparsity > 0
-            and each.candidate.quantize == self._space.number_types[0]
-        ]
-        saved = COST_OF_ZEROS
-        if whole:
-            saved = max(0.0, 1 - 1 / whole[0].ratio) / whole[0].candidate.sparsity
-        return 1 / max(0.05, 1 - saved * sparsity)
+        return promised(candidate, self._lab.tried.values(), self._space.number_types[0])
 
     # -- the last stage -----------------------------------------------------------------------------------------------
 
@@ -261,23 +232,48 @@ class Search:
         best = self.best()
         first = promising[:FULL]
         for tried in (*first, *(each for each in promising[FULL:] if best and each.candidate == best.candidate)):
-            epochs = self._affordable()
+            epochs = self._affordable(self._bounds.epochs)
             if epochs < 1:
                 self._note("the budget left no time to train the best candidates fully")
                 return False
             if epochs < self._bounds.epochs:
                 self._note(f"the budget left time for {epochs} of {self._bounds.epochs} epochs of full fine-tuning")
-            stages = self._epochs.get(tried.candidate, (self._bounds.short,))
             if tried.stage == "untrained":  # it held without training
-                self._epochs[tried.candidate] = stages
-                self._lab.try_candidate(tried.candidate, stages)
-                self._after()
-            self._epochs[tried.candidate] = (*stages, epochs)
-            done = self._lab.try_candidate(tried.candidate, (*stages, epochs))
-            self._after()
+                self._train(tried.candidate, self._bounds.short)
+            if self._train(tried.candidate, epochs).holds(self._bounds.max_drop):
+                return True
+        return False
+
+    def _train_near_misses(self) -> bool:
+        """Train on what misses by least, in the time that is left, until one holds; gives whether one does."""
+        if self._bounds.seconds is None:
+            return False
+        most = self._bounds.epochs
+        while (epochs := self._affordable(LONG * most)) >= max(1, most) and (misses := self._misses()):
+            nearest = misses[0]
+            done = self._train(nearest.candidate, most if nearest.stage == "short" else epochs)
             if done.holds(self._bounds.max_drop):
                 return True
         return False
+
+    def _misses(self) -> list[Tried]:
+        """Return the candidates that cost less than the best and do not hold yet, the smallest drop first."""
+        best, near = self.best(), self._near()
+        last = [self._stages(candidate)[-1] for candidate in self._known()]
+        return sorted(
+            (
+                each
+                for each in last
+                if each.stage in ("short", "full")
+                and not self._held(each.candidate)
+                and each.cost is not None
+                and each.drop is not None
+                and each.drop <= near
+                and _gains(each)
+                and (best is None or each.ratio > GAIN * best.ratio)
+            ),
+            key=lambda each: (_drop(each), str(each.candidate)),
+        )
 
     def _promising(self) -> list[Tried]:
         """Return the candidates to train fully, the cheapest first: those not above the best one's cost."""
@@ -287,7 +283,7 @@ class Search:
             (
                 each
                 for each in last
-                if each.stage != "full"
+                if each.stage not in _TRAINED
                 and not each.candidate.is_plain
                 and each.cost is not None
                 and each.drop is not None
@@ -315,21 +311,20 @@ class Search:
             return most + RECOVERS * max(0.0, *brought)
         return max(NEAR * most, NEAR_SHARE * abs(self._lab.tried[Candidate(), "untrained"].metric or 0.0))
 
-    def _affordable(self) -> int:
-        """Return how many epochs of full fine-tuning the budget still allows."""
+    def _affordable(self, wanted: int) -> int:
+        """Return how many of the wanted epochs of training the budget still allows."""
         if self._bounds.seconds is None:
-            return self._bounds.epochs
+            return wanted
         left = self._bounds.seconds - self._lab.spent - self._file_seconds()
         per_epoch = self._lab.epoch_seconds
-        return self._bounds.epochs if per_epoch == 0 else min(self._bounds.epochs, int(left / per_epoch))
+        return wanted if per_epoch == 0 else min(wanted, int(left / per_epoch))
 
     def _note(self, words: str) -> None:
         if words not in self.notes:
             self.notes.append(words)
 
 
-def _line(candidate: Candidate) -> tuple[float, str | None]:
-    return candidate.sparsity, candidate.quantize
+_TRAINED = STAGES[STAGES.index("full") :]
 
 
 def _drop(tried: Tried) -> float:

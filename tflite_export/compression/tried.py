@@ -11,8 +11,9 @@ from tflite_export.measures.measure import Cost
 
 __all__ = ["STAGES", "Tried"]
 
-STAGES = ("untrained", "short", "full")
-"""How far a candidate is trained: not at all; a little, to see whether it holds; as far as the best ones are."""
+STAGES = ("untrained", "short", "full", "long")
+"""How far a candidate is trained: not at all; a little, to see whether it holds; as far as the best ones are; on, in
+what is left of a budget, where the drop was a little too large."""
 
 
 @dataclasses.dataclass(frozen=True)

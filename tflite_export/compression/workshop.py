@@ -114,7 +114,7 @@ class Workshop:
 
         Args:
             candidate: not a plain one.
-            epochs: of each stage that it has gone through: none, a short one, a short one and the full one.
+            epochs: of each stage of training that it has gone through, in the order of `STAGES`; none for the first.
         """
         return self._try(candidate, STAGES[len(epochs)], epochs)
 
@@ -302,7 +302,9 @@ def _model_key(candidate: Candidate, epochs: tuple[int, ...]) -> str:
 
 
 def _stage_in_words(stage: str) -> str:
-    return dict(zip(STAGES, ("made without training", "trained a little", "trained fully"), strict=True))[stage]
+    return dict(zip(STAGES, ("made without training", "trained a little", "trained fully", "trained on"), strict=True))[
+        stage
+    ]
 
 
 def _metric(judge: Judge) -> dict[str, Any] | None:

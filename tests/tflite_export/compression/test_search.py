@@ -8,7 +8,7 @@ import pytest
 from keras_prune.devices import DEVICES
 from tflite_export.compression.search import Bounds, Search
 from tflite_export.compression.space import SHARES, Line, Space
-from tflite_export.compression.tried import Tried
+from tflite_export.compression.tried import STAGES, Tried
 from tflite_export.measures.measure import Cost
 
 LINES = (Line(0.0, None), Line(0.0, "int8"), Line(0.7, None), Line(0.8, None), Line(0.9, None))
@@ -25,6 +25,7 @@ class Figures:
         zeros: ratio of float32 by sparsity.
         lost: the drop of a share after full training is lost * (1/keep - 1), and as much for zeros.
         untrained: what is added to the drop by no training, and by a short one.
+        long: what training on takes from the drop.
     """
 
     power: float = 0.8
@@ -32,6 +33,7 @@ class Figures:
     zeros: dict = dataclasses.field(default_factory=lambda: {0.7: 1.6, 0.8: 2.2, 0.9: 3.2})
     lost: float = 0.001
     untrained: tuple = (0.5, 0.004)
+    long: float = 0.0
     epoch: float = 10.0
 
     def __post_init__(self):
@@ -45,7 +47,7 @@ class Figures:
     def drop(self, candidate, stages=2):
         weights = candidate.keep * (1 - candidate.sparsity)
         lost = self.lost * (1 / weights - 1) + (0.002 if candidate.quantize else 0.0)
-        return lost + ((*self.untrained, 0.0)[stages] if not candidate.is_plain else 0.0)
+        return lost + ((*self.untrained, 0.0, -self.long)[stages] if not candidate.is_plain else 0.0)
 
     def _note(self, candidate, epochs):
         if (candidate, self._stage(epochs)) not in self.tried:
@@ -61,7 +63,7 @@ class Figures:
 
     @staticmethod
     def _stage(epochs):
-        return ("untrained", "short", "full")[len(epochs)]
+        return STAGES[len(epochs)]
 
     def try_plain(self, candidate):
         return self._note(candidate, ())
@@ -69,10 +71,10 @@ class Figures:
     def try_candidate(self, candidate, epochs=()):
         return self._note(candidate, epochs)
 
-    def optimum(self, space, max_drop):
+    def optimum(self, space, max_drop, stages=2):
         """The best of all candidates, each trained fully."""
         every = [line.at(keep) for line, keep in itertools.product(space.lines, space.shares)]
-        return max((c for c in every if self.drop(c) <= max_drop), key=self.ratio)
+        return max((c for c in every if self.drop(c, stages) <= max_drop), key=self.ratio)
 
 
 def searched(lab, space=WEB, **bounds):
@@ -170,3 +172,30 @@ def test_what_costs_no_less_than_the_best_is_not_trained():
     trained = {candidate for candidate, _ in lab.trained}
     held = max(lab.ratio(c) for c, stage in lab.tried if stage != "untrained" and lab.drop(c) <= 0.01)
     assert all(lab.ratio(candidate) <= 1.02 * held for candidate in untrained - trained)
+
+
+def test_time_that_is_left_goes_to_the_nearest_misses():
+    lab = Figures(long=0.004)
+    search = searched(lab, seconds=20_000.0)
+    optimum, more = lab.optimum(WEB, 0.01), lab.optimum(WEB, 0.01, stages=3)
+    assert lab.ratio(optimum) < lab.ratio(more), "training on is worth something here"
+    best = search.best()
+    assert best.stage == "long"
+    assert lab.ratio(best.candidate) * 1.02 >= lab.ratio(more)
+    assert search.epochs_of(best) == (2, 8, 32)
+    long = [candidate for candidate, epochs in lab.trained if len(epochs) == 3]
+    assert all(lab.drop(candidate) > 0.01 for candidate in long), "what held already is not trained on"
+
+
+def test_training_on_keeps_the_budget_and_asks_for_time_not_trials():
+    needed = searched(Figures())._lab.spent
+    for seconds in (needed, needed + 150.0, needed + 500.0, needed + 2000.0):
+        lab = Figures(long=0.004)
+        searched(lab, seconds=seconds)
+        assert lab.spent <= seconds
+    on = [epochs for _, epochs in lab.trained if len(epochs) == 3]
+    assert on
+    assert all(8 <= epochs[-1] <= 32 for epochs in on)
+    lab = Figures(long=0.004)
+    searched(lab, trials=30)
+    assert not [epochs for _, epochs in lab.trained if len(epochs) == 3]

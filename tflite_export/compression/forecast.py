@@ -1,0 +1,74 @@
+"""What a candidate promises to cost, by what was measured of others: it orders trials, and decides nothing else."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+from tflite_export.compression.candidate import Candidate
+from tflite_export.compression.space import HALF_THE_WIDTH
+from tflite_export.compression.tried import Tried
+
+__all__ = ["promised"]
+
+COST_BY_SHARE = 0.8
+"""cost = share ^ this, before anything is measured."""
+COST_OF_ZEROS = 0.6
+"""cost = 1 - this * sparsity, before anything is measured."""
+
+
+def promised(candidate: Candidate, tried: Iterable[Tried], reference: str | None) -> float:
+    """Return the ratio of costs, the reference's / the candidate's, that is to be expected.
+
+    The nearest candidate that differs in the share only says most. Without one, the gains of the share, of the zeros
+    and of the number type multiply, each as it was measured alone.
+
+    Args:
+        candidate: in question.
+        tried: what is known.
+        reference: number type of the reference.
+
+    Example:
+        >>> promised(Candidate(0.5), [], None)
+        1.74...
+    """
+    measured = [each for each in tried if each.cost is not None]
+    known = next((each.ratio for each in measured if each.candidate == candidate), None)
+    if known is not None:
+        return known
+    power = _power_of_shares(measured, reference)
+    line = [each for each in measured if _line(each.candidate) == _line(candidate)]
+    if line:
+        near = min(line, key=lambda each: abs(math.log(each.candidate.keep / candidate.keep)))
+        return float(near.ratio * (near.candidate.keep / candidate.keep) ** power)
+    kinds = [each.ratio for each in measured if each.candidate == Candidate(quantize=candidate.quantize)]
+    return float(
+        candidate.keep**-power * _by_zeros(candidate.sparsity, measured, reference) * (kinds[0] if kinds else 1.0)
+    )
+
+
+def _line(candidate: Candidate) -> tuple[float, str | None]:
+    return candidate.sparsity, candidate.quantize
+
+
+def _power_of_shares(measured: Sequence[Tried], reference: str | None) -> float:
+    """Return p in cost = share ^ p: by the network half as wide, where it was measured."""
+    half = Candidate(HALF_THE_WIDTH, 0.0, reference)
+    ratio = next((each.ratio for each in measured if each.candidate == half and each.stage == "untrained"), 0.0)
+    return max(0.1, math.log(ratio) / math.log(1 / HALF_THE_WIDTH)) if ratio > 0 else COST_BY_SHARE
+
+
+def _by_zeros(sparsity: float, measured: Sequence[Tried], reference: str | None) -> float:
+    """Return what zeros alone gain: by those that were measured on the whole model."""
+    if sparsity == 0:
+        return 1.0
+    whole = [
+        each
+        for each in measured
+        if each.ratio > 0
+        and each.candidate.keep == 1.0
+        and each.candidate.sparsity > 0
+        and each.candidate.quantize == reference
+    ]
+    saved = max(0.0, 1 - 1 / whole[0].ratio) / whole[0].candidate.sparsity if whole else COST_OF_ZEROS
+    return 1 / max(0.05, 1 - saved * sparsity)
