@@ -21,6 +21,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 # Each line may import the lines above it: a room (a folder, or a module at the root), lowest first.
 ORDER = [
     "keras_prune.former_names",
+    "keras_prune.extras",
     "keras_prune.keras_seam",
     "keras_prune.arrays",
     "keras_prune.layer_kinds",

@@ -13,6 +13,7 @@ import typer
 from numpy.typing import NDArray
 
 import keras_prune as kp
+from keras_prune.extras import import_extra
 from keras_prune.report.plots import plot_history
 from keras_prune.text.tables import plain_table
 from tflite_export.bench.report import Timing
@@ -151,12 +152,8 @@ def load_digits() -> Digits:
     Raises:
         ImportError: scikit-learn is not installed; the message has the command.
     """
-    try:
-        from sklearn.datasets import load_digits as load_bundled
-        from sklearn.model_selection import train_test_split
-    except ImportError as error:
-        raise ImportError('The demo needs scikit-learn. Install it: pip install "keras-prune[demo]"') from error
-    bundled = load_bundled()
+    bundled = import_extra("sklearn.datasets", "demo", "the demo").load_digits()
+    train_test_split = import_extra("sklearn.model_selection", "demo", "the demo").train_test_split
     x = (bundled.data / 16.0).astype(np.float32)
     x, x_test, y, y_test = train_test_split(
         x, bundled.target, test_size=0.2, stratify=bundled.target, random_state=SEED

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from keras_prune.arrays.fronts import non_dominated
+from keras_prune.extras import import_extra
 
 __all__ = [
     "pareto_front",
@@ -322,13 +323,11 @@ def _save(figure: Any, path: Path) -> None:
 
 def _figure(height: float, width: float = 8) -> Any:
     """A figure of its own, without pyplot, so that no window, backend or setting of the user's is touched."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError('Plots need matplotlib. Install it: pip install "keras-prune[viz]"') from error
-    figure = Figure(figsize=(width, height), dpi=120, layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
+    canvas = import_extra("matplotlib.backends.backend_agg", "viz", "plots").FigureCanvasAgg
+    figure = import_extra("matplotlib.figure", "viz", "plots").Figure(
+        figsize=(width, height), dpi=120, layout="constrained", facecolor="white"
+    )
+    canvas(figure)
     return figure
 
 

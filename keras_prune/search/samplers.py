@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_prune.trials.extra import import_extra
+from keras_prune.trials.extra import search_module
 
 __all__ = ["NAMES", "ONE_OBJECTIVE", "Maker", "make_sampler", "place_of", "population_for", "seeded"]
 
@@ -39,13 +39,13 @@ def make_sampler(name: str, population: int, starts: tuple[Mapping[str, Any], ..
         population: individuals of a generation.
         starts: parameters of the trials that come first; CMA-ES begins around the first one.
     """
-    samplers = import_extra("optuna").samplers
+    samplers = search_module("optuna").samplers
     if name == "tpe":
         return lambda seed: samplers.TPESampler(seed=seed, n_startup_trials=population)
     if name in ("nsga2", "genetic"):
         return lambda seed: samplers.NSGAIISampler(seed=seed, population_size=population)
     if name == "cmaes":
-        import_extra("cmaes")
+        search_module("cmaes")
         centre = {key: value for key, value in (starts[0] if starts else {}).items() if not isinstance(value, str)}
         return lambda seed: samplers.CmaEsSampler(x0=centre or None, seed=seed, warn_independent_sampling=False)
     return lambda seed: samplers.RandomSampler(seed=seed)
@@ -75,7 +75,7 @@ def seeded(make: Maker, seed: int) -> Any:
         make: makes the sampler.
         seed: of the search.
     """
-    samplers = import_extra("optuna").samplers
+    samplers = search_module("optuna").samplers
 
     class Seeded(samplers.BaseSampler):  # type: ignore[name-defined]
         """Hands everything on to the sampler of the trial."""

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from keras_prune.trials.extra import import_extra, quiet_optuna
+from keras_prune.trials.extra import quiet_optuna, search_module
 
 __all__ = ["FILE", "open_storage", "open_study", "short_digest"]
 
@@ -33,7 +33,7 @@ def open_storage(storage: Any) -> Any:
         ValueError: its folder is not there, or the database does not answer.
         ImportError: the driver of the database is not installed.
     """
-    optuna = import_extra("optuna")
+    optuna = search_module("optuna")
     if isinstance(storage, optuna.storages.BaseStorage):
         return storage
     url = os.fspath(FILE if storage is None else storage)
@@ -58,7 +58,7 @@ def open_storage(storage: Any) -> Any:
             'PostgreSQL: pip install "psycopg[binary]", and a URL that begins with postgresql+psycopg://. For any '
             'other: pip install "keras-prune[search]"'
         ) from error
-    except import_extra("sqlalchemy.exc").SQLAlchemyError as error:
+    except search_module("sqlalchemy.exc").SQLAlchemyError as error:
         raise ValueError(
             f"study: storage must be the URL of a database that answers. Received: {_without_password(url)!r}, and "
             f"SQLAlchemy says: {str(error).splitlines()[0]}"
@@ -84,7 +84,7 @@ def open_study(
     Raises:
         ValueError: there is a study of this name, and it is another one; the message says what differs.
     """
-    optuna = import_extra("optuna")
+    optuna = search_module("optuna")
     directions = ["maximize" if up else "minimize" for up in rises]
     try:
         study = optuna.create_study(storage=storage, study_name=name, directions=directions)

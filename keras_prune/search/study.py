@@ -14,7 +14,7 @@ from keras_prune.search.result import Result
 from keras_prune.search.samplers import NAMES, ONE_OBJECTIVE
 from keras_prune.search.worker import Worker
 from keras_prune.strategy import integer
-from keras_prune.trials.extra import import_extra
+from keras_prune.trials.extra import search_module
 from keras_prune.trials.objectives import Measured, resolve_objectives
 from keras_prune.trials.space import Space
 from keras_prune.trials.trial import Training, TrialRunner
@@ -131,7 +131,7 @@ def _check_sampler(sampler: Any) -> None:
     if isinstance(sampler, str):
         if sampler not in NAMES:
             raise ValueError(f"study: sampler must be one of {NAMES}, or an Optuna sampler. Received: {sampler!r}")
-    elif not isinstance(sampler, import_extra("optuna").samplers.BaseSampler):
+    elif not isinstance(sampler, search_module("optuna").samplers.BaseSampler):
         raise TypeError(f"study: sampler must be one of {NAMES}, or an Optuna sampler. Received: {sampler!r}")
 
 
@@ -169,7 +169,7 @@ def _stopper(early_stop: Any, measured: Sequence[Measured], epochs: int) -> Any:
     """The Optuna pruner that ends poor trials; None if none does."""
     if early_stop is None:
         return None
-    pruners = import_extra("optuna").pruners
+    pruners = search_module("optuna").pruners
     given = isinstance(early_stop, pruners.BasePruner)
     if not given and early_stop != "median":
         raise ValueError(f"study: early_stop must be 'median', an Optuna pruner, or None. Received: {early_stop!r}")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from keras_prune.trials.extra import import_extra
+from keras_prune.trials.extra import search_module
 
 __all__ = ["Swarm"]
 
@@ -42,10 +42,10 @@ class Swarm:
         Args:
             losses: of the particles that are done: lower is better, infinity where there is none.
         """
-        evaluator = import_extra("pymoo.core.evaluator").Evaluator()
-        static = import_extra("pymoo.problems.static").StaticProblem
+        evaluator = search_module("pymoo.core.evaluator").Evaluator()
+        static = search_module("pymoo.problems.static").StaticProblem
         swarm, problem, first = self._swarm(), self._problem(), 0
-        swarm.setup(problem, termination=import_extra("pymoo.core.termination").NoTermination())
+        swarm.setup(problem, termination=search_module("pymoo.core.termination").NoTermination())
         while True:
             particles = swarm.ask()
             numbers = range(first, first + self._size)
@@ -59,14 +59,14 @@ class Swarm:
             first += self._size
 
     def _swarm(self) -> Any:
-        sampling = import_extra("pymoo.operators.sampling.lhs").LHS()
+        sampling = search_module("pymoo.operators.sampling.lhs").LHS()
         drawn = sampling(self._problem(), self._size, random_state=np.random.default_rng(self._seed)).get("X")
         for place, start in enumerate(self._starts[: self._size]):
             drawn[place] = self._placed(start)
-        return import_extra("pymoo.algorithms.soo.nonconvex.pso").PSO(self._size, sampling=drawn, seed=self._seed)
+        return search_module("pymoo.algorithms.soo.nonconvex.pso").PSO(self._size, sampling=drawn, seed=self._seed)
 
     def _problem(self) -> Any:
-        return import_extra("pymoo.core.problem").Problem(n_var=len(self._parameters), n_obj=1, xl=0.0, xu=1.0)
+        return search_module("pymoo.core.problem").Problem(n_var=len(self._parameters), n_obj=1, xl=0.0, xu=1.0)
 
     def _named(self, places: npt.NDArray[np.floating]) -> dict[str, Any]:
         """Places in [0, 1] -> values of the parameters."""

@@ -13,7 +13,7 @@ from keras_prune.search.result import Result
 from keras_prune.search.samplers import make_sampler, place_of, population_for, seeded
 from keras_prune.search.storage import open_storage, open_study, short_digest
 from keras_prune.search.swarm import Swarm
-from keras_prune.trials.extra import import_extra, quiet_optuna
+from keras_prune.trials.extra import quiet_optuna, search_module
 from keras_prune.trials.space import ModelSpace
 from keras_prune.trials.trial import STOPPED, TrialRunner
 
@@ -36,7 +36,7 @@ class Worker:
     """
 
     def __init__(self, runner: TrialRunner, trials: int, seed: int, verbose: int) -> None:
-        self._optuna = import_extra("optuna")
+        self._optuna = search_module("optuna")
         self._states = self._optuna.trial.TrialState
         self._runner = runner
         self._wanted = trials

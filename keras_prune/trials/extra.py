@@ -3,31 +3,28 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import warnings
 from collections.abc import Iterator
 from typing import Any
 
-__all__ = ["import_extra", "quiet_optuna"]
+from keras_prune.extras import import_extra
+
+__all__ = ["quiet_optuna", "search_module"]
 
 
-def import_extra(name: str) -> Any:
+def search_module(name: str) -> Any:
     """Return a module of Optuna, pymoo or their kin.
 
     Raises:
         ImportError: it is not installed; the message has the command.
     """
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        package = name.split(".", maxsplit=1)[0]
-        raise ImportError(f'A search needs {package}. Install it: pip install "keras-prune[search]"') from error
+    return import_extra(name, "search", "a search")
 
 
 @contextlib.contextmanager
 def quiet_optuna() -> Iterator[None]:
     """Keep Optuna from printing each trial, and from calling its heartbeat experimental."""
-    optuna = import_extra("optuna")
+    optuna = search_module("optuna")
     before = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.CRITICAL)
     try:

@@ -11,7 +11,7 @@ import keras
 
 from keras_prune.monitoring.metric import Score
 from keras_prune.trials.choice import PruningStrategy
-from keras_prune.trials.extra import import_extra, quiet_optuna
+from keras_prune.trials.extra import quiet_optuna, search_module
 from keras_prune.trials.objectives import Measured
 from keras_prune.trials.working_copy import WorkingCopy
 
@@ -82,7 +82,7 @@ class TrialRunner:
 
     def parameters(self) -> dict[str, Any]:
         """Return the Optuna distributions of the space's parameters, by name, as one trial asks for them."""
-        optuna = import_extra("optuna")
+        optuna = search_module("optuna")
         with quiet_optuna():
             trial = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=self._seed)).ask()
         self._chosen(trial)
@@ -102,7 +102,7 @@ class TrialRunner:
         Raises:
             optuna.TrialPruned: it ended early, or an objective is no finite number.
         """
-        pruned = import_extra("optuna").TrialPruned
+        pruned = search_module("optuna").TrialPruned
         try:
             self.copy.restore()
             self._apply(self._chosen(trial), trial)
@@ -155,7 +155,7 @@ class _Reporting(keras.callbacks.Callback):
         value = self._score(self.model)
         self._trial.report(value, epoch)
         if epoch + 1 < self.params["epochs"] and (not math.isfinite(value) or self._trial.should_prune()):
-            raise import_extra("optuna").TrialPruned(f"after {epoch + 1} epochs, at {value:.6g}")
+            raise search_module("optuna").TrialPruned(f"after {epoch + 1} epochs, at {value:.6g}")
 
 
 def strategy_of(space: Callable[[Any], Any], parameters: Mapping[str, Any]) -> Any:
@@ -165,4 +165,4 @@ def strategy_of(space: Callable[[Any], Any], parameters: Mapping[str, Any]) -> A
         space: Optuna trial -> strategy or callback.
         parameters: of a trial that is finished.
     """
-    return space(import_extra("optuna").trial.FixedTrial(dict(parameters)))
+    return space(search_module("optuna").trial.FixedTrial(dict(parameters)))

@@ -11,7 +11,7 @@ import pytest
 import keras_prune as kp
 from keras_prune.trials import objectives
 from keras_prune.trials.code import as_code, imports_of
-from keras_prune.trials.extra import import_extra
+from keras_prune.trials.extra import search_module
 from keras_prune.trials.objectives import count_macs, resolve_objectives
 from keras_prune.trials.space import with_final
 from keras_prune.trials.working_copy import WorkingCopy
@@ -155,5 +155,5 @@ def test_latency_is_measured_beside_the_dense_model(conv, monkeypatch):
 
 def test_a_missing_library_is_named_with_the_command_that_installs_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "pymoo.core.problem", None)
-    with pytest.raises(ImportError, match=r'A search needs pymoo. Install it: pip install "keras-prune\[search\]"'):
-        import_extra("pymoo.core.problem")
+    with pytest.raises(ImportError, match=r"a search: pymoo is needed.*pip install \"keras-prune\[search\]\""):
+        search_module("pymoo.core.problem")

@@ -15,7 +15,7 @@ from tflite_export.measures.choosing import measure_for
 from tflite_export.measures.desk import SILENT, Lost
 from tflite_export.measures.latency import costs_of
 from tflite_export.measures.measure import Cost, Measure
-from tflite_export.measures.phone_page import PhonePage, qr_code, require_segno
+from tflite_export.measures.phone_page import PhonePage, import_segno, qr_code
 from tflite_export.measures.phone_words import Figures, browser_name
 from tflite_export.measures.refusals import Refusals
 from tflite_export.runtimes.limits import Limits
@@ -100,7 +100,7 @@ class Phone(Measure):
             raise ExportError(
                 "Phone: fallback", "must measure latency", fallback.objective, "Leave it out, or pass another."
             )
-        require_segno()
+        import_segno()
         self.runtime = find_web_runtime()
         self.host, self.port = host, port
         self.wait, self.rounds = wait, rounds

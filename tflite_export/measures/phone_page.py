@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Mapping
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
+from keras_prune.extras import import_extra
 from tflite_export.bench.served_files import ServedFile
 from tflite_export.measures.desk import SILENT, Desk, Job, Lost
 from tflite_export.measures.phone_words import LARGEST_WORDS, Figures, WordsError, read_figures, read_words, text
@@ -16,7 +17,7 @@ from tflite_export.web.binding import bind, link
 from tflite_export.web.page_files import web_files
 from tflite_export.web.server import Resource
 
-__all__ = ["PAGES", "PhonePage", "qr_code", "require_segno"]
+__all__ = ["PAGES", "PhonePage", "import_segno", "qr_code"]
 
 PAGES = ("serve.css", "phone.mjs", "pulse.js", "measuring.mjs", "icon.svg")
 
@@ -140,14 +141,13 @@ def _noted(note: Callable[[], None]) -> bytes | None:
     return b""
 
 
-def require_segno() -> None:
-    """Raise an ImportError with the command where segno is not installed."""
-    try:
-        importlib.import_module("segno")
-    except ImportError as error:
-        raise ImportError(
-            'A phone is led to its page by a QR code, for which segno is needed: pip install "keras-prune[phone]"'
-        ) from error
+def import_segno() -> Any:
+    """Return segno, which draws QR codes.
+
+    Raises:
+        ImportError: it is not installed; the message has the command.
+    """
+    return import_extra("segno", "phone", "the QR code that leads a phone to its page")
 
 
 def qr_code(link: str) -> str:
@@ -156,7 +156,6 @@ def qr_code(link: str) -> str:
     Raises:
         ImportError: segno is not installed.
     """
-    require_segno()
     drawn = StringIO()
-    importlib.import_module("segno").make(link, error="l", micro=False).terminal(drawn, compact=True)
+    import_segno().make(link, error="l", micro=False).terminal(drawn, compact=True)
     return drawn.getvalue()

@@ -10,6 +10,8 @@ import numpy as np
 import numpy.typing as npt
 from keras import ops
 
+from keras_prune.extras import import_extra
+
 __all__ = ["PREDICTORS", "forest", "network"]
 
 Table = npt.NDArray[np.float64]
@@ -35,17 +37,13 @@ def forest(table: Table, targets: Table, seed: int) -> Table:
 
     Source: Breiman 2001, "Random forests".
     """
-    try:
-        from sklearn.ensemble import RandomForestRegressor
-    except ImportError as error:
-        raise ImportError(
-            "The forest of learned importance is scikit-learn's, which is not installed: "
-            'pip install "keras-prune[learned]". Or ask for Learned(model="network").'
-        ) from error
+    ensemble = import_extra(
+        "sklearn.ensemble", "learned", "learned importance by a forest", 'Or ask for Learned(model="network").'
+    )
     found = []
     for column in targets.T:
         seen = np.isfinite(column)
-        model = RandomForestRegressor(TREES, max_features=0.6, min_samples_leaf=3, random_state=seed)
+        model = ensemble.RandomForestRegressor(TREES, max_features=0.6, min_samples_leaf=3, random_state=seed)
         found.append(model.fit(table[seen], column[seen]).predict(table))
     return np.stack(found, axis=1)
 

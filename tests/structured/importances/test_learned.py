@@ -1,6 +1,6 @@
-import builtins
 import dataclasses
 import json
+import sys
 
 import keras
 import numpy as np
@@ -360,14 +360,7 @@ def test_bad_input_is_named(linear, cnn):
 
 
 def test_scikit_learn_that_is_missing_is_named(cnn, monkeypatch):
-    real = builtins.__import__
-
-    def without(name, *args, **kwargs):
-        if name.startswith("sklearn"):
-            raise ImportError(name)
-        return real(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", without)
+    monkeypatch.setitem(sys.modules, "sklearn.ensemble", None)
     model, data = cnn
     with pytest.raises(ImportError, match=r'pip install "keras-prune\[learned\]".*model="network"'):
         Learned(sample=14, data=data)(model, analyse(model))
