@@ -2,6 +2,8 @@
 
 from keras_prune import allocation, criteria, devices, growth, patterns, schedules, search, structured
 from keras_prune.devices import Device
+from keras_prune.factorization.factorize import factorize
+from keras_prune.factorization.report import FactorizationReport
 from keras_prune.files.loading import load_model
 from keras_prune.former_names import NAMES as _NAMES
 from keras_prune.former_names import keep as _keep
@@ -43,6 +45,7 @@ __all__ = [
     "ClipGradients",
     "Device",
     "DynamicPruning",
+    "FactorizationReport",
     "GradientPruning",
     "MaskMomentum",
     "Part",
@@ -67,6 +70,7 @@ __all__ = [
     "allocation",
     "criteria",
     "devices",
+    "factorize",
     "growth",
     "hold",
     "load_model",

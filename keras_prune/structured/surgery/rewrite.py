@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -41,6 +42,7 @@ def rebuild(
     factors: Factors | None = None,
     skip: Mapping[int, int] | None = None,
     then: Mapping[int, keras.Layer] | None = None,
+    instead: Mapping[int, Sequence[keras.Layer]] | None = None,
     owner: str = "plan",
     inputs: Any = None,
 ) -> keras.Model:
@@ -59,6 +61,8 @@ def rebuild(
             nothing calls any more are left out, too.
         then: new layers that are put behind layers (by id). The optimizer starts anew then: it knows no such weights.
             They change what the model answers until the caller sets their weights, so the caller compares.
+        instead: new layers, with their weights, that take the place of layers (by id), in a row, at each of their
+            calls. The optimizer starts anew; what they are to answer is the caller's to compare.
         owner: the function that rebuilds, for messages.
         inputs: a few inputs to compare on, as the model's call takes them; None draws some.
 
@@ -73,8 +77,8 @@ def rebuild(
             f"{analysis.training_only}. Give layers the argument `training` instead, as Keras's own have it.",
             stacklevel=3,
         )
-    model = _Rebuild(analysis, keep, factors, skip or {}, then or {}, owner).whole()
-    if not then:
+    model = _Rebuild(analysis, keep, factors, skip or {}, then or {}, instead or {}, owner).whole()
+    if not then and not instead:
         check_rebuilt(owner, analysis, keep, model, skip=skip, inputs=inputs)
     # Zeros that were held stay so. A new layer is the identity at first, whose zeros are to be trained.
     was_held = any(is_held(variable.constraint) for variable in analysis.graph.model.variables)
@@ -89,6 +93,7 @@ class _Rebuild:
         factors: Factors | None,
         skip: Mapping[int, int],
         then: Mapping[int, keras.Layer],
+        instead: Mapping[int, Sequence[keras.Layer]],
         owner: str,
     ) -> None:
         self.analysis = analysis
@@ -96,6 +101,7 @@ class _Rebuild:
         self.factors = factors
         self.skip = skip
         self.then = then
+        self.instead = instead
         self.owner = owner
         self.copies: dict[int, Any] = {}
         self.found: dict[str, Any] = {}
@@ -114,7 +120,7 @@ class _Rebuild:
         for old, new in (*self._layers(), *self._composed()):
             carry_state(old, new, self._indices)
         tell_resized(self.owner, [new.name for _, new in self._composed() if isinstance(new, Resized)])
-        if self.then:
+        if self.then or self.instead:
             compile_like(self.owner, source, model, pairs, stacklevel=5)
         else:
             copy_training_state(self.owner, source, model, pairs, self._indices)
@@ -163,7 +169,9 @@ class _Rebuild:
         copies = [origin_of(first)]
         called = {id(node.operation): node for node in graph.nodes}
         for layer in model.layers:
-            if id(called.get(id(layer))) not in self.skip:
+            if id(layer) in self.instead:
+                copies += self.instead[id(layer)]
+            elif id(called.get(id(layer))) not in self.skip:
                 copies.append(self._copy(layer, called[id(layer)].body if id(layer) in called else None))
                 copies += [self.then[id(layer)]] if id(layer) in self.then else []
         return copies
@@ -178,6 +186,8 @@ class _Rebuild:
         def call(node: Node, known: Mapping[int, Any]) -> list[Any]:
             filled, kwargs = node.filled(known)
             args = list(filled)
+            if id(node.operation) in self.instead:
+                return [functools.reduce(lambda x, layer: layer(x), self.instead[id(node.operation)], args[0])]
             if node.body is None:
                 for place, value in self.analysis.effects[id(node)].args.items():
                     into: Any = kwargs if isinstance(place, str) else args
