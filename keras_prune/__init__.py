@@ -1,6 +1,7 @@
 """Neural-network pruning for Keras 3: from `model.fit` to a verified file on a phone."""
 
 from keras_prune import allocation, criteria, devices, growth, patterns, schedules, search, structured
+from keras_prune.container.container import load_kpz, save_kpz
 from keras_prune.devices import Device
 from keras_prune.factorization.factorize import factorize
 from keras_prune.factorization.report import FactorizationReport
@@ -73,11 +74,13 @@ __all__ = [
     "factorize",
     "growth",
     "hold",
+    "load_kpz",
     "load_model",
     "patterns",
     "prune",
     "recalibrate",
     "report",
+    "save_kpz",
     "schedules",
     "search",
     "strip",

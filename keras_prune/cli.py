@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import keras
 import typer
 
+from keras_prune.container.container import load_kpz, save_kpz
 from keras_prune.files.arrays import load_inputs, load_labelled
 from keras_prune.files.atomic import check_apart, check_writable, replaced
 from keras_prune.files.loading import load_model
@@ -39,6 +40,7 @@ app = typer.Typer(
 )
 
 FORMATS = (".keras", ".h5", ".hdf5")
+CONTAINER = ".kpz"
 
 KerasFile = Annotated[
     Path,
@@ -174,13 +176,44 @@ def recalibrate(
     _rewrite(model, out, lambda loaded: recalibrate_model(loaded, inputs), as_json)
 
 
-def _rewrite(model: Path, out: Path, change: Callable[[keras.Model], keras.Model], as_json: bool) -> None:
+@app.command()
+def pack(
+    model: KerasFile,
+    out: Annotated[Path, typer.Argument(metavar="OUT.kpz", help="The container to write.")],
+    as_json: Json = False,
+) -> None:
+    """Write a model as a container: small where its weights are zeros or few values, and nothing is lost."""
+    if out.suffix != CONTAINER:
+        raise ValueError(f"OUT must end in {CONTAINER}, so that it is not taken for a model file. Received: '{out}'")
+    check_apart({"the model": model}, {"OUT": out})
+    check_writable(out)
+    written = save_kpz(load_model(model), out)
+    typer.echo(json.dumps(written.to_dict()) if as_json else str(written))
+
+
+@app.command()
+def unpack(
+    container: Annotated[Path, typer.Argument(metavar="MODEL.kpz", help="A container. Code in it is not run.")],
+    out: Out,
+    as_json: Json = False,
+) -> None:
+    """Write the model of a container as a Keras file, its weights bit for bit, and report on it."""
+    _rewrite(container, out, lambda loaded: loaded, as_json, load_kpz)
+
+
+def _rewrite(
+    model: Path,
+    out: Path,
+    change: Callable[[keras.Model], keras.Model],
+    as_json: bool,
+    load: Callable[[Path], keras.Model] = load_model,
+) -> None:
     """Write a changed model beside the one that was read, whole or not at all, and report on it."""
     if out.suffix not in FORMATS:
         raise ValueError(f"OUT must end in {' or '.join(FORMATS)}, which says how it is written. Received: '{out}'")
     check_apart({"the model": model}, {"OUT": out})
     check_writable(out)
-    changed = change(load_model(model))
+    changed = change(load(model))
     with replaced(out) as temporary:
         changed.save(temporary)
     _show(changed, as_json)

@@ -59,6 +59,7 @@ ORDER = [
     "keras_prune.trials",
     "keras_prune.search",
     "keras_prune.files",
+    "keras_prune.container",
     "keras_prune.cli",
     "keras_prune",
     "tflite_export.former_names",

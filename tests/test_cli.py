@@ -43,6 +43,23 @@ def test_prune_report_and_strip(file, capsys, monkeypatch):
     assert set(np.unique((kernel != 0).reshape(2, 4, 16).sum(axis=1))) <= {0, 4}
 
 
+def test_pack_and_unpack(file, capsys, monkeypatch):
+    packed, back = file.with_name("model.kpz"), file.with_name("back.keras")
+    code, out, _ = run(capsys, monkeypatch, "pack", file, packed)
+    assert code == 0
+    assert [word in out for word in ("first/kernel", "whole file", f"{packed.stat().st_size:,} bytes")] == [True] * 3
+    code, out, _ = run(capsys, monkeypatch, "unpack", packed, back)
+    assert (code, "first/kernel" in out) == (0, True)
+    models = [keras.saving.load_model(path) for path in (file, back)]
+    assert [w.tobytes() for w in models[0].get_weights()] == [w.tobytes() for w in models[1].get_weights()]
+    assert models[1].loss == "mse"
+    code, out, _ = run(capsys, monkeypatch, "pack", back, packed, "--json")
+    assert (code, json.loads(out)["total"]) == (0, packed.stat().st_size)
+    packed.write_bytes(packed.read_bytes()[:-1])
+    code, _, err = run(capsys, monkeypatch, "unpack", packed, back)
+    assert (code, "where the header says" in err, "Traceback" in err) == (1, True, False)
+
+
 def test_sensitivity(file, capsys, monkeypatch):
     x, y = np.ones((4, 8), "float32"), np.ones((4, 4), "float32")
     np.savez(file.with_name("data.npz"), x=x, y=y)
@@ -71,6 +88,8 @@ def test_sensitivity(file, capsys, monkeypatch):
         (["prune", "FILE", "/nowhere/at/all.keras"], 1, "its folder must exist"),
         (["prune", "FILE", "OUT", "--target", "androd"], 1, "android"),
         (["prune", "FILE", "out.tflite"], 1, "must end in .keras or .h5 or .hdf5"),
+        (["pack", "FILE", "OUT"], 1, "must end in .kpz"),
+        (["unpack", "FILE", "OUT"], 1, "a container begins with"),
         (["prun", "FILE"], 2, "No such command"),
     ],
 )

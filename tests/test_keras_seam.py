@@ -140,6 +140,15 @@ def test_lookups_are_of_one_class():
     assert isinstance(kl.IntegerLookup(vocabulary=[1]), seam.IndexLookup)
 
 
+def test_one_object_in_two_places_stays_one_where_objects_are_shared():
+    layer = kl.Dense(2)
+    with seam.ObjectSharingScope():
+        config = keras.saving.serialize_keras_object([layer, layer])
+    with seam.ObjectSharingScope():
+        first, second = keras.saving.deserialize_keras_object(config)
+    assert first is second
+
+
 def test_what_a_model_holds_is_saved_with_it(tmp_path):
     class Counter(seam.Saved):
         value = 3

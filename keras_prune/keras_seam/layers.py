@@ -10,6 +10,7 @@ import keras
 from keras.src.layers.preprocessing.index_lookup import IndexLookup
 from keras.src.random.seed_generator import global_seed_generator
 from keras.src.saving.keras_saveable import KerasSaveable
+from keras.src.saving.serialization_lib import ObjectSharingScope
 from keras.src.utils.io_utils import print_msg
 from keras.src.utils.naming import auto_name
 
@@ -20,6 +21,7 @@ __all__ = [
     "RECORDS_OF_CALLS",
     "RECORDS_OF_LAYERS",
     "IndexLookup",
+    "ObjectSharingScope",
     "Saved",
     "attention_axes",
     "auto_name",
