@@ -203,12 +203,12 @@ class Search:
 
     def _failed(self, candidate: Candidate) -> bool:
         """Whether a candidate is known not to hold, or one that is larger in every way."""
+        known = self._known()
+        held = [each for each in known if self._held(each)]
+        # One that failed says nothing where a smaller one holds, which was trained longer.
         return any(
-            other.keep >= candidate.keep
-            and other.sparsity <= candidate.sparsity
-            and other.quantize in (None, candidate.quantize)
-            and self._is_too_bad(other)
-            for other in self._known()
+            _is_larger(other, candidate) and self._is_too_bad(other) and not any(_is_larger(other, one) for one in held)
+            for other in known
         )
 
     def _is_too_bad(self, candidate: Candidate) -> bool:
@@ -295,10 +295,15 @@ class Search:
         )
 
     def _brought(self) -> list[float]:
-        """Return by how much a full fine-tuning made the drop of a short one smaller, for each that there was."""
-        tried = self._lab.tried
-        both = [candidate for candidate, stage in tried if stage == "full"]
-        found = [_drop(tried[candidate, "short"]) - _drop(tried[candidate, "full"]) for candidate in both]
+        """Return by how much more training made the drop of a short one smaller, for each that was trained more."""
+        stages = [self._stages(candidate) for candidate in self._known()]
+        found = [
+            _drop(tried) - _drop(each[-1])
+            for each in stages
+            if each[-1].stage in _TRAINED
+            for tried in each
+            if tried.stage == "short"
+        ]
         return [each for each in found if math.isfinite(each)]
 
     def _near(self) -> float:
@@ -322,6 +327,11 @@ class Search:
     def _note(self, words: str) -> None:
         if words not in self.notes:
             self.notes.append(words)
+
+
+def _is_larger(one: Candidate, other: Candidate) -> bool:
+    """Whether a candidate is larger than another in every way, or as large."""
+    return one.keep >= other.keep and one.sparsity <= other.sparsity and one.quantize in (None, other.quantize)
 
 
 _TRAINED = STAGES[STAGES.index("full") :]

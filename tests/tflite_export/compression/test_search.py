@@ -199,3 +199,15 @@ def test_training_on_keeps_the_budget_and_asks_for_time_not_trials():
     lab = Figures(long=0.004)
     searched(lab, trials=30)
     assert not [epochs for _, epochs in lab.trained if len(epochs) == 3]
+
+
+def test_what_failed_by_chance_does_not_close_the_way_past_a_smaller_one_that_holds():
+    class Bumpy(Figures):
+        def drop(self, candidate, stages=2):
+            return super().drop(candidate, stages) + (0.02 if candidate.keep == 0.35 else 0.0)
+
+    space = dataclasses.replace(WEB, number_types=("int8",), lines=(Line(0.0, "int8"),))
+    lab = Bumpy(lost=0.003, long=0.008)
+    best = searched(lab, space, seconds=50_000.0).best()
+    assert lab.drop(Line(0.0, "int8").at(0.25)) > 0.01, "a quarter has to be trained on"
+    assert best.candidate == lab.optimum(space, 0.01, stages=3) == Line(0.0, "int8").at(0.18)
