@@ -44,7 +44,7 @@ from keras_prune.container.errors import ContainerError
 from keras_prune.container.records import FILE, RECORD
 
 TIMES = 4
-ALLOWANCE = 24 * 2**20
+ALLOWANCE = 4 * 2**20
 """Bytes for what is no weight: layers, traced functions, JSON, parts of files."""
 EXTREMES = (0, 1, 2**7, 2**8 - 1, 2**15, 2**16 - 1, 2**31, 2**32 - 1, 2**40, 2**63, 2**64 - 1)
 

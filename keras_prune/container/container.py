@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import tempfile
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -118,7 +119,10 @@ def load_kpz(
         unpacked = unpack_archive(path, Path(folder), archive)
         try:
             _check_weights(unpacked, custom_objects)
-            model = keras.saving.load_model(archive, custom_objects=custom_objects, compile=False, safe_mode=True)
+            with warnings.catch_warnings():
+                # Keras leaves some layers as they are made, where their arrays are missing.
+                warnings.filterwarnings("error", message="Skipping nested container")
+                model = keras.saving.load_model(archive, custom_objects=custom_objects, compile=False, safe_mode=True)
         except Exception as error:
             raise _refusal(path, error) from error
     settings = unpacked.config.get("compile_config")

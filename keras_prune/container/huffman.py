@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from keras_prune.container.errors import Fault
+from keras_prune.extras import import_extra
 
 __all__ = ["LONGEST", "Code", "Decoder", "code_for", "read_code", "require_bitarray"]
 
@@ -29,13 +30,8 @@ def require_bitarray() -> Any:
     Raises:
         ImportError: it is not installed; the message has the command.
     """
-    try:
-        import bitarray.util
-    except ImportError as error:
-        raise ImportError(
-            'Containers (.kpz) need bitarray, which codes their weights: pip install "keras-prune[compression]"'
-        ) from error
-    return bitarray
+    import_extra("bitarray.util", "compression", "containers (.kpz)")
+    return import_extra("bitarray", "compression", "containers (.kpz)")
 
 
 @dataclasses.dataclass(frozen=True)
