@@ -14,6 +14,8 @@ from keras import layers as kl
 from keras_prune.factorization.chains import Array, Decomposition, Split, Tucker2
 from keras_prune.factorization.choosing import Choices
 from keras_prune.factorization.costs import Cost, Places
+from keras_prune.factorization.reading import on_data
+from keras_prune.factorization.tensor_train import TrainOfConvolution, TrainOfDense, splits
 from keras_prune.graph.graph import Graph, Inside, Node, Shape
 from keras_prune.keras_seam import from_keras, layers_in, own_variables
 from keras_prune.layer_kinds import KINDS
@@ -37,6 +39,7 @@ class Candidate:
         whole: what the layer costs as it is.
         of: for each choice, in order, the form and its row of ranks; only those neither larger nor slower.
         choices: what these cost and lose.
+        shape: of the input of its first call.
     """
 
     target: Target
@@ -45,6 +48,7 @@ class Candidate:
     whole: Cost
     of: npt.NDArray[np.int64]
     choices: Choices
+    shape: Shape
 
     @property
     def name(self) -> str:
@@ -84,7 +88,7 @@ def candidates_of(
     found = []
     for target, calls in taken:
         try:
-            found.append(_candidate(target, _places(graph, target.layer, calls), forms, known.get(id(target.variable))))
+            found.append(_candidate(graph, target, calls, forms, known.get(id(target.variable))))
         except Left as left:
             skipped.append(Skipped(target.path, str(left)))
     return found, skipped
@@ -126,22 +130,24 @@ def _holds(operation: Any, layer: Any) -> bool:
     return isinstance(operation, keras.Layer) and any(one is layer for one in layers_in(operation))
 
 
-def _places(graph: Graph, layer: Any, calls: Sequence[Node]) -> Places:
+def _places(layer: Any, shapes: Sequence[tuple[Shape, Shape]]) -> Places:
     """At how many places each call applies the layer."""
-    around = {id(node): one for one in _graphs(graph) for node in one.nodes}
-    return Places(tuple(_place(layer, around[id(node)].shapes, node) for node in calls))
+    return Places(tuple(_place(layer, *pair) for pair in shapes))
 
 
-def _graphs(graph: Graph) -> list[Graph]:
-    return [graph, *(body for node in graph.walk() for body in node.bodies)]
+def _shapes(graph: Graph, calls: Sequence[Node]) -> list[tuple[Shape, Shape]]:
+    """The shapes of the input and the output of each call."""
+    graphs = [graph, *(body for node in graph.walk() for body in node.bodies)]
+    around = {id(node): one.shapes for one in graphs for node in one.nodes}
+    return [(around[id(node)][node.inputs[0]], around[id(node)][node.outputs[0]]) for node in calls]
 
 
-def _place(layer: Any, shapes: Sequence[Shape], node: Node) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
-    sizes = [tuple(size or 1 for size in shapes[numbers[0]]) for numbers in (node.inputs, node.outputs)]
+def _place(layer: Any, given: Shape, out: Shape) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
+    sizes = [tuple(size or 1 for size in shape) for shape in (given, out)]
     if isinstance(layer, kl.Dense):
         return int(np.prod(sizes[0][1:-1])), (), ()
-    given, out = (one[2:] if layer.data_format == "channels_first" else one[1:-1] for one in sizes)
-    return 1, given, out
+    before, after = (one[2:] if layer.data_format == "channels_first" else one[1:-1] for one in sizes)
+    return 1, before, after
 
 
 DENSE_FORMS = ("svd", "tensor_train")
@@ -150,16 +156,24 @@ CONVOLUTION_FORMS = ("spatial", "channel", "tucker2", "tensor_train")
 """Forms of a convolution."""
 
 
-def _candidate(target: Target, places: Places, names: Sequence[str], gram: Array | None) -> Candidate:
+def _candidate(
+    graph: Graph, target: Target, calls: Sequence[Node], names: Sequence[str], gram: Array | None
+) -> Candidate:
+    shapes = _shapes(graph, calls)
+    places = _places(target.layer, shapes)
     kernel = np.asarray(read(target.variable), np.float64)
     if not np.isfinite(kernel).all():
         raise Left("its weights are not all finite")
     if not kernel.any():
         raise Left("all of its weights are 0")
-    forms = tuple(_forms(target.layer, kernel, places, names, _eps(target.variable), gram))
+    vectors = all(len(given) == 2 for given, _ in shapes)
+    forms = tuple(_forms(target.layer, kernel, places, names, _eps(target.variable), gram, vectors))
     if not forms:
         fitting = DENSE_FORMS if isinstance(target.layer, kl.Dense) else CONVOLUTION_FORMS
-        raise Left(f"none of the forms {tuple(names)} is for it; what is: {fitting}")
+        only = (
+            "; a tensor train of a Dense layer is for vectors whose sizes are no primes" if not kernel.ndim - 2 else ""
+        )
+        raise Left(f"none of the forms {tuple(names)} is for it: {fitting} are{only}")
     whole = Cost(kernel.size, kernel.size * places.after(range(kernel.ndim - 2)))
     rows = [
         np.stack([np.full(len(rows), number), rows], axis=1)
@@ -173,25 +187,31 @@ def _candidate(target: Target, places: Places, names: Sequence[str], gram: Array
         np.concatenate([getattr(form, name)[own[:, 1]] for form, own in zip(forms, rows, strict=True)])
         for name in ("params", "macs", "lost")
     )
-    return Candidate(target, kernel, forms, whole, of, Choices(whole, params, macs, lost))
+    return Candidate(target, kernel, forms, whole, of, Choices(whole, params, macs, lost), shapes[0][0])
 
 
 def _forms(
-    layer: Any, kernel: Array, places: Places, names: Sequence[str], eps: float, gram: Array | None
+    layer: Any, kernel: Array, places: Places, names: Sequence[str], eps: float, gram: Array | None, vectors: bool
 ) -> list[Decomposition]:
+    """The decompositions of a kernel; on data, what is not solved for them is measured on them."""
     window = tuple(range(kernel.ndim - 2))
+    windowed = bool(window) and max(kernel.shape[:-2]) > 1
+    solved: list[Decomposition] = []
     found: list[Decomposition] = []
-    if isinstance(layer, kl.Dense) and "svd" in names:
-        found.append(Split("svd", kernel, (), places, eps, gram))
-    if isinstance(layer, kl.Conv2D) and "spatial" in names and min(kernel.shape[:2]) > 1:
-        found.append(Split("spatial", kernel, (0,), places, eps))
+    if not window and "svd" in names:
+        solved.append(Split("svd", kernel, (), places, eps, gram))
     if window and "channel" in names:
-        found.append(Split("channel", kernel, window, places, eps, gram))
-        if max(kernel.shape[:-2]) > 1:
-            found.append(Split("channel", kernel, (), places, eps))
-    if window and "tucker2" in names and max(kernel.shape[:-2]) > 1:
+        solved.append(Split("channel", kernel, window, places, eps, gram))
+        found += [Split("channel", kernel, (), places, eps)] if windowed else []
+    if len(window) == 2 and "spatial" in names and min(kernel.shape[:2]) > 1:
+        found.append(Split("spatial", kernel, (0,), places, eps))
+    if windowed and "tucker2" in names:
         found.append(Tucker2(kernel, places, eps))
-    return found
+    if windowed and "tensor_train" in names:
+        found.append(TrainOfConvolution(kernel, places))
+    if not window and vectors and "tensor_train" in names and layer.bias_constraint is None and splits(kernel):
+        found.append(TrainOfDense(kernel))
+    return solved + (found if gram is None else [on_data(form, kernel, gram) for form in found])
 
 
 def _eps(variable: keras.Variable) -> float:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,8 +13,11 @@ import numpy as np
 
 from keras_prune.factorization.candidates import CONVOLUTION_FORMS, DENSE_FORMS, Candidate, candidates_of
 from keras_prune.factorization.choosing import cheapest, within
+from keras_prune.factorization.measuring import by_latency, seconds_of, speed_of
+from keras_prune.factorization.reading import grams_of
 from keras_prune.factorization.report import FactorizationReport, FactorizedLayer
-from keras_prune.factorization.stages import chain_layers
+from keras_prune.factorization.stages import NameGiver, chain_layers
+from keras_prune.factorization.tensor_train import TrainOfDense
 from keras_prune.masks.bound import mask_of
 from keras_prune.masks.hold import is_held
 from keras_prune.models.agreement import check_agreement
@@ -22,6 +27,7 @@ from keras_prune.scope import Scope, Skipped, check_scope
 from keras_prune.strategy import check_fraction
 from keras_prune.structured.analysis.groups import Analysis, analyse
 from keras_prune.structured.counting.counting import Count, Counter
+from keras_prune.structured.planning.latency import Measure, find_measure
 from keras_prune.structured.surgery.rewrite import rebuild
 
 __all__ = ["factorize"]
@@ -38,8 +44,11 @@ def factorize(
     error: float | None = None,
     params: float | None = None,
     macs: float | None = None,
+    latency: float | None = None,
     ranks: int | Mapping[str, int | Sequence[int]] | None = None,
     forms: str | Sequence[str] = FORMS,
+    data: Any = None,
+    measure: Measure | None = None,
     scope: Scope | None = None,
     input_shape: Any = None,
 ) -> tuple[keras.Model, FactorizationReport]:
@@ -50,7 +59,7 @@ def factorize(
     are plain Keras layers: they train, save and export. The last of them keeps the old layer's name, bias and
     activation and gives what it gave. Each layer gets the form and the rank that are cheapest for what is asked; where
     no form has both fewer weights and fewer multiplications than the layer, it stays, and the report says so. One of
-    `energy`, `error`, `params`, `macs` and `ranks` says how much is to stay:
+    `energy`, `error`, `params`, `macs`, `latency` and `ranks` says how much is to stay:
 
     Args:
         model: built; it stays as it is. Masks come off first: `factorize(kp.strip(model), ...)`, since factors of a
@@ -61,9 +70,18 @@ def factorize(
         params: the share of the whole model's parameters that may be left, a fraction in (0, 1). Ranks are allocated by
             the energy that each buys for its weights, as a share of its kernel's own.
         macs: the share of the whole model's multiplications that may be left, likewise.
+        latency: the share of measured latency that may be left, likewise. Models with more and more layers
+            factorised, at the least loss for what is saved, are made and measured until one meets it, ten or so.
         ranks: by hand: a rank for all layers, or by layer (name or path): one number, or one for each pair of
             neighbours in the row. Other layers stay.
-        forms: those to choose from: "svd" for Dense; "spatial", "channel", "tucker2" for convolutions.
+        forms: those to choose from: "svd" for Dense; "spatial", "channel", "tucker2" for convolutions; and for both
+            "tensor_train", which needs `pip install "keras-prune[compression]"`.
+        data: inputs, or batches of them; labels are not looked at. Errors and energies are then those of what each
+            layer gives on them, and "svd" and "channel" are solved for that. It takes the square of the number of a
+            kernel's inputs in memory.
+        measure: a function from a model to the seconds of a run, such as `tflite_export.latency.Stopwatch()`.
+            Layers that are measured to be no faster factorised, each by itself, are left. With `latency` None stands
+            for what an installed package offers.
         scope: which kernels may be factorised; None for all. Frozen, quantized and LoRA layers stay.
         input_shape: for a subclassed model, see `trace`. It becomes a functional one.
 
@@ -87,16 +105,46 @@ def factorize(
         >>> [(layer.name, layer.units) for layer in smaller.layers], report.layers[0].ranks
         ([('wide_factor1', 4), ('wide', 32)], (4,))
     """
-    targets = {"energy": energy, "error": error, "params": params, "macs": macs, "ranks": ranks}
+    targets = {"energy": energy, "error": error, "params": params, "macs": macs, "latency": latency, "ranks": ranks}
     names = _checked(model, targets, forms, scope)
     analysis = analyse(model, input_shape=input_shape)
-    found, skipped = candidates_of(analysis.graph, scope or Scope(), names, lambda targets: {})
+    found, skipped = candidates_of(
+        analysis.graph, scope or Scope(), names, lambda kernels: {} if data is None else grams_of(model, kernels, data)
+    )
     counter = Counter(analysis)
     total = counter.total(counter.sizes)
-    chosen, left = _choose(found, targets, total)
+    before: float | None = None
+    if latency is not None:
+        measure = measure or find_measure(model, data)
+        build = functools.partial(_made, analysis, found)
+        chosen, before = by_latency(found, model, total.macs, latency, measure, build)
+        left = _rest(found, chosen, f"latency={latency} is met without it, at less loss of energy")
+    else:
+        chosen, left = _choose(found, targets, total)
+    speeds: dict[int, float] = {}
+    if measure is not None:
+        speeds = {place: _speed(found[place], choice, measure) for place, choice in chosen.items()}
+        slow = {place: speed for place, speed in speeds.items() if speed <= 1.0}
+        left += [
+            Skipped(found[place].target.path, _slower(found[place], chosen[place], s)) for place, s in slow.items()
+        ]
+        chosen = {place: choice for place, choice in chosen.items() if place not in slow}
     new = _made(analysis, found, chosen)
-    report = _report(total, found, chosen, [*skipped, *left])
+    report = _report(total, found, chosen, speeds, [*skipped, *left])
+    if before is not None and measure is not None:
+        report = dataclasses.replace(report, latency=(before, seconds_of(measure, new)))
     return new, report
+
+
+def _speed(candidate: Candidate, choice: int, measure: Measure) -> float:
+    return speed_of(candidate.target.layer, candidate.shape, _layers(candidate, choice, lambda name: name), measure)
+
+
+def _slower(candidate: Candidate, choice: int, speed: float) -> str:
+    form, ranks = candidate.chosen(choice)
+    return (
+        f"as {form.form} of rank {', '.join(map(str, ranks))} it was measured {speed:.2f} times as fast, so no faster"
+    )
 
 
 def _checked(
@@ -214,17 +262,28 @@ def _made(analysis: Analysis, found: Sequence[Candidate], chosen: Mapping[int, i
     instead, state = {}, []
     for place, choice in chosen.items():
         candidate = found[place]
-        layer, kernel = candidate.target.layer, candidate.target.variable
-        form, ranks = candidate.chosen(choice)
-        instead[id(layer)] = chain_layers(layer, form.kernels(ranks), form.moves, unused)
+        kernel, (form, ranks) = candidate.target.variable, candidate.chosen(choice)
+        instead[id(candidate.target.layer)] = _layers(candidate, choice, unused)
         state.append((kernel, form.approximation(ranks).astype(read(kernel).dtype)))
     new = rebuild(analysis, np.ones(analysis.size, bool), instead=instead, owner="factorize")
     check_agreement("factorize", model, new, state=state)
     return new
 
 
+def _layers(candidate: Candidate, choice: int, name: NameGiver) -> list[keras.Layer]:
+    """New layers in the place of a layer."""
+    form, ranks = candidate.chosen(choice)
+    if isinstance(form, TrainOfDense):
+        return form.layers(candidate.target.layer, ranks, name)
+    return chain_layers(candidate.target.layer, form.kernels(ranks), form.moves, name)
+
+
 def _report(
-    total: Count, found: Sequence[Candidate], chosen: Mapping[int, int], left: Sequence[Skipped]
+    total: Count,
+    found: Sequence[Candidate],
+    chosen: Mapping[int, int],
+    speeds: Mapping[int, float],
+    left: Sequence[Skipped],
 ) -> FactorizationReport:
     rows = []
     for place, choice in sorted(chosen.items()):
@@ -240,6 +299,7 @@ def _report(
                 (candidate.whole.params, params),
                 (candidate.whole.macs, macs),
                 float(np.sqrt(choices.lost[choice])),
+                speeds.get(place),
             )
         )
     less = (sum(r.params[0] - r.params[1] for r in rows), sum(r.macs[0] - r.macs[1] for r in rows))

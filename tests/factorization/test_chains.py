@@ -3,11 +3,12 @@ import itertools
 import numpy as np
 import pytest
 import tensorly
-from tensorly.decomposition import partial_tucker
+from tensorly.decomposition import partial_tucker, tensor_train
 
 from keras_prune.factorization.chains import Split, Tucker2
 from keras_prune.factorization.choosing import Choices, cheapest, steps, within
 from keras_prune.factorization.costs import Cost, Places
+from keras_prune.factorization.tensor_train import TrainOfConvolution, TrainOfDense
 
 ONE = Places(((1, (6, 6), (6, 6)),))
 VECTOR = Places(((1, (), ()),))
@@ -67,6 +68,35 @@ def test_tucker_2_is_the_higher_order_svd_of_tensorly(window):
         row = next(i for i, one in enumerate(ours.ranks) if tuple(one) == ranks)
         assert np.sqrt(ours.lost[row]) == pytest.approx(relative(kernel, theirs), abs=1e-9)
         assert ours.params[row] == sum(k.size for k in ours.kernels(ranks))
+
+
+def test_a_train_of_a_convolution_is_the_train_of_tensorly_as_layers():
+    kernel = normal(3, 5, 4, 6)
+    train = TrainOfConvolution(kernel, ONE)
+    for row in (0, len(train.ranks) // 2, len(train.ranks) - 1):
+        ranks = train.ranks[row].tolist()
+        cores = tensor_train(kernel.transpose(2, 0, 1, 3), rank=[1, *ranks, 1])
+        theirs = tensorly.tt_to_tensor(cores).transpose(1, 2, 0, 3)
+        np.testing.assert_allclose(train.approximation(ranks), theirs, atol=1e-12)
+        assert np.sqrt(train.lost[row]) == pytest.approx(relative(kernel, theirs), abs=1e-6)
+        assert train.params[row] == sum(core.size for core in cores)
+    assert train.lost[-1] == 0.0  # at full rank
+
+
+@pytest.mark.parametrize(("shape", "ranks"), [((24, 60), 2), ((6, 10), 1)])
+def test_a_train_of_a_dense_layer_sorts_modes_and_ranks(shape, ranks):
+    kernel = normal(*shape)
+    train = TrainOfDense(kernel)
+    assert train.ranks.shape[1] == ranks
+    assert train.lost[-1] == 0.0
+    for row, chosen in enumerate(train.ranks.tolist()):
+        assert np.sqrt(train.lost[row]) == pytest.approx(relative(kernel, train.approximation(chosen)), abs=1e-6)
+        assert train.params[row] == sum(k.size for k in train.kernels(chosen))
+    # Rank 1 with two cores is the nearest Kronecker product.
+    if ranks == 1:
+        blocks = kernel.reshape(2, 3, 2, 5).transpose(0, 3, 1, 2).reshape(10, 6)
+        singular = np.linalg.svd(blocks, compute_uv=False)
+        assert train.lost[0] == pytest.approx(1 - singular[0] ** 2 / (singular**2).sum())
 
 
 def test_multiplications_count_where_the_window_has_moved():

@@ -101,20 +101,6 @@ def test_what_is_left_has_a_reason(exact):
     assert len(reasons) == 4
 
 
-def test_the_result_trains_saves_and_exports(exact, tmp_path):
-    import tflite_export as tx
-
-    smaller, _ = exact
-    x, y = normal(8, 12, 12, 6), np.arange(8) % 10
-    before = [np.array(w) for w in smaller.trainable_weights]
-    smaller.fit(x, y, verbose=0)
-    assert all(np.abs(np.array(w) - b).max() > 0 for w, b in zip(smaller.trainable_weights, before, strict=True))
-    smaller.save(tmp_path / "smaller.keras")
-    loaded = keras.saving.load_model(tmp_path / "smaller.keras")
-    np.testing.assert_array_equal(loaded(x), smaller(x))
-    tx.export(smaller, tmp_path / "smaller.tflite", data=x)
-
-
 def test_each_target_holds(net):
     _, at_most = kp.factorize(net, error=0.3)
     assert all(row.error <= 0.3 for row in at_most.layers)
@@ -171,3 +157,80 @@ def test_states_that_factors_would_lose_are_left_or_refused():
         kp.factorize(model, ranks=2)
     smaller, _ = kp.factorize(kp.strip(model), ranks=2)
     assert [one.units for one in smaller.layers] == [2, 16, 2, 16]
+
+
+def test_the_result_is_plain_layers_that_train_save_and_export(tmp_path):
+    import tflite_export as tx
+
+    inputs = keras.Input((8, 8, 6))
+    x = kl.Conv2D(12, 3, 2, "same", activation="relu", name="train")(inputs)
+    x = kl.Conv2D(12, 3, padding="same", activation="relu", name="core")(x)
+    x = kl.Dense(24, "softmax", name="dense")(kl.Flatten()(x))  # not elementwise
+    outputs = kl.Dense(20, name="matrix")(kl.Dense(60, use_bias=False, name="bare")(x))
+    model = keras.Model(inputs, outputs)
+    model.get_layer("dense").bias.assign(normal(24))
+    model.compile("adam", "mse")
+    # A model that answers otherwise than with the approximated kernels would not be handed over.
+    trains, report = kp.factorize(model, ranks={"train": 4, "dense": 4, "bare": 2}, forms="tensor_train")
+    assert {row.path: row.ranks for row in report.layers} == {"train": (4, 4, 4), "dense": (4, 4), "bare": (2, 2)}
+    assert report.macs[1] == count(trains).total.macs
+    assert report.params[1] == count(trains).total.params
+    smaller, _ = kp.factorize(trains, ranks={"core": (3, 4), "matrix": 2})
+    assert {type(layer).__module__.split(".")[0] for layer in smaller.layers} == {"keras"}
+    data = normal(4, 8, 8, 6)
+    before = [np.array(w) for w in smaller.trainable_weights]
+    smaller.fit(data, normal(4, 20), verbose=0)
+    assert all(np.abs(np.array(w) - b).max() > 0 for w, b in zip(smaller.trainable_weights, before, strict=True))
+    smaller.save(tmp_path / "smaller.keras")
+    np.testing.assert_array_equal(keras.saving.load_model(tmp_path / "smaller.keras")(data), smaller(data))
+    tx.export(smaller, tmp_path / "smaller.tflite", data=data)
+    _, left = kp.factorize(keras.Sequential([keras.Input((5, 24)), kl.Dense(24)]), ranks=1, forms="tensor_train")
+    assert "is for vectors whose sizes are no primes" in left.skipped[0].reason
+
+
+def test_on_data_errors_are_those_of_what_layers_give():
+    inputs = keras.Input((8, 8, 16))
+    x = kl.Conv2D(16, 3, padding="same", name="conv")(inputs)
+    model = keras.Model(inputs, kl.Dense(16, name="dense")(kl.GlobalAveragePooling2D()(x)))
+    data = normal(16, 8, 8, 16) @ (normal(16, 16, seed=3) * 0.6 ** np.arange(16))
+    for forms in ("channel", "svd", "tucker2", "spatial"):
+        _, report = kp.factorize(model, error=0.6, forms=forms, data=data)
+        assert all(row.error <= 0.6 for row in report.layers)
+        assert report.layers, forms
+    # Inputs have directions that hardly occur, so fewer ranks do for them than for the weights.
+    plain, fitted = (kp.factorize(model, error=0.3, forms=("svd", "channel"), data=d)[1].macs[1] for d in (None, data))
+    assert fitted < plain
+    first = kp.factorize(model, error=0.3, forms="channel", data=data)
+    convolution = kl.Conv2D(16, 3, padding="same", use_bias=False)
+    convolution.build((None, 8, 8, 16))
+    convolution.kernel.assign(model.get_layer("conv").kernel)
+    wanted = np.array(convolution(data))
+    found = np.array(keras.Model(first[0].inputs, first[0].get_layer("conv").output)(data))
+    gone = np.linalg.norm(found - wanted) / np.linalg.norm(wanted)  # its bias is 0
+    assert gone == pytest.approx(first[1].layers[0].error, rel=0.01)
+
+
+def test_latency_is_met_as_measured_and_slower_layers_are_left():
+    model = keras.Sequential([keras.Input((64,)), kl.Dense(64, name="a"), kl.Dense(64, name="b")])
+    measured = []
+
+    def by_multiplications(model):
+        measured.append(count(model).total.macs)
+        return 1e-6 + 1e-9 * measured[-1]
+
+    _, report = kp.factorize(model, latency=0.6, measure=by_multiplications)
+    before, after = report.latency
+    assert after <= 0.6 * before
+    assert after > 0.5 * before
+    assert all(row.speed > 1.0 for row in report.layers)
+    assert measured[0] == 2 * 64 * 64
+
+    def calls_cost(model):
+        return 1e-6 * len(model.layers)
+
+    same, report = kp.factorize(model, energy=0.5, measure=calls_cost)
+    assert report.layers == ()
+    assert [layer.name for layer in same.layers] == ["a", "b"]
+    assert "times as fast, so no faster" in report.skipped[0].reason
+    with pytest.raises(ValueError, match=r"latency=0\.5 cannot be met"):
+        kp.factorize(model, latency=0.5, measure=lambda model: 1.0)
