@@ -6,8 +6,8 @@
 Three Dense layers of `--width` units on vectors of that length, with relu. Their kernels are drawn with singular values
 that fall as 1/i^0.7; the errors in the table follow from that choice, the times do not. For each rank all three are
 factorised by `kp.factorize(ranks=...)`, as two layers ("svd") and as tensor trains, each exported and timed by
-`tflite_export.latency.Stopwatch`: LiteRT, one thread, batch 1, in turn with the whole model. A form pays from the largest
-rank that was measured to take less time than the whole model. "error" is the mean over the layers.
+`tflite_export.latency.Stopwatch`: LiteRT, one thread, batch 1, in turn with the whole model. A form pays from the
+largest rank that was measured to take less time than the whole model. "error" is the mean over the layers.
 """
 
 from __future__ import annotations
