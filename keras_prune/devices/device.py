@@ -145,6 +145,8 @@ class Device(Strategy):
         clusters: XNNPACK's sparse inference, where it can switch on; None where single zeros of 1x1 convolutions are
             not skipped.
         densify: the runtime has DENSIFY: a weight may be stored sparse and made dense when it is loaded.
+        decode: the runtime is TensorFlow Lite Micro with DECODE: an int8 weight may be stored as a bitmask, by a
+            look-up table or in a Huffman code, and is made dense in each run. Zeros then save flash, and no time.
         runs_on: the machine types (`platform.machine()`, with wildcards) on which its kernels can be timed: an export
             with `tune=True` is refused on any other.
         quantize: number types that its runtime takes, as `tflite_export.export` names them; None: all.
@@ -180,6 +182,7 @@ class Device(Strategy):
     integer_io: bool = False
     stands_in: tuple[str, ...] = ()
     lists_weights: bool = True
+    decode: bool = False
 
     def __post_init__(self) -> None:
         for field in ("name", "fixed_sizes", "note"):
@@ -194,6 +197,11 @@ class Device(Strategy):
             raise TypeError(f"Device: clusters must be a Clusters or None. Received: {self.clusters!r}")
         if unknown := [runtime for runtime in self.stands_in if runtime not in STAND_INS]:
             raise ValueError(f"Device: stands_in takes {list(STAND_INS)}. Received also: {unknown}")
+        if self.decode and "micro" not in self.stands_in:
+            raise ValueError(
+                "Device: decode needs 'micro' in stands_in, since no other runtime can check such files. "
+                f"Received: stands_in={self.stands_in}"
+            )
 
     @property
     def matrix_kernel(self) -> Kernel | None:
@@ -202,7 +210,7 @@ class Device(Strategy):
 
     @property
     def skips_zeros(self) -> bool:
-        """Whether its runtime has any kernel that skips zeros."""
+        """Whether its runtime has any kernel that skips zeros: that makes them save time."""
         return bool(self.kernels) or self.clusters is not None
 
     @property
