@@ -79,6 +79,7 @@ ORDER = [
     "tflite_export.edits",
     "tflite_export.verification",
     "tflite_export.tflm",
+    "tflite_export.vela",
     "tflite_export.bench",
     "tflite_export.measures",
     "tflite_export.other_runtimes",

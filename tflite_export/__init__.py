@@ -20,9 +20,9 @@ from tflite_export.report import ExportReport
 from tflite_export.runtimes.limits import Limits
 from tflite_export.targets import Target
 from tflite_export.tflm.mcu import MicroReport, check_micro
-from tflite_export.tflm.verifying import verify
+from tflite_export.vela.report import NpuReport
 from tflite_export.verification.golden import Golden, check_golden, read_golden, write_golden_c
-from tflite_export.verification.verify import Verification
+from tflite_export.verification.verify import Verification, verify
 
 _keep(_NAMES)
 
@@ -40,6 +40,7 @@ __all__ = [
     "Limits",
     "Measure",
     "MicroReport",
+    "NpuReport",
     "Phone",
     "PlanLine",
     "Target",

@@ -24,7 +24,7 @@ from tflite_export.inspection import inspect as inspect_source
 from tflite_export.model.inputs import SAMPLES
 from tflite_export.runtimes.limits import Limits
 from tflite_export.stages.checks import check_places
-from tflite_export.tflm.verifying import verify as verify_file
+from tflite_export.verification.verify import verify as verify_file
 
 __all__ = [
     "Data",
@@ -128,15 +128,14 @@ def export(
     ] = None,
     samples: Samples = SAMPLES,
     tolerance: Tolerance = None,
-    arena: Annotated[
-        int | None,
-        typer.Option(min=1, help="Of mcu: bytes of RAM for the interpreter; what does not fit decoded stays dense."),
-    ] = None,
     golden: Annotated[
         Path | None,
         typer.Option(help="Also write a golden file: inputs and expected outputs, to check the file on the device."),
     ] = None,
     c_array: Annotated[Path | None, typer.Option(help="Also write the file as C source: a .cc and a .h.")] = None,
+    compiled: Annotated[
+        Path | None, typer.Option(help="For an NPU, also write the file as Vela compiles it: what goes to its flash.")
+    ] = None,
     signature_key: SignatureKey = None,
     strict: Annotated[
         bool,
@@ -145,7 +144,7 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Export a model as a sparse .tflite file, verified in the runtime."""
-    check_places({"the data": data}, path, golden, c_array)
+    check_places({"the data": data}, path, golden, c_array, compiled)
     report = export_model(
         model,
         path,
@@ -158,9 +157,9 @@ def export(
         shapes=parse_shapes(shape or []),
         samples=samples,
         tolerance=tolerance,
-        arena=arena,
         golden=golden,
         c_array=c_array,
+        compiled=compiled,
         signature_key=signature_key,
         strict=strict,
     )
@@ -179,7 +178,7 @@ def inspect(
     """
     report = inspect_source(path, target=target)
     show(report, as_json)
-    if report.is_wrong:
+    if report.dangers and report.runs_sparse:
         raise typer.Exit(1)
 
 

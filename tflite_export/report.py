@@ -15,6 +15,7 @@ from tflite_export.file.tflite_file import Change
 from tflite_export.other_runtimes import Unreadable
 from tflite_export.plan.plan import PlanLine
 from tflite_export.tflm.mcu import MicroReport
+from tflite_export.vela.report import NpuReport
 from tflite_export.verification.verify import Verification
 
 __all__ = ["ExportReport", "Size"]
@@ -64,6 +65,7 @@ class ExportReport:
         sparse_run: what came of running it where sparse kernels are on; None where no sparse kernel would read it.
         unreadable_by: runtimes that cannot read the file, each with its reason.
         micro: what TensorFlow Lite Micro needs for it, of a file for microcontrollers.
+        npu: what it costs on the device's NPU, as its compiler estimates.
     """
 
     path: str
@@ -78,6 +80,7 @@ class ExportReport:
     sparse_run: str | None = None
     micro: MicroReport | None = None
     unreadable_by: tuple[Unreadable, ...] = ()
+    npu: NpuReport | None = None
 
     def __str__(self) -> str:
         """Return the report as a table."""
@@ -125,6 +128,7 @@ class ExportReport:
             *([self.sparse_run] if self.sparse_run else []),
             *self._rewrites(),
             *([str(self.micro)] if self.micro else []),
+            *([str(self.npu)] if self.npu else []),
             *self.notes,
             *map(str, self.unreadable_by),
         ]
@@ -134,9 +138,7 @@ class ExportReport:
         """Return a line where a quantized file was not compared with a dense one, because it is one."""
         if self.quantize is None or self.verification.encoding is not None:
             return []
-        decoded = self.micro is not None and self.micro.decoding is not None
-        why = "decoded weights are those of the dense file" if decoded else "no weight is stored sparse"
-        return [f"{why}: the error is what {self.quantize} costs by itself"]
+        return [f"no weight is stored sparse: the error is what {self.quantize} costs by itself"]
 
     def _rewrites(self) -> list[str]:
         """Return a line for each rewrite, with what it did most often first."""
@@ -159,6 +161,7 @@ class ExportReport:
             "sparse_run": self.sparse_run,
             "changes": [dict(vars(change)) for change in self.changes],
             "micro": self.micro.to_dict() if self.micro else None,
+            "npu": self.npu.to_dict() if self.npu else None,
             "notes": list(self.notes),
             "unreadable_by": {each.runtime: each.reason for each in self.unreadable_by},
         }

@@ -3,13 +3,28 @@
 from __future__ import annotations
 
 from keras_prune.devices import Clusters, Device, Kernel
-from keras_prune.devices.catalogue import ANDROID, ANY, ARM64, DEVICES, IOS, MCU, WEB, X86
+from keras_prune.devices.catalogue import (
+    ANDROID,
+    ANY,
+    ARM64,
+    DEVICES,
+    ETHOS_U55,
+    ETHOS_U65,
+    ETHOS_U85,
+    IOS,
+    MCU,
+    WEB,
+    X86,
+)
 from tflite_export.errors import ExportError
 
 __all__ = [
     "ANDROID",
     "ANY",
     "ARM64",
+    "ETHOS_U55",
+    "ETHOS_U65",
+    "ETHOS_U85",
     "IOS",
     "MCU",
     "TARGETS",

@@ -11,9 +11,23 @@ from typing import Any
 from keras_prune.arrays.encoding import Encoding
 from keras_prune.devices.device import Clusters, Device, Kernel
 from keras_prune.devices.gains import PAYS_ANYWHERE, SWITCHES_ON, Measured
+from keras_prune.devices.npu import Npu
 from keras_prune.strategy import resolve
 
-__all__ = ["ANDROID", "ANY", "ARM64", "DEVICES", "IOS", "MCU", "WEB", "X86", "resolve_device"]
+__all__ = [
+    "ANDROID",
+    "ANY",
+    "ARM64",
+    "DEVICES",
+    "ETHOS_U55",
+    "ETHOS_U65",
+    "ETHOS_U85",
+    "IOS",
+    "MCU",
+    "WEB",
+    "X86",
+    "resolve_device",
+]
 
 _X86 = (
     "python -m benchmarks.never_slower --gains: chains of Dense(n), one thread, LiteRT 2.3, AMD EPYC with AVX-512, "
@@ -206,15 +220,44 @@ MCU = Device(
     densify=False,
     quantize=("int8",),
     fixed_sizes="TensorFlow Lite Micro knows fixed sizes only",
-    note="TFLite Micro has no DENSIFY and no sparse kernels (tensorflow/lite/micro/kernels). Its DECODE reads zeros "
-    "and few values from less flash, for RAM and time",
+    note="TFLite Micro has no DENSIFY and no sparse kernels (tensorflow/lite/micro/kernels): zeros cost their bytes",
     integer_io=True,
     stands_in=("micro",),
     lists_weights=False,
-    decode=True,
 )
 
-DEVICES = {device.name: device for device in (ANY, ANDROID, IOS, ARM64, WEB, X86, MCU)}
+
+def _ethos(name: str, npu: Npu, note: str) -> Device:
+    """Return an Arm Ethos-U with the processor beside it, which runs the operators that the NPU lacks."""
+    return Device(
+        name,
+        densify=False,
+        quantize=("int8",),
+        fixed_sizes="Vela compiles fixed sizes only",
+        note=f"{note}; zeros shrink what Vela writes, and speed up what waits for memory (benchmarks/npu_files.py)",
+        integer_io=True,
+        lists_weights=False,
+        npu=npu,
+    )
+
+
+ETHOS_U55 = _ethos(
+    "ethos-u55",
+    Npu("ethos-u55-128", "Ethos_U55_High_End_Embedded", "Shared_Sram"),
+    "an Ethos-U55 of 128 MACs per cycle at 500 MHz, weights in flash at 0.5 GB/s",
+)
+ETHOS_U65 = _ethos(
+    "ethos-u65",
+    Npu("ethos-u65-256", "Ethos_U65_Client_Server", "Dedicated_Sram_384KB"),
+    "an Ethos-U65 of 256 MACs per cycle at 1 GHz, weights in DRAM at 12 GB/s",
+)
+ETHOS_U85 = _ethos(
+    "ethos-u85",
+    Npu("ethos-u85-256", "Ethos_U85_SYS_DRAM_Mid", "Dedicated_Sram_384KB", fast_zeros=(2, 4)),
+    "an Ethos-U85 of 256 MACs per cycle at 1 GHz, weights in DRAM; it multiplies twice as fast where 2 of 4 are zero",
+)
+
+DEVICES = {device.name: device for device in (ANY, ANDROID, IOS, ARM64, WEB, X86, MCU, ETHOS_U55, ETHOS_U65, ETHOS_U85)}
 """The devices that `target=` knows by name."""
 
 

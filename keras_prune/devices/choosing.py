@@ -16,21 +16,16 @@ import keras
 from keras import layers as kl
 
 from keras_prune.allocation import Allocation, Explicit, Paying
-from keras_prune.arrays.encoding import RECORD_TABLES
 from keras_prune.devices.device import Device, Kernel
 from keras_prune.devices.sparse_layers import is_pointwise, is_stem
 from keras_prune.graph.wiring import Wiring, wire
 from keras_prune.keras_seam import layers_in
 from keras_prune.models.keys import fits
-from keras_prune.patterns import Block, ByPath, Pattern, Unstructured
+from keras_prune.patterns import Block, ByPath, NofM, Pattern, Unstructured
 from keras_prune.scope import Skipped, Survey, Target
 
 __all__ = ["Choice", "choose"]
 
-MOST_ZEROS = 0.8
-"""Share of zeros with which a weight must save flash: a smaller weight would give accuracy for a few bytes."""
-SMALL_HEAD = 0.1
-"""Share of the weights in scope up to which a head stays dense where zeros save flash: a larger one is worth it."""
 NO_TIME = 0.01
 """Share of the multiplications below which it does not matter for the time whether a tensor's kernel pays, as in
 squeeze-and-excitation."""
@@ -76,11 +71,13 @@ def choose(
     include: Iterable[str] = (),
     pattern: Pattern | ByPath | None = None,
     allocation: Allocation | None = None,
+    final: float | None = None,
 ) -> Choice:
     """Choose the tensors whose zeros a device skips, the pattern of each, and how much each gives.
 
     Layers whose outputs are the model's, and embeddings, are not pruned unless the user names them. What the user
-    states replaces the device's choice.
+    states replaces the device's choice. An NPU, whose compiler codes weights, takes zeros of every kernel, those of
+    the last layers too.
 
     Args:
         device: what the model is for.
@@ -89,6 +86,7 @@ def choose(
         include: keys of the tensors that the user names.
         pattern: of all tensors, or of those that it has a key for.
         allocation: in place of the device's.
+        final: the sparsity at the end, where it is known: it decides whether a pattern of fixed shares can be reached.
 
     Raises:
         ValueError: the device skips no zeros at all, or those of no tensor of this model (with the reasons).
@@ -104,7 +102,7 @@ def choose(
         >>> [(t.path, choice.pattern.at(t.path)) for t in choice.survey.targets]
         [('mix/kernel', Unstructured()), ('hidden/kernel', Block(rows=4, cols=1, pooling='mean'))]
     """
-    if not device.skips_zeros and not device.decode:
+    if not (device.skips_zeros or device.packs_zeros):
         raise ValueError(
             f"target={device.name!r}: its runtime has no kernel that skips zeros, so pruning single weights makes "
             f"nothing faster there. Received: {model.name!r} to be pruned for it. Remove whole units by "
@@ -112,7 +110,7 @@ def choose(
         )
     wiring = wire(model)
     named = [*include, *_keys(pattern), *_keys(allocation)]
-    chosen, reasons = _sorted(device, model, survey, wiring, named)
+    chosen, reasons = _sorted(device, model, survey, wiring, named, final)
     for key in _keys(pattern) | _keys(allocation):
         # A key that fits only tensors which the device leaves out asks for these.
         if not any(fits(key, path) for path in chosen):
@@ -121,8 +119,9 @@ def choose(
             reasons = {path: reason for path, reason in reasons.items() if path not in chosen}
     if not chosen:
         listed = "; ".join(f"{path}: {reason}" for path, reason in reasons.items())
-        gain = "save no flash" if device.decode else "make nothing faster"
-        raise ValueError(f"target={device.name!r}: zeros would {gain} in any tensor of {model.name!r}. {listed}")
+        raise ValueError(
+            f"target={device.name!r}: zeros would make nothing faster in any tensor of {model.name!r}. {listed}"
+        )
     targets = tuple(tensor for tensor in survey.targets if tensor.path in chosen)
     own = _allocation(device, model, targets, chosen, wiring)
     left = tuple(Skipped(path, reason) for path, reason in reasons.items())
@@ -138,24 +137,25 @@ def choose(
 
 
 def _sorted(
-    device: Device, model: keras.Model, survey: Survey, wiring: Wiring | None, named: list[str]
+    device: Device,
+    model: keras.Model,
+    survey: Survey,
+    wiring: Wiring | None,
+    named: list[str],
+    final: float | None,
 ) -> tuple[dict[str, _Use], dict[str, str]]:
     """The use of the tensors whose zeros the device skips, and the reasons for the others, by path."""
     begins = any(is_stem(layer) for layer in layers_in(model))
     heads = _heads(survey, wiring)
-    if device.decode:
-        total = sum(math.prod(tensor.variable.shape) for tensor in survey.targets)
-        large = {id(t.layer) for t in survey.targets if math.prod(t.variable.shape) > SMALL_HEAD * total}
-        heads -= large
     chosen: dict[str, _Use] = {}
     reasons: dict[str, str] = {}
     for tensor in survey.targets:
         asked = any(fits(key, tensor.path) for key in named)
-        use = _use(device, tensor, begins)
+        use = _packed(device, tensor, final) if device.packs_zeros else _use(device, tensor, begins)
         if isinstance(tensor.layer, kl.Embedding) and asked:
             use = _Use(Unstructured())
-        elif isinstance(use, _Use) and id(tensor.layer) in heads and not asked:
-            use = _SMALL_HEAD if device.decode else _HEAD
+        elif isinstance(use, _Use) and id(tensor.layer) in heads and not asked and not device.packs_zeros:
+            use = _HEAD
         if isinstance(use, _Use):
             chosen[tensor.path] = use
         else:
@@ -167,12 +167,7 @@ def _use(device: Device, tensor: Target, begins: bool) -> _Use | str:
     """How a device skips a tensor's zeros, or the reason why they gain nothing."""
     layer: Any = tensor.layer
     if isinstance(layer, kl.Embedding):
-        return (
-            "rows of an embedding are looked up, not multiplied: zeros make the file smaller, but nothing faster. To "
-            "prune it anyway, name it in scope=Scope(include=...)"
-        )
-    if device.decode:
-        return _as_record(device, tensor)
+        return _EMBEDDING
     if not tensor.layout.space and tensor.layout.inputs:
         return _as_matrix(device, tensor)
     if not _is_pointwise(tensor):
@@ -193,6 +188,19 @@ def _use(device: Device, tensor: Target, begins: bool) -> _Use | str:
     return _Use(Unstructured(), clustered=True)
 
 
+def _packed(device: Device, tensor: Target, final: float | None) -> _Use | str:
+    """How a device that stores any zero in less flash takes a tensor's: single ones, or those that it is faster for."""
+    if isinstance(tensor.layer, kl.Embedding):
+        return _EMBEDDING
+    if device.npu is not None and device.npu.fast_zeros is not None and final is not None and tensor.layout.inputs:
+        kept, of = device.npu.fast_zeros
+        # Groups lie along the input channels, and do not reach from one place of a window into the next.
+        inputs = math.prod(tensor.variable.shape[axis] for axis in tensor.layout.inputs)
+        if final <= 1 - kept / of and inputs % of == 0:
+            return _Use(NofM(kept, of))
+    return _Use(Unstructured())
+
+
 def _as_matrix(device: Device, tensor: Target) -> _Use | str:
     """The use of a matrix: in the units that the device's kernel for matrices skips."""
     kernel = device.matrix_kernel
@@ -205,22 +213,6 @@ def _as_matrix(device: Device, tensor: Target) -> _Use | str:
     if inputs % block:
         return f"{inputs} inputs do not divide into the blocks of {block} that the kernel skips"
     return _Use(Block(block, 1), kernel)
-
-
-def _as_record(device: Device, tensor: Target) -> _Use | str:
-    """The use of a weight that is decoded: single zeros, where it is large enough for a record to be smaller."""
-    least = _flash_from(tensor)
-    if least > MOST_ZEROS:
-        return (
-            f"{math.prod(tensor.variable.shape)} weights: what decodes them for target={device.name!r} takes "
-            f"{RECORD_TABLES} bytes, more than their zeros save"
-        )
-    return _Use(Unstructured())
-
-
-def _flash_from(tensor: Target) -> float:
-    """The share of zeros above which an int8 weight takes less flash: a bit for each, and the bytes of its DECODE."""
-    return 1 / 8 + RECORD_TABLES / math.prod(tensor.variable.shape)
 
 
 def _asked_for(device: Device, tensor: Target) -> _Use:
@@ -239,8 +231,6 @@ def _allocation(
     weight_bytes = 4 * sum(math.prod(variable.shape) for variable in model.weights)
     work = {tensor.path: float(rows.get(id(tensor.layer)) or 1) for tensor in targets}
     products = {tensor.path: work[tensor.path] * math.prod(tensor.variable.shape) for tensor in targets}
-    if device.decode:
-        return Paying({tensor.path: _flash_from(tensor) for tensor in targets})
     shares: dict[str, float] = {}
     for tensor in targets:
         if products[tensor.path] < NO_TIME * sum(products.values()):
@@ -261,15 +251,13 @@ def _pays_above(kernel: Kernel, rows: int | None, weight_bytes: int) -> float:
     return max(0.0, threshold - 0.005) if kernel.table else threshold
 
 
+_EMBEDDING = (
+    "rows of an embedding are looked up, not multiplied: zeros make the file smaller, but nothing faster. To "
+    "prune it anyway, name it in scope=Scope(include=...)"
+)
 _HEAD = (
     "a head, whose output is the model's: with a target, heads are not pruned, because they take little time and "
     "pruning them costs the most accuracy. To prune it anyway, name it in scope=Scope(include=...) or allocation={...}"
-)
-
-
-_SMALL_HEAD = (
-    "a head, whose output is the model's: pruning it costs the most accuracy, and it holds less than a tenth of the "
-    "weights. To prune it anyway, name it in scope=Scope(include=...) or allocation={...}"
 )
 
 

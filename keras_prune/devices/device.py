@@ -23,6 +23,7 @@ from keras_prune.devices.gains import (
     gain_of,
     pays_from,
 )
+from keras_prune.devices.npu import Npu
 from keras_prune.strategy import Strategy
 
 __all__ = ["STAND_INS", "Clusters", "Device", "Kernel"]
@@ -145,8 +146,6 @@ class Device(Strategy):
         clusters: XNNPACK's sparse inference, where it can switch on; None where single zeros of 1x1 convolutions are
             not skipped.
         densify: the runtime has DENSIFY: a weight may be stored sparse and made dense when it is loaded.
-        decode: the runtime is TensorFlow Lite Micro with DECODE: an int8 weight may be stored as a bitmask, by a
-            look-up table or in a Huffman code, and is made dense in each run. Zeros then save flash, and no time.
         runs_on: the machine types (`platform.machine()`, with wildcards) on which its kernels can be timed: an export
             with `tune=True` is refused on any other.
         quantize: number types that its runtime takes, as `tflite_export.export` names them; None: all.
@@ -157,6 +156,7 @@ class Device(Strategy):
             "arm64" and "web" the first that is installed runs a file whose sparse kernels do not run here; with
             "micro" each file is run in TensorFlow Lite Micro too.
         lists_weights: a file for it lists in its metadata how each weight is stored; False spares the flash.
+        npu: the neural processing unit that its files are compiled for; None where a processor runs them as they are.
 
     Source: XNNPACK `src/subgraph.c`; LiteRT `tflite/delegates/xnnpack/README.md`, "Sparse inference".
 
@@ -182,7 +182,7 @@ class Device(Strategy):
     integer_io: bool = False
     stands_in: tuple[str, ...] = ()
     lists_weights: bool = True
-    decode: bool = False
+    npu: Npu | None = None
 
     def __post_init__(self) -> None:
         for field in ("name", "fixed_sizes", "note"):
@@ -195,13 +195,10 @@ class Device(Strategy):
             _to_tuple(self, "quantize", str, type(None))
         if not isinstance(self.clusters, Clusters | None):
             raise TypeError(f"Device: clusters must be a Clusters or None. Received: {self.clusters!r}")
+        if not isinstance(self.npu, Npu | None):
+            raise TypeError(f"Device: npu must be an Npu or None. Received: {self.npu!r}")
         if unknown := [runtime for runtime in self.stands_in if runtime not in STAND_INS]:
             raise ValueError(f"Device: stands_in takes {list(STAND_INS)}. Received also: {unknown}")
-        if self.decode and "micro" not in self.stands_in:
-            raise ValueError(
-                "Device: decode needs 'micro' in stands_in, since no other runtime can check such files. "
-                f"Received: stands_in={self.stands_in}"
-            )
 
     @property
     def matrix_kernel(self) -> Kernel | None:
@@ -210,8 +207,13 @@ class Device(Strategy):
 
     @property
     def skips_zeros(self) -> bool:
-        """Whether its runtime has any kernel that skips zeros: that makes them save time."""
+        """Whether its runtime has any kernel that skips zeros."""
         return bool(self.kernels) or self.clusters is not None
+
+    @property
+    def packs_zeros(self) -> bool:
+        """Whether zeros of any kernel take less flash there, without a kernel that skips them."""
+        return self.npu is not None
 
     @property
     def runs_here(self) -> bool:

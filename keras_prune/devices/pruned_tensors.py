@@ -58,6 +58,7 @@ def choose_tensors(
             include=scope.include or (),
             pattern=recipe.pattern if "pattern" in recipe.stated else None,
             allocation=recipe.allocation if "allocation" in recipe.stated else None,
+            final=final,
         )
         survey = choice.survey
         recipe = dataclasses.replace(recipe, pattern=choice.pattern, allocation=choice.allocation)

@@ -39,14 +39,13 @@ MOST_ELEMENTS = 2**40
 _GET_IT_AGAIN = "The file is damaged: get or export it again."
 
 
-def check_storage(tensor: Any, data: Any, subject: str, *, record: bool = False) -> None:
+def check_storage(tensor: Any, data: Any, subject: str) -> None:
     """Check shape, quantization, sparsity and bytes of a tensor against each other.
 
     Args:
         tensor: the `TensorT`.
         data: its buffer's bytes; None or empty for a computed tensor.
         subject: the file, for errors.
-        record: it holds the bytes of a record, and scales and shape signature of what these stand for, if any.
 
     Raises:
         FlatbufferError: with the first thing that does not fit.
@@ -62,12 +61,11 @@ def check_storage(tensor: Any, data: Any, subject: str, *, record: bool = False)
     check.require(prod(known) <= MOST_ELEMENTS, "tensor {} must have at most 2**40 elements", shape)
     signature = tensor.shapeSignature
     check.require(
-        record or signature is None or len(signature) in (0, len(shape)),
+        signature is None or len(signature) in (0, len(shape)),
         "the shape signature of tensor {} must have the rank of its shape",
         None if signature is None else len(signature),
     )
-    if not record:
-        _check_quantization(tensor.quantization, check)
+    _check_quantization(tensor.quantization, check)
     bits = BITS.get(tensor.type)
     if tensor.sparsity is not None:
         entries = _stored_entries(tensor.sparsity, check)

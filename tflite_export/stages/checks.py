@@ -18,13 +18,7 @@ __all__ = ["check_choices", "check_places", "check_size"]
 
 
 def check_choices(
-    target: Device,
-    kind: NumberType,
-    data: Any,
-    optimize: str,
-    tune: bool,
-    tolerance: float | None,
-    arena: int | None = None,
+    target: Device, kind: NumberType, data: Any, optimize: str, tune: bool, tolerance: float | None
 ) -> None:
     """Refuse choices that are not known or do not go together.
 
@@ -41,8 +35,6 @@ def check_choices(
             repr(kind.name),
             "Pass that, and data for the ranges of activations.",
         )
-    if arena is not None:
-        _check_arena(arena, target)
     if tune and not target.runs_here:
         raise ExportError(
             f"tune=True for target '{target.name}'",
@@ -53,25 +45,12 @@ def check_choices(
     check_calibration(kind, data)
 
 
-def _check_arena(arena: Any, target: Device) -> None:
-    if not target.decode:
-        raise ExportError(
-            "arena",
-            "needs a target whose runtime decodes weights in RAM",
-            f"{arena!r} for target '{target.name}'",
-            "Leave it out, or pass target='mcu'.",
-        )
-    if isinstance(arena, bool) or not isinstance(arena, int) or arena < 1:
-        raise ExportError(
-            "arena", "must be a whole number of bytes, at least 1", repr(arena), "Pass the RAM that is free."
-        )
-
-
 def check_places(
     inputs: Mapping[str, Any],
     path: str | os.PathLike[str],
     golden: str | os.PathLike[str] | None = None,
     c_array: str | os.PathLike[str] | None = None,
+    compiled: str | os.PathLike[str] | None = None,
 ) -> None:
     """Refuse places that cannot be written, or of which one would be written over another or over what is read.
 
@@ -80,14 +59,15 @@ def check_places(
         path: of the file.
         golden: of the golden file.
         c_array: of the C source, whose endings are ours.
+        compiled: of the file that an NPU's compiler makes.
 
     Raises:
         ExportError: with the first of them.
     """
-    for place in (path, golden, c_array):
+    for place in (path, golden, c_array, compiled):
         if place is not None:
             check_writable(place)
-    outputs = {"path": path, "golden": golden}
+    outputs = {"path": path, "golden": golden, "compiled": compiled}
     if c_array is not None:
         for ending in (".cc", ".h"):
             check_writable(file := Path(c_array).with_suffix(ending))

@@ -1,0 +1,1 @@
+"""Arm's Ethos-U: files compiled by Vela, and what they cost there."""
