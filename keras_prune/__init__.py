@@ -1,6 +1,6 @@
 """Neural-network pruning for Keras 3: from `model.fit` to a verified file on a phone."""
 
-from keras_prune import allocation, criteria, devices, growth, patterns, schedules, search, structured
+from keras_prune import allocation, criteria, devices, growth, patterns, schedules, search, sharing, structured
 from keras_prune.container.container import load_kpz, save_kpz
 from keras_prune.devices import Device
 from keras_prune.factorization.factorize import factorize
@@ -28,6 +28,8 @@ from keras_prune.oneshot import prune
 from keras_prune.reconstruction.recalibration import recalibrate
 from keras_prune.report.report import Report, report
 from keras_prune.scope import Scope
+from keras_prune.sharing.callback import WeightSharing
+from keras_prune.sharing.oneshot import share
 from keras_prune.strip import strip
 from keras_prune.structured import StructuredPruning
 from keras_prune.training.alternating import Alternating
@@ -68,6 +70,7 @@ __all__ = [
     "StructuredPruning",
     "TargetedDropout",
     "ThresholdPruning",
+    "WeightSharing",
     "allocation",
     "criteria",
     "devices",
@@ -83,6 +86,8 @@ __all__ = [
     "save_kpz",
     "schedules",
     "search",
+    "share",
+    "sharing",
     "strip",
     "structured",
 ]

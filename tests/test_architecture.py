@@ -46,6 +46,7 @@ ORDER = [
     "keras_prune.monitoring",
     "keras_prune.oneshot",
     "keras_prune.strip",
+    "keras_prune.sharing",
     "keras_prune.structured.rules",
     "keras_prune.structured.analysis",
     "keras_prune.structured.counting",

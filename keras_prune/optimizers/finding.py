@@ -135,10 +135,10 @@ class _Hooked:
     def __init__(self, optimizer: Any) -> None:
         self.optimizer = optimizer
         self.plain = optimizer.apply
-        self.parts: list[tuple[StepPart, Callable[[], bool]]] = []
+        self.parts: list[tuple[StepPart, Callable[[], bool], bool]] = []
 
     def __call__(self, grads: Any, trainable_variables: Any = None) -> Any:
-        parts = [part for part, is_over in self.parts if not is_over()]
+        parts = [part for part, is_over, _ in self.parts if not is_over()]
         if not parts:
             return self.plain(grads, trainable_variables)
         known = trainable_variables if trainable_variables is not None else moved_by(self.optimizer)
@@ -161,19 +161,21 @@ def _never() -> bool:
     return False
 
 
-def hook(optimizer: Any, part: StepPart, is_over: Callable[[], bool] = _never) -> None:
+def hook(optimizer: Any, part: StepPart, is_over: Callable[[], bool] = _never, *, last: bool = False) -> None:
     """Let a part act in every following step of an optimizer, whoever runs it.
 
     Args:
         optimizer: a leaf, or a MultiOptimizer, whose steps are then seen as one.
         part: acts after those that are there already.
         is_over: asked when a step is traced; once it returns True, the part does nothing.
+        last: let the part act after those that come later, too.
     """
     apply = vars(optimizer).get("apply")
     if not isinstance(apply, _Hooked):
         apply = _Hooked(optimizer)
         optimizer.apply = apply
-    apply.parts.append((part, is_over))
+    apply.parts.append((part, is_over, last))
+    apply.parts.sort(key=lambda entry: entry[2])  # keeps the order of equals
 
 
 def unhook(optimizer: Any, part: StepPart) -> None:
@@ -188,7 +190,7 @@ def unhook(optimizer: Any, part: StepPart) -> None:
 def hooked(optimizer: Any, kind: type[P]) -> list[P]:
     """Return the parts of a kind that act in an optimizer's steps."""
     apply = vars(optimizer).get("apply")
-    return [part for part, _ in apply.parts if isinstance(part, kind)] if isinstance(apply, _Hooked) else []
+    return [part for part, _, _ in apply.parts if isinstance(part, kind)] if isinstance(apply, _Hooked) else []
 
 
 def _in_one_graph(gradients: list[Any]) -> list[Any]:

@@ -27,6 +27,8 @@ from keras_prune.text.tables import plain_lines
 __all__ = ["Report", "Row", "Totals", "report"]
 
 WIDTH = 100
+MOST = 256
+"""More different values than int8 has are not counted."""
 AMOUNTS = {"params": "parameters", "macs": "multiplications for one sample", "peak": "live bytes of activations"}
 
 
@@ -59,6 +61,7 @@ class Row(Totals):
         masked: whether a mask holds its zeros, so that training cannot change them.
         written: how many weights are not zero though the mask prunes them: something wrote to them.
         loose: how many zeros no mask holds, so that training fills them in.
+        values: how many different values there are, zero counted; None for more than 256.
     """
 
     path: str
@@ -67,6 +70,7 @@ class Row(Totals):
     masked: bool
     written: int = 0
     loose: int = 0
+    values: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,9 +167,13 @@ class Report:
         for name in ("weights", "non-zero", "sparsity"):
             table.add_column(name, justify="right", no_wrap=True)
         table.add_column("mask", no_wrap=True)
+        shares = any(_shares(row) for row in self.rows)
+        if shares:
+            table.add_column("values", justify="right", no_wrap=True)
         for row in self.rows:
             shape = "x".join(str(size) for size in row.shape)
-            table.add_row(row.path, row.kind, shape, *_cells(row), _mask(row))
+            values = [str(row.values) if _shares(row) else "any"] * shares
+            table.add_row(row.path, row.kind, shape, *_cells(row), _mask(row), *values)
         table.add_section()
         table.add_row(f"{len(self.rows)} prunable", "", "", *_cells(self.prunable), "")
         table.add_row("whole model", "", "", *_cells(self.whole), "")
@@ -221,6 +229,20 @@ class Report:
 
 def _mask(row: Row) -> str:
     return "broken" if row.written else "yes" if row.masked else "no"
+
+
+def _shares(row: Row) -> bool:
+    """Return whether weights that are not zero share values: there are fewer values than half of these weights."""
+    return row.values is not None and row.values > 1 and 2 * row.values <= row.nonzero
+
+
+def _values(variable: keras.Variable, mask: Any) -> int | None:
+    weight = read(variable).reshape(-1)
+    if mask is not None:
+        weight = np.where(mask.reshape(-1), weight, np.zeros((), weight.dtype))
+    # The first few of a tensor that shares nothing have so many already.
+    few = [np.unique(part).size for part in (weight[: 4 * MOST], weight) if part.size]
+    return next((None for number in few if number > MOST), few[-1] if few else 0)
 
 
 def _by_reason(skipped: Iterable[Skipped]) -> dict[str, list[str]]:
@@ -291,6 +313,7 @@ def report(model: keras.Layer, *, scope: Scope | None = None) -> Report:
             masked=id(target.variable) in held,
             written=written_under(target.variable, masks.get(id(target.variable))),
             loose=loose_zeros(target.variable, held.get(id(target.variable))),
+            values=_values(target.variable, masks.get(id(target.variable))),
         )
         for target in survey.targets
     )

@@ -17,8 +17,8 @@ from keras_prune.training.stepped_run import SteppedRun
 __all__ = ["SteppedCallback"]
 
 NEVER_KNOWN = (
-    "how long the training is was not known before its end, and the schedule counts in shares or epochs of it: nothing "
-    "was pruned. Give fit(..., steps_per_epoch=...), train for two epochs or more, or write a schedule in steps."
+    "how long the training is was not known before its end, and the schedule counts in shares or epochs of it: it "
+    "never began. Give fit(..., steps_per_epoch=...), train for two epochs or more, or write a schedule in steps."
 )
 
 Running = TypeVar("Running", bound=SteppedRun)

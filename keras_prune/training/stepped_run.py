@@ -314,15 +314,16 @@ class SteppedRun(ABC):
         # A function compiled before would train without what acts in the step.
         self.model.train_function = None
 
-    def _install(self, part_of: Callable[[Any], StepPart]) -> None:
+    def _install(self, part_of: Callable[[Any], StepPart], *, last: bool = False) -> None:
         """Let a part act in the step of each optimizer.
 
         Args:
             part_of: makes the part for an optimizer, whose learning rate it may use.
+            last: whether it acts after the parts of all runs that are not.
         """
         for optimizer in self._optimizers:
             part = part_of(optimizer)
-            hook(optimizer, part, lambda: self.is_over)
+            hook(optimizer, part, lambda: self.is_over, last=last)
             self._installed.append((optimizer, part))
 
     def _uninstall(self) -> None:
