@@ -55,8 +55,8 @@ class WeightSharing(SteppedCallback[SharingRun]):
         >>> import keras_prune as kp
         >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(16), keras.layers.Dense(1)])
         >>> model.compile("adam", "mse")
-        >>> sharing = kp.WeightSharing(4)
-        >>> _ = model.fit(np.ones((80, 8)), np.ones((80, 1)), verbose=0, callbacks=[kp.Pruning(0.5), sharing])
+        >>> _, sharing = kp.prune(model, 0.5, allocation="uniform"), kp.WeightSharing(4)
+        >>> _ = model.fit(np.ones((80, 8)), np.ones((80, 1)), verbose=0, callbacks=[sharing])
         >>> sharing.values
         {'dense/kernel': 4, 'dense_1/kernel': 4}
     """
