@@ -20,9 +20,10 @@ from tflite_export.report import ExportReport
 from tflite_export.runtimes.limits import Limits
 from tflite_export.targets import Target
 from tflite_export.tflm.mcu import MicroReport, check_micro
+from tflite_export.tflm.verifying import verify
 from tflite_export.vela.report import NpuReport
 from tflite_export.verification.golden import Golden, check_golden, read_golden, write_golden_c
-from tflite_export.verification.verify import Verification, verify
+from tflite_export.verification.verify import Verification
 
 _keep(_NAMES)
 

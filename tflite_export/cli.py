@@ -24,7 +24,7 @@ from tflite_export.inspection import inspect as inspect_source
 from tflite_export.model.inputs import SAMPLES
 from tflite_export.runtimes.limits import Limits
 from tflite_export.stages.checks import check_places
-from tflite_export.verification.verify import verify as verify_file
+from tflite_export.tflm.verifying import verify as verify_file
 
 __all__ = [
     "Data",
@@ -128,6 +128,10 @@ def export(
     ] = None,
     samples: Samples = SAMPLES,
     tolerance: Tolerance = None,
+    arena: Annotated[
+        int | None,
+        typer.Option(min=1, help="Of mcu: bytes of RAM for the interpreter; what does not fit decoded stays dense."),
+    ] = None,
     golden: Annotated[
         Path | None,
         typer.Option(help="Also write a golden file: inputs and expected outputs, to check the file on the device."),
@@ -157,6 +161,7 @@ def export(
         shapes=parse_shapes(shape or []),
         samples=samples,
         tolerance=tolerance,
+        arena=arena,
         golden=golden,
         c_array=c_array,
         compiled=compiled,
@@ -178,7 +183,7 @@ def inspect(
     """
     report = inspect_source(path, target=target)
     show(report, as_json)
-    if report.dangers and report.runs_sparse:
+    if report.is_wrong:
         raise typer.Exit(1)
 
 

@@ -5,22 +5,25 @@ from __future__ import annotations
 import os
 import warnings
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import keras
 
 from keras_prune.devices import Device
 from tflite_export.convert.memory import release
-from tflite_export.convert.number_types import INT8, resolve_number_type
+from tflite_export.convert.number_types import INT8, NumberType, resolve_number_type
 from tflite_export.convert.workspace import in_turn
 from tflite_export.edits.integer_io import make_io_integer
+from tflite_export.edits.metadata import add_metadata, summarize
 from tflite_export.errors import ExportError
 from tflite_export.file.atomic import write_atomically
 from tflite_export.file.c_array import write_c_array
+from tflite_export.file.tflite_file import Edit
 from tflite_export.model.inputs import SAMPLES
 from tflite_export.model.shapes import Shapes
 from tflite_export.other_runtimes import unreadable_by
-from tflite_export.plan.plan import Optimize
+from tflite_export.plan.plan import Optimize, PlanLine
 from tflite_export.report import ExportReport, Size
 from tflite_export.source.loading import files_of, open_source
 from tflite_export.stages.checks import check_choices, check_places, check_size
@@ -29,6 +32,7 @@ from tflite_export.stages.planned import names_of, plan_file
 from tflite_export.stages.prepared import prepare
 from tflite_export.targets import resolve_target
 from tflite_export.tflm.mcu import check_micro
+from tflite_export.tflm.storing import store
 from tflite_export.vela.compiling import require_vela
 from tflite_export.vela.report import check_npu
 from tflite_export.verification.golden import golden_of, write_golden
@@ -52,6 +56,7 @@ def export(
     shapes: Shapes | None = None,
     samples: int = SAMPLES,
     tolerance: float | None = None,
+    arena: int | None = None,
     golden: str | os.PathLike[str] | None = None,
     c_array: str | os.PathLike[str] | None = None,
     compiled: str | os.PathLike[str] | None = None,
@@ -91,6 +96,8 @@ def export(
         samples: verify on at most so many.
         tolerance: largest error of a float output, as a share of that output's largest absolute value; None:
             that of the number type.
+        arena: for microcontrollers: bytes of RAM that TensorFlow Lite Micro may take. A weight that is decoded in each
+            run needs room there; one that would not fit stays dense, with that reason. None: any.
         golden: also write inputs and the model's answers here, for a check on the device
             (`tflite_export.verification.golden`).
         c_array: also write the file as C source: this path with the endings .cc and .h.
@@ -120,7 +127,7 @@ def export(
         ('1x4 blocks', 0.0)
     """
     device, kind = resolve_target(target), resolve_number_type(quantize)
-    check_choices(device, kind, data, optimize, tune, tolerance)
+    check_choices(device, kind, data, optimize, tune, tolerance, arena)
     check_places({"the model": files_of(model)}, path, golden, c_array, compiled)
     if device.npu is not None:
         require_vela()
@@ -146,12 +153,19 @@ def export(
         converted.file, planned.weights, reference, device, kind, tolerance, strict, planned.runs_sparse
     )
     made = encoder.encode(planned.plan)
-    file, micro = made.file, None
+    file, lines, micro, dense_micro = made.file, made.plan.lines, None, None
     if device.integer_io and kind.calibrated:
         file, _ = made.file.edited(make_io_integer)
         check_integer_io(file, made.file, reference.named_inputs)
+    if device.decode:
+        dense_micro = file
+        file, lines = store(
+            file, planned.weights, lines, reference.named_inputs, arena=arena, more=partial(_metadata, device, kind)
+        )
     if "micro" in device.stands_in:
-        micro = check_micro(file, reference.named_inputs, full_int8=device.integer_io and kind is INT8)
+        micro = check_micro(
+            file, reference.named_inputs, full_int8=device.integer_io and kind is INT8, dense=dense_micro
+        )
     npu = None if device.npu is None else check_npu(file, device, path=compiled)
     if golden is not None:
         write_golden(golden, golden_of(reference, kind.tolerance if tolerance is None else tolerance))
@@ -164,9 +178,9 @@ def export(
         warnings.warn(text, UserWarning, stacklevel=3)  # in_turn lies between
     return ExportReport(
         path=os.fspath(path),
-        dense=Size(converted.file.content),
+        dense=Size((converted.file if dense_micro is None else dense_micro).content),
         written=Size(file.content),
-        lines=made.plan.lines,
+        lines=lines,
         verification=made.verification,
         notes=(*prepared.notes, *converted.notes, *dense.notes, *planned.notes),
         target=device.name,
@@ -177,3 +191,9 @@ def export(
         npu=npu,
         unreadable_by=unreadable_by(file),
     )
+
+
+def _metadata(device: Device, kind: NumberType, lines: tuple[PlanLine, ...]) -> Edit:
+    """Return the edit that writes how the weights of a file are stored."""
+    summary = summarize(lines, target=device.name, quantize=kind.name, detail=device.lists_weights)
+    return partial(add_metadata, summary=summary)

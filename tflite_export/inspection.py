@@ -28,8 +28,10 @@ from tflite_export.runtimes.litert import load
 from tflite_export.source.loading import open_source
 from tflite_export.source.source import build_like
 from tflite_export.targets import resolve_target
+from tflite_export.tflm.decode_operators import decoded_tensors, without_decode
+from tflite_export.tflm.seen import note_of, with_records, wrong_tables
 from tflite_export.xnnpack.clusters import analyse
-from tflite_export.xnnpack.prediction import Cluster, Danger, OperatorVerdict
+from tflite_export.xnnpack.prediction import SPARSE_KERNELS, Cluster, Danger, OperatorVerdict
 from tflite_export.xnnpack.stored_weights import WeightView, weight_views
 from tflite_export.xnnpack.subgraphs import UNPACKING
 
@@ -48,7 +50,8 @@ class Inspection:
         operators: one for each operator of the file.
         weights: one for each weight.
         clusters: parts of the graph that XNNPACK would switch to sparse inference together, or nearly.
-        dangers: places where the file would give wrong results on a processor with the sparse kernels.
+        dangers: places where the file would give wrong results, on a processor with the sparse kernels or in TensorFlow
+            Lite Micro.
         notes: remarks on the target and on custom operators.
         runs_sparse: whether sparse inference is predicted on the target.
         reads_kernels: whether the target has sparse kernels for Dense layers.
@@ -63,6 +66,11 @@ class Inspection:
     notes: tuple[str, ...]
     runs_sparse: bool
     reads_kernels: bool = True
+
+    @property
+    def is_wrong(self) -> bool:
+        """Whether the file gives wrong results on the target."""
+        return any(self.runs_sparse or danger.where != SPARSE_KERNELS for danger in self.dangers)
 
     @property
     def summary(self) -> str:
@@ -84,7 +92,7 @@ class Inspection:
             return (
                 f"sparse inference of {nodes} of {len(self.operators)} operators, "
                 f"{zeros / max(weights, 1):.0%} of their 1x1 weights zero"
-                + (", BUT THE RESULTS ARE WRONG" if self.dangers else "")
+                + (", BUT THE RESULTS ARE WRONG" if self.is_wrong else "")
             )
         if self.clusters:
             largest = max(self.clusters, key=lambda cluster: cluster.weights)
@@ -132,7 +140,7 @@ class Inspection:
         hidden = len(self.operators) - len(shown)
         lines = [
             *([f"not shown: {hidden} DENSIFY and DEQUANTIZE operators"] if hidden else []),
-            *(f"WRONG where sparse kernels exist: {d.subject}: {d.rule}. Cure: {d.cure}." for d in self.dangers),
+            *(f"WRONG {d.where}: {d.subject}: {d.rule}. Cure: {d.cure}." for d in self.dangers),
             *self.notes,
             self.summary,
         ]
@@ -201,17 +209,18 @@ def inspect(
             )
         file, notes = _convert(given.model)
         subject, assumed = f"model '{given.name}'", True
-    model = file.model
+    records = decoded_tensors(file.model, subject)
+    model = without_decode(file).model
     sparse = _with_zeros(model) if assumed else frozenset()
     analysis = analyse(model, assume_sparse=sparse)
     return Inspection(
         subject=subject,
         target=device.name,
         operators=analysis.operators,
-        weights=tuple(weight_views(model, analysis)),
+        weights=with_records(weight_views(model, analysis), records),
         clusters=analysis.clusters,
-        dangers=analysis.dangers,
-        notes=(*notes, *_notes(model, device, assumed)),
+        dangers=(*analysis.dangers, *wrong_tables(records)),
+        notes=(*notes, *note_of(records), *_notes(model, device, assumed)),
         runs_sparse=analysis.on and device.clusters is not None and device.clusters.everywhere,
         reads_kernels=bool(device.kernels),
     )
@@ -246,8 +255,9 @@ def _with_zeros(model: Any) -> frozenset[tuple[int, int]]:
 
 def _notes(model: Any, device: Device, assumed: bool) -> list[str]:
     notes = [device.note] if device.note else []
-    if not (device.skips_zeros or device.packs_zeros):
-        notes.append(f"no sparse inference on '{device.name}': prune whole channels instead")
+    if device.npu is None and not device.skips_zeros:
+        also = "; single zeros and few values save flash as DECODE records" if device.decode else ""
+        notes.append(f"no sparse inference on '{device.name}': prune whole channels instead{also}")
     if assumed:
         notes.append("a model, analysed as if its zeros were stored sparse; tflite_export.export decides which are")
     custom = Counter(

@@ -9,6 +9,7 @@ from tflite_export.errors import ExportError
 from tflite_export.file import flatbuffer
 from tflite_export.file.integrity import text
 from tflite_export.file.tflite_file import TFLiteFile
+from tflite_export.tflm.decode_operators import holds_decode
 from tflite_export.tflm.mcu import check_structure
 from tflite_export.web.limitations import web_refusal
 
@@ -33,7 +34,9 @@ class Unreadable:
 
 
 def unreadable_by(file: TFLiteFile | bytes) -> tuple[Unreadable, ...]:
-    """Return the runtimes that are known not to read a file; LiteRT, in which it was verified, is none of them.
+    """Return the runtimes that are known not to read a file.
+
+    LiteRT, in which files are verified, is one of them only where weights are stored as DECODE records.
 
     Each rule was seen: OpenVINO 2026.4.1 (a sparse dimension only as the last one), LiteRT.js 2.5.3, Vela 5.2.0 ("could
     not run on NPU"), and TensorFlow Lite Micro of October 2026.
@@ -47,6 +50,9 @@ def unreadable_by(file: TFLiteFile | bytes) -> tuple[Unreadable, ...]:
     file = TFLiteFile.of(file)
     model = file.model
     found = []
+    if holds_decode(model):
+        what = "weights are stored as DECODE records, which TensorFlow Lite Micro alone reads"
+        found += [Unreadable(runtime, what) for runtime in ("LiteRT", "OpenVINO", "Vela (Ethos-U)")]
     blocks = _first(model, lambda tensor: tensor.sparsity is not None and _listed(tensor.sparsity.blockMap))
     if blocks is not None:
         found.append(

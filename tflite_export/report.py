@@ -138,7 +138,9 @@ class ExportReport:
         """Return a line where a quantized file was not compared with a dense one, because it is one."""
         if self.quantize is None or self.verification.encoding is not None:
             return []
-        return [f"no weight is stored sparse: the error is what {self.quantize} costs by itself"]
+        decoded = self.micro is not None and self.micro.decoding is not None
+        why = "decoded weights are those of the dense file" if decoded else "no weight is stored sparse"
+        return [f"{why}: the error is what {self.quantize} costs by itself"]
 
     def _rewrites(self) -> list[str]:
         """Return a line for each rewrite, with what it did most often first."""

@@ -220,10 +220,12 @@ MCU = Device(
     densify=False,
     quantize=("int8",),
     fixed_sizes="TensorFlow Lite Micro knows fixed sizes only",
-    note="TFLite Micro has no DENSIFY and no sparse kernels (tensorflow/lite/micro/kernels): zeros cost their bytes",
+    note="TFLite Micro has no DENSIFY and no sparse kernels (tensorflow/lite/micro/kernels). Its DECODE reads zeros "
+    "and few values from less flash, for RAM and time",
     integer_io=True,
     stands_in=("micro",),
     lists_weights=False,
+    decode=True,
 )
 
 

@@ -16,6 +16,7 @@ import keras
 from keras import layers as kl
 
 from keras_prune.allocation import Allocation, Explicit, Paying
+from keras_prune.arrays.encoding import RECORD_TABLES
 from keras_prune.devices.device import Device, Kernel
 from keras_prune.devices.sparse_layers import is_pointwise, is_stem
 from keras_prune.graph.wiring import Wiring, wire
@@ -26,6 +27,10 @@ from keras_prune.scope import Skipped, Survey, Target
 
 __all__ = ["Choice", "choose"]
 
+MOST_ZEROS = 0.8
+"""Share of zeros with which a weight must save flash: a smaller weight would give accuracy for a few bytes."""
+SMALL_HEAD = 0.1
+"""Share of the weights in scope up to which a head stays dense where zeros save flash: a larger one is worth it."""
 NO_TIME = 0.01
 """Share of the multiplications below which it does not matter for the time whether a tensor's kernel pays, as in
 squeeze-and-excitation."""
@@ -119,9 +124,8 @@ def choose(
             reasons = {path: reason for path, reason in reasons.items() if path not in chosen}
     if not chosen:
         listed = "; ".join(f"{path}: {reason}" for path, reason in reasons.items())
-        raise ValueError(
-            f"target={device.name!r}: zeros would make nothing faster in any tensor of {model.name!r}. {listed}"
-        )
+        gain = "save no flash" if device.decode else "make nothing faster"
+        raise ValueError(f"target={device.name!r}: zeros would {gain} in any tensor of {model.name!r}. {listed}")
     targets = tuple(tensor for tensor in survey.targets if tensor.path in chosen)
     own = _allocation(device, model, targets, chosen, wiring)
     left = tuple(Skipped(path, reason) for path, reason in reasons.items())
@@ -147,15 +151,19 @@ def _sorted(
     """The use of the tensors whose zeros the device skips, and the reasons for the others, by path."""
     begins = any(is_stem(layer) for layer in layers_in(model))
     heads = _heads(survey, wiring)
+    if device.decode:
+        total = sum(math.prod(tensor.variable.shape) for tensor in survey.targets)
+        large = {id(t.layer) for t in survey.targets if math.prod(t.variable.shape) > SMALL_HEAD * total}
+        heads -= large
     chosen: dict[str, _Use] = {}
     reasons: dict[str, str] = {}
     for tensor in survey.targets:
         asked = any(fits(key, tensor.path) for key in named)
-        use = _packed(device, tensor, final) if device.packs_zeros else _use(device, tensor, begins)
+        use = _packed(device, tensor, final) if device.npu is not None else _use(device, tensor, begins)
         if isinstance(tensor.layer, kl.Embedding) and asked:
             use = _Use(Unstructured())
-        elif isinstance(use, _Use) and id(tensor.layer) in heads and not asked and not device.packs_zeros:
-            use = _HEAD
+        elif isinstance(use, _Use) and id(tensor.layer) in heads and not asked and device.npu is None:
+            use = _SMALL_HEAD if device.decode else _HEAD
         if isinstance(use, _Use):
             chosen[tensor.path] = use
         else:
@@ -168,6 +176,8 @@ def _use(device: Device, tensor: Target, begins: bool) -> _Use | str:
     layer: Any = tensor.layer
     if isinstance(layer, kl.Embedding):
         return _EMBEDDING
+    if device.decode:
+        return _as_record(device, tensor)
     if not tensor.layout.space and tensor.layout.inputs:
         return _as_matrix(device, tensor)
     if not _is_pointwise(tensor):
@@ -215,6 +225,22 @@ def _as_matrix(device: Device, tensor: Target) -> _Use | str:
     return _Use(Block(block, 1), kernel)
 
 
+def _as_record(device: Device, tensor: Target) -> _Use | str:
+    """The use of a weight that is decoded: single zeros, where it is large enough for a record to be smaller."""
+    least = _flash_from(tensor)
+    if least > MOST_ZEROS:
+        return (
+            f"{math.prod(tensor.variable.shape)} weights: what decodes them for target={device.name!r} takes "
+            f"{RECORD_TABLES} bytes, more than their zeros save"
+        )
+    return _Use(Unstructured())
+
+
+def _flash_from(tensor: Target) -> float:
+    """The share of zeros above which an int8 weight takes less flash: a bit for each, and the bytes of its DECODE."""
+    return 1 / 8 + RECORD_TABLES / math.prod(tensor.variable.shape)
+
+
 def _asked_for(device: Device, tensor: Target) -> _Use:
     """The use of a tensor that is pruned only because the user names it."""
     return _Use(Unstructured(), clustered=device.clusters is not None and _is_pointwise(tensor))
@@ -231,6 +257,8 @@ def _allocation(
     weight_bytes = 4 * sum(math.prod(variable.shape) for variable in model.weights)
     work = {tensor.path: float(rows.get(id(tensor.layer)) or 1) for tensor in targets}
     products = {tensor.path: work[tensor.path] * math.prod(tensor.variable.shape) for tensor in targets}
+    if device.decode:
+        return Paying({tensor.path: _flash_from(tensor) for tensor in targets})
     shares: dict[str, float] = {}
     for tensor in targets:
         if products[tensor.path] < NO_TIME * sum(products.values()):
@@ -258,6 +286,12 @@ _EMBEDDING = (
 _HEAD = (
     "a head, whose output is the model's: with a target, heads are not pruned, because they take little time and "
     "pruning them costs the most accuracy. To prune it anyway, name it in scope=Scope(include=...) or allocation={...}"
+)
+
+
+_SMALL_HEAD = (
+    "a head, whose output is the model's: pruning it costs the most accuracy, and it holds less than a tenth of the "
+    "weights. To prune it anyway, name it in scope=Scope(include=...) or allocation={...}"
 )
 
 

@@ -146,6 +146,8 @@ class Device(Strategy):
         clusters: XNNPACK's sparse inference, where it can switch on; None where single zeros of 1x1 convolutions are
             not skipped.
         densify: the runtime has DENSIFY: a weight may be stored sparse and made dense when it is loaded.
+        decode: the runtime is TensorFlow Lite Micro with DECODE: an int8 weight may be stored as a bitmask, by a
+            look-up table or in a Huffman code, and is made dense in each run. Zeros then save flash, and no time.
         runs_on: the machine types (`platform.machine()`, with wildcards) on which its kernels can be timed: an export
             with `tune=True` is refused on any other.
         quantize: number types that its runtime takes, as `tflite_export.export` names them; None: all.
@@ -183,6 +185,7 @@ class Device(Strategy):
     stands_in: tuple[str, ...] = ()
     lists_weights: bool = True
     npu: Npu | None = None
+    decode: bool = False
 
     def __post_init__(self) -> None:
         for field in ("name", "fixed_sizes", "note"):
@@ -199,6 +202,11 @@ class Device(Strategy):
             raise TypeError(f"Device: npu must be an Npu or None. Received: {self.npu!r}")
         if unknown := [runtime for runtime in self.stands_in if runtime not in STAND_INS]:
             raise ValueError(f"Device: stands_in takes {list(STAND_INS)}. Received also: {unknown}")
+        if self.decode and "micro" not in self.stands_in:
+            raise ValueError(
+                "Device: decode needs 'micro' in stands_in, since no other runtime can check such files. "
+                f"Received: stands_in={self.stands_in}"
+            )
 
     @property
     def matrix_kernel(self) -> Kernel | None:
@@ -207,13 +215,13 @@ class Device(Strategy):
 
     @property
     def skips_zeros(self) -> bool:
-        """Whether its runtime has any kernel that skips zeros."""
+        """Whether its runtime has any kernel that skips zeros: that makes them save time."""
         return bool(self.kernels) or self.clusters is not None
 
     @property
     def packs_zeros(self) -> bool:
-        """Whether zeros of any kernel take less flash there, without a kernel that skips them."""
-        return self.npu is not None
+        """Whether zeros take less flash there, without a kernel that skips them."""
+        return self.npu is not None or self.decode
 
     @property
     def runs_here(self) -> bool:

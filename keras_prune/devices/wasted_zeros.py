@@ -54,7 +54,7 @@ def wasted_zeros(model: keras.Model, choice: Choice, final: float | None) -> lis
     if stopped:
         said.append(_blocked(list(stopped), list(blockers)))
     if shares is not None and not running and not any(_pays(choice, path, shares[path]) for path in shares):
-        said += _no_matrix(choice, final)
+        said += _no_record(choice, final) if choice.device.decode else _no_matrix(choice, final)
     return said
 
 
@@ -79,6 +79,17 @@ def _no_matrix(choice: Choice, final: float | None) -> list[str]:
     return [
         f"{slow}: {path} needs about {needed[path]:.0%} {zeros}, and the others at least as many. Raise the sparsity, "
         "or prune fewer matrices with scope=."
+    ]
+
+
+def _no_record(choice: Choice, final: float | None) -> list[str]:
+    """Say that no weight has enough zeros to take less flash."""
+    path = min(choice.pays_from, key=lambda one: choice.pays_from[one], default=None)
+    if path is None:
+        return []
+    return [
+        f"at a sparsity of {final:g}, no weight takes less flash as a record of its zeros: {path} needs more than "
+        f"{choice.pays_from[path]:.0%}, and the others at least as many. Raise the sparsity."
     ]
 
 

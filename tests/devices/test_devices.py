@@ -441,9 +441,33 @@ def test_a_subclassed_model_is_not_rewritten_so_its_paddings_have_to_be_even():
 # -- refusals ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_microcontroller_skips_nothing_and_says_so():
-    with pytest.raises(ValueError, match=r"target='mcu': its runtime has no kernel that skips.*structured\.prune"):
-        kp.prune(mobile_net(), 0.5, target="mcu")
+def test_a_device_that_skips_nothing_says_so():
+    device = kp.devices.Device("plain", densify=False)
+    with pytest.raises(ValueError, match=r"target='plain': its runtime has no kernel that skips.*structured\.prune"):
+        kp.prune(mobile_net(), 0.5, target=device)
+
+
+def test_for_a_microcontroller_single_zeros_go_where_they_save_flash():
+    stack = [keras.Input((16, 16, 3)), layers.Conv2D(16, 3, name="first"), layers.DepthwiseConv2D(3, name="small")]
+    stack += [layers.Conv2D(64, 3, name="large"), layers.GlobalAveragePooling2D(), layers.Dense(10, name="scores")]
+    model = kp.prune(keras.Sequential(stack), 0.9, target="mcu")
+    zeros = {layer.name: (layer.kernel.numpy() == 0).mean() for layer in model.layers if hasattr(layer, "kernel")}
+    assert zeros["small"] == zeros["scores"] == 0
+    # A bit for each weight and 232 bytes for DECODE: below that share, a record is no smaller.
+    assert zeros["first"] > 1 / 8 + 232 / 432
+    assert zeros["large"] > 0.89
+    reasons = {each.path.split("/")[0]: each.reason for each in kp.report(model).left_alone}
+    assert reasons["small"].startswith("144 weights: what decodes them for target='mcu' takes 232 bytes")
+    assert "a head" in reasons["scores"]
+    assert "less than a tenth" in reasons["scores"]
+    # Of an autoencoder, the last layer holds as much as the first.
+    coder = keras.Sequential([keras.Input((64,)), layers.Dense(16, name="in"), layers.Dense(64, name="out")])
+    kp.prune(coder, 0.8, target="mcu")
+    assert (coder.get_layer("out").kernel.numpy() == 0).mean() > 1 / 8 + 232 / 1024
+    with pytest.raises(ValueError, match=r"zeros would save no flash in any tensor.*32 weights"):
+        kp.prune(keras.Sequential([keras.Input((8,)), layers.Dense(4)]), 0.5, target="mcu")
+    with pytest.warns(UserWarning, match=r"at a sparsity of 0\.2, no weight takes less flash as a record of its zeros"):
+        kp.prune(keras.Sequential([keras.Input((32,)), layers.Dense(16), layers.Dense(32)]), 0.2, target="mcu")
 
 
 def test_a_model_that_no_zero_makes_faster_is_refused_with_the_reasons():

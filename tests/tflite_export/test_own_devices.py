@@ -87,7 +87,7 @@ def stand_in(monkeypatch):
         asked.append(runtime)
         return f"executed in {runtime}"
 
-    def check(file, inputs, *, full_int8):
+    def check(file, inputs, *, full_int8, dense):
         asked.append("micro")
         return types.SimpleNamespace(full_int8=full_int8)
 
@@ -98,6 +98,9 @@ def stand_in(monkeypatch):
     monkeypatch.setattr(verify, "CONFIGURATIONS", ((False, 1),))
     # `tflite_export.export` is the function by that name.
     monkeypatch.setattr(sys.modules["tflite_export.export"], "check_micro", check)
+    monkeypatch.setattr(
+        sys.modules["tflite_export.export"], "store", lambda file, _, lines, *rest, **more: (file, lines)
+    )
     return asked
 
 

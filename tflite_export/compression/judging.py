@@ -22,6 +22,7 @@ from keras_prune.statistics.input_shapes import InputShapes
 from tflite_export.errors import ExportError
 from tflite_export.file.tflite_file import TFLiteFile
 from tflite_export.runtimes.opening import open_own
+from tflite_export.tflm.decode_operators import without_decode
 from tflite_export.verification.golden import Golden
 from tflite_export.verification.ports import ports_of
 
@@ -136,9 +137,11 @@ class Judge:
 
     def _run(self, model: keras.Model, file: bytes, golden: Golden) -> Iterator[tuple[Any, ...]]:
         """Yield (answers, y) or (answers, y, sample_weight) of each batch of the validation data."""
-        taken, given = ports_of(TFLiteFile.of(file).model)
+        # What a microcontroller decodes is, bit for bit, what LiteRT reads here.
+        plain = without_decode(TFLiteFile.of(file))
+        taken, given = ports_of(plain.model)
         names, outputs = list(golden.inputs), list(golden.outputs)
-        with open_own(file, threads=os.cpu_count() or 1) as session:
+        with open_own(plain, threads=os.cpu_count() or 1) as session:
             for batch in Batches(self._data, model, labels=True, size=256):
                 feeds = [
                     taken[name].store(np.asarray(ops.convert_to_numpy(leaf)))

@@ -13,6 +13,7 @@ from tflite_export.errors import FlatbufferError
 from tflite_export.file.storage import check_storage
 
 __all__ = [
+    "DECODE",
     "GET_IT_AGAIN",
     "LEAVES_OUT",
     "OPERATOR_NAMES",
@@ -21,11 +22,14 @@ __all__ = [
     "SUBGRAPH_FIELDS",
     "builtin_code",
     "check_model",
+    "is_decode",
     "text",
 ]
 
 SCHEMA_VERSION = 3
 GET_IT_AGAIN = "The file is damaged: get or export it again."
+DECODE = "TFLM_DECODE"
+"""The custom operator by which TensorFlow Lite Micro makes a weight dense that is stored as a record of bytes."""
 
 SUBGRAPH_FIELDS = (
     "condSubgraphIndex",
@@ -113,9 +117,10 @@ def check_model(model: Any, subject: str) -> None:
         count = len(subgraph.tensors or [])
         check.indices(subgraph.inputs, count, f"inputs of subgraph {number}")
         check.indices(subgraph.outputs, count, f"outputs of subgraph {number}")
-        for tensor in subgraph.tensors or []:
+        records = _records(model, subgraph)
+        for index, tensor in enumerate(subgraph.tensors or []):
             check.indices([tensor.buffer], len(model.buffers), f"the buffer of tensor {text(tensor.name)}")
-            check_storage(tensor, model.buffers[tensor.buffer].data, subject)
+            check_storage(tensor, model.buffers[tensor.buffer].data, subject, record=index in records)
         calls.append(_check_operators(model, number, subgraph, check))
     _check_calls(calls, check)
     _check_signatures(model, check)
@@ -124,6 +129,23 @@ def check_model(model: Any, subject: str) -> None:
 def text(name: bytes | None) -> str:
     """Return a name of the file as text, whatever its bytes."""
     return (name or b"").decode("utf-8", errors="replace")
+
+
+def is_decode(model: Any, operator: Any) -> bool:
+    """Whether an operator is TensorFlow Lite Micro's DECODE."""
+    code = model.operatorCodes[operator.opcodeIndex]
+    return builtin_code(code) == schema.BuiltinOperator.CUSTOM and text(code.customCode) == DECODE
+
+
+def _records(model: Any, subgraph: Any) -> set[int]:
+    """Return the tensors that hold the bytes of a record; Google's compressor leaves them the scales of the weight."""
+    count = len(model.operatorCodes or [])
+    return {
+        int(index)
+        for operator in subgraph.operators or []
+        if operator.opcodeIndex < count and is_decode(model, operator)
+        for index in _inputs(operator)
+    }
 
 
 class _Check:

@@ -39,13 +39,14 @@ MOST_ELEMENTS = 2**40
 _GET_IT_AGAIN = "The file is damaged: get or export it again."
 
 
-def check_storage(tensor: Any, data: Any, subject: str) -> None:
+def check_storage(tensor: Any, data: Any, subject: str, *, record: bool = False) -> None:
     """Check shape, quantization, sparsity and bytes of a tensor against each other.
 
     Args:
         tensor: the `TensorT`.
         data: its buffer's bytes; None or empty for a computed tensor.
         subject: the file, for errors.
+        record: it holds the bytes of a record, and scales and shape signature of what these stand for, if any.
 
     Raises:
         FlatbufferError: with the first thing that does not fit.
@@ -61,11 +62,12 @@ def check_storage(tensor: Any, data: Any, subject: str) -> None:
     check.require(prod(known) <= MOST_ELEMENTS, "tensor {} must have at most 2**40 elements", shape)
     signature = tensor.shapeSignature
     check.require(
-        signature is None or len(signature) in (0, len(shape)),
+        record or signature is None or len(signature) in (0, len(shape)),
         "the shape signature of tensor {} must have the rank of its shape",
         None if signature is None else len(signature),
     )
-    _check_quantization(tensor.quantization, check)
+    if not record:
+        _check_quantization(tensor.quantization, check)
     bits = BITS.get(tensor.type)
     if tensor.sparsity is not None:
         entries = _stored_entries(tensor.sparsity, check)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from tflite_export.errors import ExportError
 from tflite_export.file.flatbuffer import LARGEST_FILE, operator_name
+from tflite_export.file.integrity import DECODE, is_decode
 from tflite_export.file.reading import require_file
 from tflite_export.file.tflite_file import TFLiteFile
 from tflite_export.runtimes import sessions
@@ -41,6 +42,7 @@ class LiteRTSession(sessions.Session):
         self.subject = f"{subject} ({threads} thread{'s' * (threads != 1)}, XNNPACK {'on' if delegate else 'off'})"
         file = TFLiteFile.of(file, subject)
         model = file.model
+        _refuse_decode(model, self.subject)
         self._content, self._threads = file.content, threads
         self._resolver = OpResolverType.AUTO if delegate else OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
         self._keeps_state = _keeps_state(model)
@@ -131,6 +133,17 @@ class LiteRTSession(sessions.Session):
             detail["index"]: tuple(int(size) for size in detail["shape"])
             for detail in self._interpreter.get_tensor_details()
         }
+
+
+def _refuse_decode(model: Any, subject: str) -> None:
+    """Refuse a file whose weights only TensorFlow Lite Micro decodes: here, the operator is an unknown one."""
+    if any(is_decode(model, operator) for graph in model.subgraphs for operator in graph.operators):
+        raise ExportError(
+            subject,
+            "must have weights that LiteRT reads",
+            f"weights in records of TensorFlow Lite Micro's {DECODE}",
+            "It is a file for microcontrollers: tflite_export.check_micro and verify run it.",
+        )
 
 
 def _keeps_state(model: Any) -> bool:

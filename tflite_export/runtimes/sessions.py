@@ -47,6 +47,10 @@ class Session(ABC):
         """The batch that the file is fixed to, or None for a free one."""
         return fixed_batch(self.inputs)
 
+    def shape_of(self, name: str) -> tuple[int, ...]:
+        """Return the shape of an input, with the batch; -1 for a free size."""
+        return tuple(int(size) for size in self.inputs[name]["shape_signature"])
+
     @abstractmethod
     def feed(self, batch: Sequence[NDArray[Any]], names: Sequence[str]) -> None:
         """Set the inputs.

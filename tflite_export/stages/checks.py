@@ -18,7 +18,13 @@ __all__ = ["check_choices", "check_places", "check_size"]
 
 
 def check_choices(
-    target: Device, kind: NumberType, data: Any, optimize: str, tune: bool, tolerance: float | None
+    target: Device,
+    kind: NumberType,
+    data: Any,
+    optimize: str,
+    tune: bool,
+    tolerance: float | None,
+    arena: int | None = None,
 ) -> None:
     """Refuse choices that are not known or do not go together.
 
@@ -35,6 +41,8 @@ def check_choices(
             repr(kind.name),
             "Pass that, and data for the ranges of activations.",
         )
+    if arena is not None:
+        _check_arena(arena, target)
     if tune and not target.runs_here:
         raise ExportError(
             f"tune=True for target '{target.name}'",
@@ -43,6 +51,20 @@ def check_choices(
             "Leave tune=False to read the target's table.",
         )
     check_calibration(kind, data)
+
+
+def _check_arena(arena: Any, target: Device) -> None:
+    if not target.decode:
+        raise ExportError(
+            "arena",
+            "needs a target whose runtime decodes weights in RAM",
+            f"{arena!r} for target '{target.name}'",
+            "Leave it out, or pass target='mcu'.",
+        )
+    if isinstance(arena, bool) or not isinstance(arena, int) or arena < 1:
+        raise ExportError(
+            "arena", "must be a whole number of bytes, at least 1", repr(arena), "Pass the RAM that is free."
+        )
 
 
 def check_places(

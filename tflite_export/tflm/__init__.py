@@ -1,1 +1,1 @@
-"""TensorFlow Lite Micro: the check of files for microcontrollers."""
+"""TensorFlow Lite Micro: weights in the records that it decodes, and the check of files for microcontrollers."""

@@ -15,10 +15,12 @@ from numpy.typing import NDArray
 from keras_prune.arrays.distance import distance
 from tflite_export.errors import ExportError
 from tflite_export.file.flatbuffer import TYPE_NAMES, operator_name
-from tflite_export.file.integrity import text
+from tflite_export.file.integrity import is_decode, text
 from tflite_export.file.tflite_file import TFLiteFile
 from tflite_export.runtimes.limits import Limits
 from tflite_export.runtimes.opening import open_foreign
+from tflite_export.tflm.decode_operators import holds_decode, without_decode
+from tflite_export.tflm.decoding import Decoding, beside_dense, require_right_tables
 from tflite_export.tflm.micro import MicroSession, require_micro
 from tflite_export.tolerances import MICRO_FLOAT, MICRO_STEPS
 from tflite_export.verification.compare import OutputError
@@ -32,6 +34,7 @@ __all__ = [
     "check_micro",
     "check_structure",
     "draw_samples",
+    "open_micro",
 ]
 
 SAMPLES = 4
@@ -54,6 +57,7 @@ class MicroReport:
         outputs: how far each output is from LiteRT's.
         samples: number of inputs compared.
         runtime: version of tflite-micro.
+        decoding: what its DECODE records cost and save; None where it has none.
     """
 
     arena_bytes: int
@@ -64,14 +68,16 @@ class MicroReport:
     outputs: tuple[OutputError, ...]
     samples: int
     runtime: str
+    decoding: Decoding | None = None
 
     def __str__(self) -> str:
-        """Return the figures as two lines."""
+        """Return the figures as two lines, and as two more where weights are decoded."""
         worst = max(output.max_absolute for output in self.outputs)
         names = ", ".join(f"{name} x{count}" if count > 1 else name for name, count in self.operators)
         return (
             f"TFLM {self.runtime}: arena {self.arena_bytes:,} bytes, flash {self.model_bytes:,} bytes, {self.samples} "
             f"inputs with the outputs of LiteRT (max difference {worst:.2g})\noperators to register: {names}"
+            + (f"\n{self.decoding}" if self.decoding else "")
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -86,8 +92,12 @@ def check_micro(
     full_int8: bool = True,
     subject: str = "the file",
     limits: Limits | None = None,
+    dense: TFLiteFile | None = None,
 ) -> MicroReport:
     """Run a file in TensorFlow Lite Micro and compare it with LiteRT; find the arena that it needs.
+
+    Weights that are stored as DECODE records, which LiteRT does not read, are made dense for it. Then the file must
+    also give the outputs of the dense one in TensorFlow Lite Micro, bit for bit.
 
     Args:
         file: the file, or its bytes.
@@ -96,12 +106,13 @@ def check_micro(
         full_int8: refuse floats anywhere in the file.
         subject: what errors call it.
         limits: what the file may take; None: 120 seconds for a run, and 4 GiB of memory or 8 times the file.
+        dense: of a file with DECODE records, the one that it was made from; None: what they decode to.
 
     Raises:
         ImportError: tflite-micro is not installed; the message names the command.
         FlatbufferError: the file is damaged.
-        ExportError: it holds what TFLM cannot take (sparse tensors, free shapes, an operator that it lacks), or gives
-            other outputs than LiteRT.
+        ExportError: it holds what TFLM cannot take (sparse tensors, free shapes, an operator that it lacks) or reads
+            wrongly (a look-up table of another axis than the scales), or gives other outputs than LiteRT.
 
     Example:
         >>> check_micro(b"not a file")
@@ -115,6 +126,10 @@ def check_micro(
     check_structure(model, subject)
     if full_int8:
         check_full_int8(model, subject)
+    plain = file
+    if holds_decode(model):
+        require_right_tables(file, subject)
+        plain = without_decode(file) if dense is None else dense
     with MicroSession(file, subject, limits=limits) as micro:
         feeds = (
             draw_samples(micro.inputs) if inputs is None else {name: np.asarray(inputs[name]) for name in micro.inputs}
@@ -123,7 +138,7 @@ def check_micro(
         # Both runtimes get the same bytes: what is compared is the kernels.
         stored = [micro.inputs[name].store(feeds[name]) for name in names]
         got = micro.run(stored, names, outputs)
-        litert = open_foreign(file, subject, delegate=False, limits=limits)
+        litert = open_foreign(plain, subject, delegate=False, limits=limits)
         wanted = [
             micro.outputs[name].real(values)
             for name, values in zip(outputs, litert.run(stored, names, outputs), strict=True)
@@ -132,6 +147,7 @@ def check_micro(
             _compare(name, micro.outputs[name], a, b, subject) for name, a, b in zip(outputs, got, wanted, strict=True)
         )
         arena, activations, persistent = micro.arena()
+        decoding = None if plain is file else beside_dense(micro, file, plain, stored, got, subject, limits)
     return MicroReport(
         arena_bytes=arena,
         activation_bytes=activations,
@@ -141,15 +157,44 @@ def check_micro(
         outputs=errors,
         samples=len(stored[0]),
         runtime=version("tflite-micro"),
+        decoding=decoding,
     )
+
+
+def open_micro(
+    file: TFLiteFile | bytes,
+    subject: str = "the file",
+    *,
+    threads: int = 1,
+    delegate: bool = False,
+    limits: Limits | None = None,
+) -> MicroSession:
+    """Load a file of any make into TensorFlow Lite Micro, in a child process, checked to be one that it reads rightly.
+
+    Args:
+        file: the file, or its bytes.
+        subject: what errors call it.
+        threads: it has one.
+        delegate: it has none.
+        limits: what the file may take.
+
+    Raises:
+        ImportError: tflite-micro is not installed.
+        FlatbufferError: the file is damaged.
+        ExportError: the interpreter does not take it, or reads a look-up table of it wrongly.
+    """
+    file = TFLiteFile.of(file, subject)
+    check_structure(file.model, subject)
+    require_right_tables(file, subject)
+    return MicroSession(file, subject, limits=limits)
 
 
 def check_structure(model: Any, subject: str = "the file") -> None:
     """Refuse what TensorFlow Lite Micro would misread or not take: sparse tensors, and shapes that are free.
 
     TFLM reads the values of a sparse tensor as if they were dense, and gives NaN or noise without an error; it has no
-    DENSIFY. So the zeros that pay on a microcontroller are whole channels and units, taken out of the
-    model before it is exported.
+    DENSIFY. The zeros that pay on a microcontroller are whole channels and units, taken out of the model before it is
+    exported, and single ones in DECODE records, which take less flash.
 
     Args:
         model: the file's `ModelT`.
@@ -213,7 +258,7 @@ def _sparse(subject: str, name: str) -> ExportError:
         f"weight '{name}' of {subject}",
         "TensorFlow Lite Micro has no sparse kernels and reads sparse tensors wrongly",
         "a sparse tensor",
-        "Export with target='mcu', which stores weights dense; to gain, prune whole channels (kp.structured.prune).",
+        "Export with target='mcu', which stores zeros as DECODE records where that takes less flash.",
     )
 
 
@@ -247,5 +292,9 @@ def _compare(name: str, port: Port, got: NDArray[Any], wanted: NDArray[Any], sub
 
 
 def _operators(model: Any) -> tuple[tuple[str, int], ...]:
-    counts = Counter(operator_name(model, operator) for graph in model.subgraphs for operator in graph.operators or [])
+    counts = Counter(
+        "DECODE" if is_decode(model, operator) else operator_name(model, operator)
+        for graph in model.subgraphs
+        for operator in graph.operators or []
+    )
     return tuple(sorted(counts.items()))

@@ -56,10 +56,23 @@ class MicroSession(Session):
         self._process.limit_memory(self._limits.memory)
         self._finalizer = weakref.finalize(self, self._process.close)
         try:
-            self._ask({"do": "load", "inputs": len(self.inputs), "outputs": len(self.outputs)}, [file.content])
+            self.load(file)
         except BaseException:
             self.close()
             raise
+
+    def load(self, file: TFLiteFile) -> None:
+        """Take another file in place of this one; it must have the same inputs and outputs.
+
+        Raises:
+            ExportError: the interpreter cannot take it.
+        """
+        self._ask({"do": "load", "inputs": len(self.inputs), "outputs": len(self.outputs)}, [file.content])
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the interpreter's process is there: a file may have ended it."""
+        return self._process.is_running
 
     def close(self) -> None:
         """End the interpreter's process."""
@@ -69,6 +82,10 @@ class MicroSession(Session):
     def batch_size(self) -> int:
         """The batch that the file is fixed to: a free one is refused."""
         return next((port.shape[0] for port in self.inputs.values() if port.shape), 1)
+
+    def shape_of(self, name: str) -> tuple[int, ...]:
+        """Return the shape of an input: all sizes are fixed."""
+        return self.inputs[name].shape
 
     def feed(self, batch: Sequence[NDArray[Any]], names: Sequence[str]) -> None:
         """Set the inputs.
@@ -116,12 +133,16 @@ class MicroSession(Session):
         head, tail = (int(found[-1]) for found in recorded)
         return smallest, head, tail
 
-    def _ask_with_inputs(self, do: str) -> tuple[dict[str, Any], list[NDArray[Any]]]:
+    def fits(self, arena: int) -> bool:
+        """Return whether the file allocates in an arena of so many bytes, and gives the same outputs there."""
+        return bool(self._ask_with_inputs("fits", arena=arena)[0]["fits"])
+
+    def _ask_with_inputs(self, do: str, **more: Any) -> tuple[dict[str, Any], list[NDArray[Any]]]:
         missing = [name for name in self.inputs if name not in self._feeds]
         if missing:
             raise ExportError(self.subject, "must be fed every input", f"nothing for {missing}", "Call feed first.")
         described, blobs = as_blobs([self._feeds[name] for name in self.inputs])
-        return self._ask({"do": do, "arrays": described}, blobs)
+        return self._ask({"do": do, "arrays": described, **more}, blobs)
 
     def _ask(self, header: dict[str, Any], blobs: Sequence[bytes] = ()) -> tuple[dict[str, Any], list[NDArray[Any]]]:
         """Send a request to the interpreter's process; return its answer and the arrays in it."""

@@ -70,10 +70,14 @@ class Micro:
                 high = middle
             else:
                 low = middle
-        wanted = self.run(feeds)
-        if not self._succeeds(lambda: self._must_answer(high, feeds, wanted)):
+        if not self.fits(high, feeds):
             raise RuntimeError(f"it allocates in {high} bytes, and gives other outputs there")
         return high
+
+    def fits(self, arena: int, feeds: list[Any]) -> bool:
+        """Return whether the file allocates in an arena of so many bytes, and gives the same outputs there."""
+        wanted = self.run(feeds)
+        return self._succeeds(lambda: self._must_answer(arena, feeds, wanted))
 
     def _must_answer(self, arena: int, feeds: list[Any], wanted: list[Any]) -> None:
         for got, expected in zip(self._run(self.allocate(arena), feeds), wanted, strict=True):
@@ -117,6 +121,8 @@ def serve(requests: IO[bytes], answers: IO[bytes]) -> None:
                 answer["took"] = micro.took
             elif header["do"] == "arena":
                 answer["arena"] = micro.find_arena(as_arrays(header["arrays"], blobs))
+            elif header["do"] == "fits":
+                answer["fits"] = micro.fits(header["arena"], as_arrays(header["arrays"], blobs))
             else:
                 micro.interpreter.print_allocations()
         except (RuntimeError, ValueError) as error:

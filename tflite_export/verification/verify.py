@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import keras
@@ -14,25 +11,38 @@ from numpy.typing import NDArray
 
 from keras_prune.arrays.distance import scale_of
 from keras_prune.text.plaintext import printable
-from tflite_export.convert.number_types import FLOAT32, NumberType, check_tolerance, number_type_of
+from tflite_export.convert.number_types import FLOAT32, NumberType, check_tolerance
 from tflite_export.convert.workspace import in_turn
 from tflite_export.errors import ExportError
 from tflite_export.file.tflite_file import TFLiteFile
-from tflite_export.model.inputs import SAMPLES
 from tflite_export.model.reference import Reference
 from tflite_export.model.signature import Signature
-from tflite_export.runtimes.limits import Limits
-from tflite_export.runtimes.litert import load
-from tflite_export.runtimes.opening import Opener, open_foreign, open_own
+from tflite_export.runtimes.opening import open_own
 from tflite_export.runtimes.sessions import Session
 from tflite_export.source.loading import open_source
 from tflite_export.tolerances import NOTABLE, NOTABLE_AGREEMENT
 from tflite_export.verification.compare import OutputError, compare_output, worst_of
 
-__all__ = ["CONFIGURATIONS", "Answers", "Run", "Verification", "answers", "compare_runs", "verify"]
+__all__ = [
+    "CONFIGURATIONS",
+    "MICRO",
+    "Answers",
+    "OpenAny",
+    "Run",
+    "Verification",
+    "answers",
+    "compare_runs",
+    "verify_file",
+]
 
 CONFIGURATIONS = ((True, 1), (True, 4), (False, 1), (False, 4))
 """(XNNPACK delegate, threads) that a file is run with."""
+MICRO = ((False, 1),)
+"""The same of TensorFlow Lite Micro, which has neither."""
+
+
+OpenAny = Callable[..., Session]
+"""Loads a file into a runtime, as `tflite_export.runtimes.opening.Opener` does into LiteRT."""
 
 
 @dataclass(frozen=True)
@@ -100,10 +110,9 @@ class Verification:
             else ""
         )
         threads = sorted({run.threads for run in self.runs})
-        head = (
-            f"verified on {self.samples} {'random' if self.drawn else 'given'} inputs, "
-            f"XNNPACK on and off, {' and '.join(map(str, threads))} threads: "
-        )
+        several = f"XNNPACK on and off, {' and '.join(map(str, threads))} threads"
+        how = several if len(self.runs) > 1 else "in TensorFlow Lite Micro"
+        head = f"verified on {self.samples} {'random' if self.drawn else 'given'} inputs, {how}: "
         relative = f"relative error {self.max_relative:.2g} (allowed {self.tolerance:g}){encoding}"
         named = [f"output '{output.name}': {output}" for output in self.outputs]
         if len(named) == 1:
@@ -150,61 +159,44 @@ def _warning(output: OutputError) -> str:
     )
 
 
-def verify(
-    path: str | os.PathLike[str],
+def verify_file(
+    file: TFLiteFile,
     model: keras.Model | Any,
-    data: Any = None,
+    data: Any,
+    kind: NumberType,
     *,
-    samples: int = SAMPLES,
-    tolerance: float | None = None,
-    signature_key: str | None = None,
-    limits: Limits | None = None,
+    samples: int,
+    tolerance: float | None,
+    signature_key: str | None,
+    open_file: OpenAny,
+    configurations: Sequence[tuple[bool, int]] | None = None,
 ) -> Verification:
-    """Compare a .tflite with the model that it came from, in LiteRT: with and without XNNPACK, on 1 and 4 threads.
-
-    The file may come from anywhere: it is run in a process of its own, which it may crash.
-
-    error = max |file - model| / max |model|, for each float output; NaN fails. Integer outputs must be equal; in a
-    quantized file, the error is the share of them that are not.
+    """Compare a file with the model that it came from: see `tflite_export.tflm.verifying.verify`.
 
     Args:
-        path: the file.
-        model: the model that it came from, or its path: what `tflite_export.export` takes.
-        data: inputs: see `tflite_export.model.inputs.collect_inputs`. None draws a few, with a warning.
+        file: of whatever origin.
+        model: as there, like `data`, `samples`, `tolerance` and `signature_key`.
+        data: inputs.
+        kind: number type of the file.
         samples: use at most so many.
-        tolerance: largest error allowed; None: that of the file's number type.
-        signature_key: of a SavedModel: which signature.
-        limits: what the file may take; None: 120 seconds for a run, and 4 GiB of memory or 8 times the file.
-
-    Returns:
-        The errors, all within the tolerance.
+        tolerance: largest error allowed.
+        signature_key: of a SavedModel.
+        open_file: loads the file into a runtime, in a process of its own.
+        configurations: (XNNPACK delegate, threads) that it is run with there.
 
     Raises:
-        ExportError: they are not, or the file cannot be run.
-
-    Warns:
-        UserWarning: an output is far from the model's, though within the tolerance.
-
-    Example:
-        >>> verify("missing.tflite", keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)]))
-        Traceback (most recent call last):
-            ...
-        tflite_export.errors.ExportError: 'missing.tflite': must be a readable file. Received: No such ...
+        ExportError: the file answers otherwise, or cannot be run.
     """
     check_tolerance(tolerance)
-    subject = os.fspath(path)
-    file = TFLiteFile(load(path), subject)
-    kind = number_type_of(file.model)
     source = open_source(model, signature_key)
-    open_file = partial(open_foreign, limits=limits)
-    session = open_file(file, subject)
+    session = open_file(file, file.subject)
     signature = _sized_as(session, source.signature(data))
     reference = in_turn(source.answer)(signature, source.inputs(signature, data, samples))
     reference = _names_of_file(session, reference)
-    found = compare_runs(file, reference, subject, kind, tolerance, open_file=open_file)
-    for text in found.warnings:
-        warnings.warn(text, UserWarning, stacklevel=2)
-    return found
+    session.close()
+    return compare_runs(
+        file, reference, file.subject, kind, tolerance, open_file=open_file, configurations=configurations
+    )
 
 
 Answers = Mapping[tuple[bool, int, int], Sequence[NDArray[Any]]]
@@ -231,7 +223,8 @@ def compare_runs(
     tolerance: float | None = None,
     dense: Answers | None = None,
     *,
-    open_file: Opener = open_own,
+    open_file: OpenAny = open_own,
+    configurations: Sequence[tuple[bool, int]] | None = None,
 ) -> Verification:
     """Run a file in every configuration and compare it with the reference.
 
@@ -246,6 +239,7 @@ def compare_runs(
         tolerance: largest error against the model, in place of the number type's.
         dense: outputs of the dense file of the same number type, to be compared with too.
         open_file: loads the file: `open_own` one that was just made here, `open_foreign` any other.
+        configurations: (XNNPACK delegate, threads) to run it with; None: all.
 
     Raises:
         ExportError: an output is off, or the file cannot be run.
@@ -254,7 +248,9 @@ def compare_runs(
     scales = [scale_of(output) for output in reference.outputs]
     have_classes = reference.has_classes()
     found: dict[tuple[bool, int], tuple[OutputError, ...]] = {}
-    for delegate, threads, turn, place, count, outputs in _configurations(file, reference, subject, open_file):
+    for delegate, threads, turn, place, count, outputs in _configurations(
+        file, reference, subject, open_file, configurations
+    ):
         twins = [None] * len(outputs) if dense is None else dense[delegate, threads, turn]
         errors = tuple(
             compare_output(name, output, wanted[:count], scale, allowed, kind, twin, place, classes)
@@ -275,10 +271,14 @@ def compare_runs(
 
 
 def _configurations(
-    file: TFLiteFile | bytes, reference: Reference, subject: str, open_file: Opener = open_own
+    file: TFLiteFile | bytes,
+    reference: Reference,
+    subject: str,
+    open_file: OpenAny = open_own,
+    configurations: Sequence[tuple[bool, int]] | None = None,
 ) -> Iterator[tuple[bool, int, int, str, int, list[NDArray[Any]]]]:
     """Yield (delegate, threads, turn, place for errors, number of samples, outputs) of each run."""
-    for delegate, threads in CONFIGURATIONS:
+    for delegate, threads in CONFIGURATIONS if configurations is None else configurations:
         session = open_file(file, subject, threads=threads, delegate=delegate)
         resized = session.batch_size is None and reference.batch is None and len(reference.inputs) > 1
         for turn, count in enumerate((1, len(reference.inputs), 1) if resized else (len(reference.inputs),)):
@@ -290,6 +290,7 @@ def _configurations(
             )
             yield delegate, threads, turn, f"{session.subject}, {count} samples", count, outputs
         # The next one is not to be made while this one still holds its copy of the weights.
+        session.close()
         del session
 
 
@@ -300,7 +301,7 @@ def _sized_as(session: Session, signature: Signature) -> Signature:
     names = _by_position([spec.name for spec in signature.inputs], list(session.inputs))
     inputs = []
     for spec, name in zip(signature.inputs, names, strict=True):
-        sizes = [int(size) for size in session.inputs[name]["shape_signature"][1:]]
+        sizes = session.shape_of(name)[1:]
         if len(sizes) == len(spec.shape):
             fixed = (size if have is None and size > 0 else have for size, have in zip(sizes, spec.shape, strict=True))
             spec = replace(spec, shape=tuple(fixed))

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 
 from tflite_export.xnnpack.reasons import Reason
 
-__all__ = ["Analysis", "Cluster", "Danger", "OperatorVerdict", "WeightUse"]
+__all__ = ["SPARSE_KERNELS", "Analysis", "Cluster", "Danger", "OperatorVerdict", "WeightUse"]
+
+SPARSE_KERNELS = "where sparse kernels exist"
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ class WeightUse:
 
 @dataclass(frozen=True)
 class Danger:
-    """A place where the file gives wrong results on a processor with the sparse kernels.
+    """A place where the file gives wrong results.
 
     Args:
         subgraph: number of the subgraph.
@@ -93,6 +95,7 @@ class Danger:
         rule: what is wrong.
         cure: what to do about it.
         code: the rule's name.
+        where: the results are wrong: on processors that have the sparse kernels, or in TensorFlow Lite Micro.
     """
 
     subgraph: int
@@ -101,6 +104,7 @@ class Danger:
     rule: str
     cure: str
     code: Reason
+    where: str = SPARSE_KERNELS
 
 
 @dataclass(frozen=True)

@@ -61,3 +61,4 @@ class Reason(StrEnum):
     MEAN_OVER_OTHER_AXES = "mean_over_other_axes"
     LEAVES_WITHOUT_END = "leaves_without_end"
     READS_SPARSE_CONSTANT = "reads_sparse_constant"
+    LOOK_UP_TABLE_AXIS = "look_up_table_axis"

@@ -180,7 +180,7 @@ def test_a_file_that_kills_the_runtime_is_an_error_of_verify(tmp_path, monkeypat
     assert inspect(tmp_path / "model.tflite").operators[0].operator == "SPLIT"
     with LiteRTProcess() as process:
         monkeypatch.setattr(
-            module,
+            importlib.import_module("tflite_export.tflm.verifying"),
             "open_foreign",
             lambda content, subject, **options: IsolatedSession(content, subject, process=process, **options),
         )

@@ -27,7 +27,7 @@ FOREIGN = {
     "tflite_export.bench.timing",
     "tflite_export.measures.refusals",
     "tflite_export.tflm.mcu",
-    "tflite_export.verification.verify",
+    "tflite_export.tflm.verifying",
     "tflite_export.web.web_session",
 }
 
