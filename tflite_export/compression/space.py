@@ -6,7 +6,9 @@ whether a weight may be stored sparse at all.
 | minimised | zeros are tried | in number types |
 | --- | --- | --- |
 | latency | where a kernel skips them, in the pattern that it skips (`kp.prune(target=...)`) | float32 |
+| latency, on an NPU | in the kernels that its compiler packs | int8 |
 | size, flash | where a file can store them, single ones in all kernels | all |
+| size, flash, on a microcontroller or an NPU | in the kernels where they save flash | int8 |
 """
 
 from __future__ import annotations
@@ -100,10 +102,10 @@ def space_for(device: Device, objective: str, model: keras.Model) -> Space:
 
     Example:
         >>> from keras_prune.devices import DEVICES
-        >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(16, "relu"), keras.layers.Dense(2)])
+        >>> model = keras.Sequential([keras.Input((64,)), keras.layers.Dense(64, "relu"), keras.layers.Dense(2)])
         >>> space = space_for(DEVICES["mcu"], "flash", model)
-        >>> space.number_types, space.goal, {line.sparsity for line in space.lines}
-        (('int8',), 'params', {0.0})
+        >>> space.number_types, space.goal, sorted({line.sparsity for line in space.lines})
+        (('int8',), 'params', [0.0, 0.6, 0.8, 0.9])
     """
     fast = objective == "latency"
     wanted: tuple[str | None, ...] = (None, "int8") if fast else (None, "int8", "float16")
@@ -111,20 +113,24 @@ def space_for(device: Device, objective: str, model: keras.Model) -> Space:
     notes = list[str]()
     zeros: tuple[float, ...] = (0.0,)
     zeros_for = None
-    if fast:
+    packs = device.packs_zeros and (device.npu is not None or not fast)
+    if fast and not packs and not device.skips_zeros:
+        notes.append(f"zeros are not tried: the runtime of '{device.name}' has no kernel that skips them")
+    elif fast or packs:
         reason = _why_no_zeros(device, model)
         if reason:
             notes.append(f"zeros are not tried: {reason}")
-        elif None not in kinds:
+        elif not packs and None not in kinds:
             notes.append("zeros are not tried: kernels that skip them are for float32, which the target does not take")
         else:
-            zeros, zeros_for = (0.0, *ZEROS_FOR_SPEED), device
+            zeros, zeros_for = (0.0, *(ZEROS_FOR_BYTES if packs else ZEROS_FOR_SPEED)), device
     elif device.densify or device.kernels:
         zeros = (0.0, *ZEROS_FOR_BYTES)
     else:
         notes.append(f"zeros are not tried: the runtime of '{device.name}' reads no weight that is stored sparse")
+    skipped = fast and not packs
     lines = tuple(
-        Line(sparsity, kind) for sparsity in zeros for kind in kinds if not (fast and sparsity and kind is not None)
+        Line(sparsity, kind) for sparsity in zeros for kind in kinds if not (skipped and sparsity and kind is not None)
     )
     shares = SHARES
     try:
@@ -145,7 +151,7 @@ def space_for(device: Device, objective: str, model: keras.Model) -> Space:
 
 
 def _why_no_zeros(device: Device, model: keras.Model) -> str:
-    """Return why zeros make nothing faster on a device; empty where they may."""
+    """Return why zeros gain nothing on a device; empty where they may."""
     try:
         choose(device, model, Scope().survey(model))
     except ValueError as error:
