@@ -1,6 +1,17 @@
 """Neural-network pruning for Keras 3: from `model.fit` to a verified file on a phone."""
 
-from keras_prune import allocation, criteria, devices, growth, patterns, schedules, search, sharing, structured
+from keras_prune import (
+    allocation,
+    criteria,
+    devices,
+    growth,
+    patterns,
+    quantization,
+    schedules,
+    search,
+    sharing,
+    structured,
+)
 from keras_prune.container.container import load_kpz, save_kpz
 from keras_prune.devices import Device
 from keras_prune.factorization.factorize import factorize
@@ -25,6 +36,7 @@ from keras_prune.masks.hold import hold
 from keras_prune.monitoring.adaptive import AdaptivePruning
 from keras_prune.monitoring.best import RestoreBest
 from keras_prune.oneshot import prune
+from keras_prune.quantization import quantize_aware
 from keras_prune.reconstruction.recalibration import recalibrate
 from keras_prune.report.report import Report, report
 from keras_prune.scope import Scope
@@ -81,6 +93,8 @@ __all__ = [
     "load_model",
     "patterns",
     "prune",
+    "quantization",
+    "quantize_aware",
     "recalibrate",
     "report",
     "save_kpz",

@@ -19,6 +19,7 @@ from keras_prune.masks.bound import MaskConstraint, mask_of
 from keras_prune.models.agreement import check_agreement
 from keras_prune.models.keras2 import refuse_keras2
 from keras_prune.models.masked_layers import mask_pairs_of
+from keras_prune.models.stand_ins import run_at_rest, stand_ins_in
 from keras_prune.models.variables import read
 from keras_prune.optimizers.compiling import compile_like
 
@@ -100,7 +101,7 @@ def _filled(model: keras.Model, plain: keras.Model, made: list[tuple[Any, Any]])
     for old, new in made:
         if new is plain or id(new) in {id(layer) for layer in layers_in(plain)}:
             carry_state(old, new)
-    check_agreement("strip", model, plain)
+    check_agreement("strip", model, plain, reference=run_at_rest(model) if stand_ins_in(model) else None)
     return plain
 
 

@@ -47,6 +47,7 @@ ORDER = [
     "keras_prune.oneshot",
     "keras_prune.strip",
     "keras_prune.sharing",
+    "keras_prune.quantization",
     "keras_prune.structured.rules",
     "keras_prune.structured.analysis",
     "keras_prune.structured.counting",

@@ -138,7 +138,7 @@ def export(
             f"target '{device.name}'",
             "Pass target='ethos-u55', or leave it out.",
         )
-    source = open_source(model, signature_key)
+    source = open_source(model, signature_key).in_numbers(kind)
     check_size(((name, values.shape) for name, values in source.variables()), kind)
     prepared = prepare(source, data, device, kind, batch_size, shapes, samples)
     names = names_of(source, kind)

@@ -15,6 +15,7 @@ from keras_prune.graph.graph import Graph, Node
 from keras_prune.graph.trace import trace
 from keras_prune.layer_kinds import kinds_where
 from keras_prune.models.masked_layers import HoldsMasks
+from keras_prune.models.stand_ins import StandIn
 
 __all__ = ["Call", "Wiring", "wire"]
 
@@ -154,6 +155,9 @@ class _Flattening:
                 inner = dict(zip(node.body.inputs, (numbers[tensor] for tensor in entries), strict=True))
                 numbers.update(zip(node.outputs, self._add(node.body, inner, calls), strict=False))
                 continue
+            if isinstance(node.operation, StandIn) and node.operation.plain is None:
+                numbers.update(zip(node.outputs, taken, strict=True))
+                continue
             made = tuple(numbers.setdefault(t, self._number(graph.shapes[t])) for t in node.outputs)
             calls.append(Call(_unwrapped(node.operation), node.path, tuple(taken), made))
         return [numbers[tensor] for tensor in graph.outputs]
@@ -168,6 +172,6 @@ def _entries(node: Node) -> Sequence[int] | None:
 
 
 def _unwrapped(operation: Any) -> Any:
-    while isinstance(operation, kl.Wrapper) and issubclass(type(operation), HoldsMasks):
+    while isinstance(operation, kl.Wrapper) and issubclass(type(operation), HoldsMasks | StandIn):
         operation = operation.layer
     return operation

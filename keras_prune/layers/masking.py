@@ -1,8 +1,4 @@
-"""How a layer runs with masked kernels: one mechanism for the wrapper and for every variant.
-
-The layer's own `call` runs unchanged inside a scope in which its kernels read as masked. Nothing of the layer is
-replaced, so there is nothing to put back after an exception, and replicas that run in threads do not meet.
-"""
+"""How a layer runs with masked kernels: one mechanism for the wrapper and for every variant."""
 
 from __future__ import annotations
 
@@ -15,8 +11,9 @@ import numpy as np
 import numpy.typing as npt
 from keras import ops
 
-from keras_prune.keras_seam import layers_in, set_value_now, value_held
+from keras_prune.keras_seam import layers_in
 from keras_prune.layer_kinds import quantization_of
+from keras_prune.layers.replacing import ReplacedKernels
 from keras_prune.masks.bound import select
 from keras_prune.models.masked_layers import HoldsMasks, Pairs
 from keras_prune.models.variables import read
@@ -25,74 +22,26 @@ from keras_prune.scope import Scope
 __all__ = ["MaskedKernels", "MaskedLayer"]
 
 
-class MaskedKernels(keras.StatelessScope):
+class MaskedKernels(ReplacedKernels):
     """A scope in which kernels read as masked.
-
-    Every other read, and every update, goes where it would have gone without the scope.
 
     Args:
         pairs: kernels, each with its mask.
         straight_through: let the gradient of a masked weight pass as if it were not masked.
-
-    Attributes:
-        pending: losses added inside that no scope outside collects; whatever opened the scope adds them to its layer.
     """
 
     def __init__(self, pairs: Pairs, straight_through: bool) -> None:
-        super().__init__()
-        self.pairs = pairs
+        super().__init__([kernel for kernel, _ in pairs])
+        self.masks = {id(kernel): mask for kernel, mask in pairs}
         self.straight_through = straight_through
-        self.pending: list[Any] = []
 
-    def __enter__(self) -> MaskedKernels:
-        super().__enter__()
-        self.collect_losses = self.original_scope is None or self.original_scope.collect_losses
-        return self
-
-    def mask_kernels(self) -> None:
-        """Compute the masked kernels, once for everything that reads them: a loop over time steps, say."""
-        for kernel, mask in self.pairs:
-            self.state_mapping[id(kernel)] = self._masked(mask, self._outside(kernel))
-
-    def _masked(self, mask: keras.Variable, value: Any) -> Any:
-        masked = select(self._outside(mask), value)
+    def replaced(self, kernel: keras.Variable, value: Any) -> Any:
+        """Return a kernel masked."""
+        masked = select(self.outside(self.masks[id(kernel)]), value)
         if self.straight_through:
             # w + (w - w) and w + (0 - w) are exact, so the forward pass is the same as without.
             return value + ops.stop_gradient(masked - value)
         return masked
-
-    def _outside(self, variable: keras.Variable) -> Any:
-        """Return what the scope outside holds, in the variable's own type: Keras casts it where the layer reads it."""
-        value = None if self.original_scope is None else self.original_scope.get_current_value(variable)
-        if value is None:
-            held = value_held(variable)
-            value = variable.value if held is None else held
-        return ops.convert_to_tensor(value)
-
-    def get_current_value(self, variable: keras.Variable) -> Any:
-        """Return a kernel masked, and anything else as the scope outside has it."""
-        value = self.state_mapping.get(id(variable))
-        if value is None and self.original_scope is not None:
-            return self.original_scope.get_current_value(variable)
-        return value
-
-    def add_update(self, update: tuple[keras.Variable, Any]) -> None:
-        """Pass an update on; a kernel reads as its new value, masked, from here on (spectral normalization does it)."""
-        variable, value = update
-        if self.original_scope is None:
-            set_value_now(variable, value)
-        else:
-            self.original_scope.add_update(update)
-        for kernel, mask in self.pairs:
-            if kernel is variable:
-                self.state_mapping[id(kernel)] = self._masked(mask, value)
-
-    def add_loss(self, loss: Any) -> None:
-        """Pass a loss on to the scope outside, or keep it for the layer."""
-        if self.original_scope is None:
-            self.pending.append(loss)
-        else:
-            self.original_scope.add_loss(loss)
 
 
 class _Untracked:
@@ -228,9 +177,9 @@ class MaskedLayer(HoldsMasks):
             raise ValueError(_quantized(layer))
         scope = MaskedKernels(self.mask_pairs, self.straight_through)
         with scope:
-            scope.mask_kernels()
+            scope.replace_kernels()
             yield
-        if not scope.pairs and scope.original_scope is None:
+        if not scope.kernels and scope.original_scope is None:
             raise ValueError(
                 f"{self._subject}: {type(layer).__name__} {layer.name!r} was built by its first call, too late for "
                 "masks. Build it first (call it on a batch, or layer.build(input_shape)), then wrap it."

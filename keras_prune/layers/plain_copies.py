@@ -15,6 +15,7 @@ from keras_prune.keras_seam import (
     layers_in,
     layers_of,
     origin_of,
+    own_variables,
     run_graph,
     takes_graph,
 )
@@ -23,13 +24,14 @@ from keras_prune.layers.masking import MaskedLayer
 from keras_prune.layers.prunable import Prunable
 from keras_prune.layers.variants import VARIANTS
 from keras_prune.models.masked_layers import mask_pairs_of
+from keras_prune.models.stand_ins import StandIn, hand_on, stand_ins_in
 from keras_prune.optimizers.compiling import known_objects
 
 __all__ = ["Copier", "has_graph", "is_plain_functional", "masked_in", "signatures", "sources"]
 
 
 class Copier:
-    """Copies layers without masks; what is shared in the model is shared in the copy.
+    """Copies layers without masks and stand-ins; what is shared in the model is shared in the copy.
 
     Functional and Sequential models are copied layer by layer. Any other layer is made again from its configuration, in
     which the library's layers are replaced by plain ones, at any depth. So is a functional model of a class with a
@@ -58,6 +60,8 @@ class Copier:
     def _make(self, layer: Any, name: str | None) -> Any:
         if isinstance(layer, Prunable):
             return self.copy(layer.layer, name)
+        if isinstance(layer, StandIn):
+            return hand_on if layer.plain is None else self.copy(layer.plain, name)
         if type(layer) is keras.Sequential:
             return self._sequential(layer)
         if is_plain_functional(layer):
@@ -97,7 +101,8 @@ class Copier:
 
     def _sequential(self, model: Any) -> Any:
         names = _plain_names(model.layers)
-        layers = [self.copy(layer, names[id(layer)]) for layer in model.layers]
+        copies = [self.copy(layer, names[id(layer)]) for layer in model.layers]
+        layers = [copy for copy in copies if copy is not hand_on]
         layers[:0] = [_copy_of_input(first) for first in layers_of(model)[:1] if isinstance(first, kl.InputLayer)]
         copy = keras.Sequential(layers, name=model.name, trainable=model.trainable)
         if not copy.built:
@@ -163,10 +168,12 @@ def _copy_of_input(layer: Any) -> Any:
 
 def _plain_names(operations: Any) -> dict[int, str | None]:
     """Names by layer: a wrapped layer keeps its own, unless another one in the model has it; then the wrapper's."""
-    taken = [op.layer.name if isinstance(op, Prunable) else op.name for op in operations]
+    wrapped = {id(op): op.layer.name for op in operations if isinstance(op, Prunable)}
+    wrapped |= {id(op): op.plain.name for op in operations if isinstance(op, StandIn) and op.plain is not None}
+    taken = [wrapped.get(id(op), op.name) for op in operations]
     unique = {name for name in taken if taken.count(name) == 1}
     return {
-        id(op): op.name if isinstance(op, Prunable) and name not in unique else None
+        id(op): op.name if id(op) in wrapped and name not in unique else None
         for op, name in zip(operations, taken, strict=True)
     }
 
@@ -190,8 +197,9 @@ def _plain_config(config: Any) -> Any:
 
 
 def masked_in(plain: Any) -> list[str]:
-    """The layers with masks that a copy holds."""
-    return [layer._subject for layer in layers_in(plain) if isinstance(layer, MaskedLayer)]
+    """The layers with masks, and the stand-ins, that a copy holds."""
+    left = [layer._subject for layer in layers_in(plain) if isinstance(layer, MaskedLayer)]
+    return left + [f"{type(layer).__name__} {layer.name!r}" for layer in stand_ins_in(plain)]
 
 
 def signatures(variables: Iterable[keras.Variable]) -> list[tuple[str, tuple[int, ...]]]:
@@ -200,6 +208,7 @@ def signatures(variables: Iterable[keras.Variable]) -> list[tuple[str, tuple[int
 
 
 def sources(model: keras.Layer) -> list[keras.Variable]:
-    """The weights of a model, without its masks: those that a plain copy has, in its order."""
-    masks = {id(mask) for layer in layers_in(model) for _, mask in mask_pairs_of(layer)}
-    return [variable for variable in model.weights if id(variable) not in masks]
+    """The weights of a model, without its masks and those of stand-ins: those that a plain copy has, in its order."""
+    ours = {id(mask) for layer in layers_in(model) for _, mask in mask_pairs_of(layer)}
+    ours |= {id(variable) for layer in stand_ins_in(model) for variable in own_variables(layer)}
+    return [variable for variable in model.weights if id(variable) not in ours]

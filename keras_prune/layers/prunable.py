@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
+import contextlib
 from typing import Any
 
 import keras
 
 from keras_prune.keras_seam import layers_in
+from keras_prune.layers.around import Around
 from keras_prune.layers.masking import MaskedLayer, Masks
 from keras_prune.models.keras2 import refuse_keras2
 
@@ -16,7 +16,7 @@ __all__ = ["Prunable"]
 
 
 @keras.saving.register_keras_serializable(package="keras_prune")
-class Prunable(MaskedLayer, keras.layers.Wrapper):
+class Prunable(MaskedLayer, Around):
     """Runs a layer with its kernels masked: $w_i$ where the mask is on, 0 elsewhere.
 
     Each kernel gets a mask, a non-trainable boolean weight of the kernel's shape, all ones at first. Which variables
@@ -54,14 +54,8 @@ class Prunable(MaskedLayer, keras.layers.Wrapper):
         refuse_keras2("Prunable", layer)
         if isinstance(layer, keras.Layer):
             self._check_unmasked(layer)
-            # Keras reads the signatures of `call` and `build` to find arguments and shapes: they are the layer's.
-            for method in ("call", "build"):
-                setattr(self, method, _with_signature(getattr(self, method), getattr(layer, method)))
-            kwargs.setdefault("dtype", layer.dtype_policy)
-            kwargs.setdefault("autocast", layer.autocast)
         super().__init__(layer, **kwargs)
         self.straight_through = bool(straight_through)
-        self.supports_masking = layer.supports_masking
         self._masks = Masks(name="masks", dtype=layer.dtype_policy)
         if layer.built:
             self.build()
@@ -75,52 +69,15 @@ class Prunable(MaskedLayer, keras.layers.Wrapper):
                     "Use it as it is, or wrap the plain Keras layer."
                 )
 
-    def build(self, *shapes: Any, **named_shapes: Any) -> None:
-        """Build the layer, if it is not built, and its masks."""
-        if not self.layer.built:
-            self.layer.build(*shapes, **named_shapes)
-            self.layer.built = True
+    def build_around(self) -> None:
+        """Make the masks."""
         if not self._masks.built:
             self._make_masks(self.layer)
 
-    def call(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the layer with masked kernels."""
-        with self._masked_kernels(self.layer):
-            return self.layer(*args, **kwargs)
-
-    def compute_output_spec(self, *args: Any, **kwargs: Any) -> Any:
-        """Return what the layer's own method does."""
-        return self.layer.compute_output_spec(*args, **kwargs)
-
-    def compute_output_shape(self, *args: Any, **kwargs: Any) -> Any:
-        """Return what the layer's own method does."""
-        return self.layer.compute_output_shape(*args, **kwargs)
-
-    def compute_mask(self, *args: Any, **kwargs: Any) -> Any:
-        """Return what the layer's own method does."""
-        return self.layer.compute_mask(*args, **kwargs)
-
-    def get_build_config(self) -> Any:
-        """Return the layer's own, so that it is built with the same shapes."""
-        return self.layer.get_build_config()
-
-    def build_from_config(self, config: Any) -> None:
-        """Build the layer as it was built, then the masks."""
-        if config and not self.layer.built:
-            self.layer.build_from_config(config)
-        if self.layer.built and not self.built:
-            self.build()
+    def running(self) -> contextlib.AbstractContextManager[Any]:
+        """Return the scope in which the layer's kernels read as masked."""
+        return self._masked_kernels(self.layer)
 
     def get_config(self) -> dict[str, Any]:
         """Return the arguments of the constructor."""
         return {**super().get_config(), "straight_through": self.straight_through}
-
-
-def _with_signature(function: Callable[..., Any], model: Callable[..., Any]) -> Callable[..., Any]:
-    """`function`, which shows the signature of `model`."""
-
-    @functools.wraps(model)
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        return function(*args, **kwargs)
-
-    return forward

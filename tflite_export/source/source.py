@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from keras_prune import strip
 from keras_prune.keras_seam import layers_in
 from keras_prune.layers import MaskedLayer, Prunable
+from keras_prune.models.stand_ins import stand_ins_in
 from keras_prune.strip import effective_mask
 from tflite_export.convert.converter import SUBJECT, Converted, convert, named_errors
-from tflite_export.convert.number_types import FLOAT32, NumberType, batches, check_loops, configure
+from tflite_export.convert.number_types import FLOAT32, INT8, NumberType, batches, check_loops, configure
 from tflite_export.convert.workspace import temporary_folder
 from tflite_export.errors import ExportError
 from tflite_export.file.tflite_file import TFLiteFile
@@ -72,6 +73,10 @@ class Source(ABC):
     def variables(self) -> Iterator[tuple[str, NDArray[Any]]]:
         """Yield path and values of each variable, so that the weights of the file get their names."""
 
+    def in_numbers(self, kind: NumberType) -> Source:
+        """Return what is exported in a number type: this, unless what was trained is for another one."""
+        return self
+
 
 class KerasSource(Source):
     """A Keras 3 model.
@@ -108,9 +113,21 @@ class KerasSource(Source):
             found = answer(self.keras, signature, inputs)
         return replace(found, classes=(self._compiled or Compiled.of(self.keras)).classes(found.output_names))
 
+    def in_numbers(self, kind: NumberType) -> Source:
+        """Return this source; of a model that trained quantization-aware, the plain model for all types but int8."""
+        if kind is INT8 or not stand_ins_in(self.keras):
+            return self
+        note = f"exported as it is without quantization-aware training, whose ranges are for int8, not for {kind}"
+        stripped = strip(self.keras)
+        return KerasSource(stripped, notes=(*self.notes, note), compiled=self._compiled or Compiled.of(self.keras))
+
     def plain(self) -> keras.Model:
-        """Return the model without masks: a copy where it carries any, else itself."""
-        if not _carries_masks(self.keras):
+        """Return the model without masks: a copy where it carries any, else itself.
+
+        One that trained quantization-aware is given as it is: the converter reads the ranges from its operations, and
+        the zeros are in its kernels.
+        """
+        if stand_ins_in(self.keras) or not _carries_masks(self.keras):
             return self.keras
         stripped = strip(self.keras)
         build_like(stripped, self.keras)

@@ -1,0 +1,93 @@
+"""What of a model trains quantization-aware, and what does not, and why."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import keras
+
+from keras_prune.keras_seam import layers_in
+from keras_prune.layer_kinds import kernels_of
+from keras_prune.models.stand_ins import stand_ins_in
+from keras_prune.quantization.kinds import refusal_of, scaled_kernels
+from keras_prune.quantization.layers import FakeQuantize, QuantizedKernels
+from keras_prune.scope import Skipped, paths_of
+from keras_prune.text.tables import plain_table
+
+__all__ = ["LEFT_OUT", "QuantizationReport", "Range", "report"]
+
+LEFT_OUT = "left out by filters, or put into the model afterwards"
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """The range of a tensor.
+
+    Attributes:
+        name: of the layer that rounds it.
+        low, high: its ends.
+        source: how it comes about: "moving", "trained" or "fixed".
+    """
+
+    name: str
+    low: float
+    high: float
+    source: str
+
+
+@dataclasses.dataclass(frozen=True)
+class QuantizationReport:
+    """What of a model trains quantization-aware; `str()` of it is a table.
+
+    Attributes:
+        kernels: paths of the kernels that are rounded.
+        ranges: of the tensors that are rounded.
+        skipped: kernels that are not, each with the reason.
+    """
+
+    kernels: tuple[str, ...]
+    ranges: tuple[Range, ...]
+    skipped: tuple[Skipped, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as plain data."""
+        return dataclasses.asdict(self)
+
+    def __str__(self) -> str:
+        rows = [(path, "kernel", "int8, a scale for each output") for path in self.kernels]
+        rows += [(one.name, "tensor", f"int8, {one.low:.4g} to {one.high:.4g} ({one.source})") for one in self.ranges]
+        rows += [(one.path, "kernel", f"not rounded: {one.reason}") for one in self.skipped]
+        columns = zip(*rows, strict=True) if rows else ((), (), ())
+        return plain_table("Quantization", dict(zip(("name", "what", "how"), map(list, columns), strict=True)))
+
+
+def report(model: keras.Model) -> QuantizationReport:
+    """Return what of a model trains quantization-aware, and what does not.
+
+    Args:
+        model: from `quantize_aware`, or any other built one, of which nothing is rounded.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((4,), dtype="int32"), keras.layers.Embedding(9, 3, name="words")])
+        >>> [str(one.path) for one in report(model).skipped]
+        ['words/embeddings']
+    """
+    paths = paths_of(model)
+    layers = stand_ins_in(model)
+    inside = {id(layer.layer) for layer in layers if isinstance(layer, QuantizedKernels)}
+    rounded: list[str] = []
+    skipped: list[Skipped] = []
+    for layer in layers_in(model):
+        for kernel, _ in scaled_kernels(layer) if kernels_of(layer) else ():
+            path = paths.get(id(kernel), kernel.path)
+            if id(layer) in inside:
+                rounded.append(path)
+            else:
+                skipped.append(Skipped(path, refusal_of(layer) or LEFT_OUT))
+    ranges = [
+        Range(one.name, *one.ends, "fixed" if one.fixed is not None else one.ranges)
+        for one in layers
+        if isinstance(one, FakeQuantize)
+    ]
+    return QuantizationReport(tuple(rounded), tuple(ranges), tuple(skipped))
