@@ -119,7 +119,7 @@ def export(
         str | None, typer.Option(help="Number type: float16, dynamic, int8 or int16x8. Default: float32.")
     ] = None,
     data: Data = None,
-    optimize: Annotated[str, typer.Option(help="What to optimize for: speed or size.")] = "speed",
+    optimize: Annotated[str, typer.Option(help="What to optimize for: speed, size, or portable.")] = "speed",
     tune: Annotated[bool, typer.Option(help="Choose each weight's encoding by timing it on this machine.")] = False,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Fix the batch size of the file.")] = None,
     shape: Annotated[

@@ -87,6 +87,8 @@ def export(
             from them and need them.
         optimize: "speed": a weight whose sparse kernel would be slower than the dense one stays dense, or is
             made dense when the file is loaded. "size": the smallest encoding that is right, slower or not.
+            "portable": dense weights and fixed sizes, since no sparse form is read by OpenVINO, TensorFlow Lite
+            Micro and Vela alike; the batch is 1 unless given.
         tune: time the encodings of each weight on this machine instead of reading the target's table.
         batch_size: fix the batch of the file to this. None leaves it free where the model, the converter and the
             target can: a model whose inputs have a batch keeps that; with recurrent layers, and for devices
@@ -127,7 +129,10 @@ def export(
         ('1x4 blocks', 0.0)
     """
     device, kind = resolve_target(target), resolve_number_type(quantize)
-    check_choices(device, kind, data, optimize, tune, tolerance, arena)
+    if optimize == "portable":
+        fixed = device.fixed_sizes or "LiteRT.js and TensorFlow Lite Micro know fixed sizes only"
+        device = replace(device, fixed_sizes=fixed, decode=False)
+    check_choices(device, kind, data, optimize, tune, tolerance, arena, strict)
     check_places({"the model": files_of(model)}, path, golden, c_array, compiled)
     if device.npu is not None:
         require_vela()

@@ -11,7 +11,7 @@ from keras import layers
 from keras_prune import strip
 from tflite_export import Encoding, ExportError, export, verify
 from tflite_export.file import flatbuffer
-from tflite_export.plan.plan import PlanLine
+from tflite_export.plan.plan import PORTABLE, PlanLine
 from tflite_export.runtimes.litert import LiteRTSession
 
 
@@ -365,6 +365,27 @@ def test_runtimes_that_cannot_read_the_file_are_named(dense_net, zero_out, tmp_p
     single = zero_out(keras.Model(image, layers.Conv2D(64, 3)(image)))
     assert list(unreadable(single, optimize="size")) == ["Vela (Ethos-U)", "TensorFlow Lite Micro"]
     assert unreadable(keras.Sequential([keras.Input((8,), batch_size=1), layers.Dense(4)])) == {}
+
+
+@pytest.mark.parametrize("quantize", [None, "float16", "int8"])
+def test_a_portable_file_is_read_by_every_runtime(quantize, dense_net, tmp_path):
+    x = np.random.default_rng(0).normal(size=(4, *dense_net.inputs[0].shape[1:])).astype("float32")
+    path = tmp_path / "portable.tflite"
+    report = export(dense_net, path, data=x, quantize=quantize, optimize="portable")
+    assert report.unreadable_by == ()
+    assert report.lines
+    assert {(line.encoding.value, line.reason) for line in report.lines} == {("dense", PORTABLE)}
+    openvino = pytest.importorskip("openvino", reason="OpenVINO is not installed: pip install openvino")
+    compiled = openvino.Core().compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    answers = compiled([x[:1]])[0]
+    expected = np.asarray(dense_net(x[:1]))
+    assert np.abs(answers - expected).max() <= (0.05 if quantize == "int8" else 2e-3) * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("choice", ["tune", "strict"])
+def test_a_portable_file_has_nothing_to_tune_or_to_insist_on(choice, dense_net, tmp_path):
+    with pytest.raises(ExportError, match=f"nothing to time or to insist on. Received: {choice}=True"):
+        export(dense_net, tmp_path / "m.tflite", data=np.ones((1, 64)), optimize="portable", **{choice: True})
 
 
 @pytest.mark.parametrize(

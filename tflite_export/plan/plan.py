@@ -19,6 +19,7 @@ from tflite_export.plan.eligibility import Verdict, Weight
 
 __all__ = [
     "LARGEST_SHARE",
+    "PORTABLE",
     "TABLES",
     "Optimize",
     "Options",
@@ -39,7 +40,9 @@ LARGEST_SHARE = 0.95
 TABLES = 512
 """Bytes of tables, names and padding that a sparse tensor adds, with its DENSIFY (measured: 250 to 450)."""
 
-Optimize = Literal["speed", "size"]
+Optimize = Literal["speed", "size", "portable"]
+PORTABLE = "dense, for every runtime: OpenVINO takes no blocks, TensorFlow Lite Micro and Vela no DENSIFY"
+"""Why a weight is dense in a portable file."""
 
 _FIRST = (rules.is_number_type, rules.is_large_enough, rules.is_one_array, rules.has_zeros, rules.is_finite)
 """What any sparse encoding needs."""
@@ -119,12 +122,12 @@ def make_plan(
 
     For speed: the sparse kernel of the target that is expected to be the fastest, where it is faster than the
     dense one; otherwise CSR behind a DENSIFY (dense in memory, as fast as dense) where that makes the file
-    smaller; otherwise dense. For size: the smallest of all that the runtime gets right.
+    smaller; otherwise dense. For size: the smallest of all that the runtime gets right. Portable: dense.
 
     Args:
         weights: of the dense file.
         target: the device.
-        optimize: "speed", or "size": smaller even where it is slower.
+        optimize: "speed"; "size": smaller even where it is slower; "portable": dense, which every runtime reads.
         clusters: says how XNNPACK's sparse inference will read a weight, None where it does not; None: not predicted.
     """
     weights = list(weights)
@@ -177,9 +180,11 @@ def plan_weight(
         weight: the weight.
         target: the device.
         total_bytes: of all weights of the file when dense; None: this one is all.
-        optimize: "speed" or "size".
+        optimize: "speed", "size" or "portable".
         clusters: as for `make_plan`.
     """
+    if optimize == "portable":
+        return _line(weight, Encoding.DENSE, PORTABLE)
     options = weigh(weight, target, total_bytes=total_bytes, clusters=clusters)
     if optimize == "size":
         return _smallest(weight, options)

@@ -6,13 +6,14 @@ import os
 from collections.abc import Iterable, Mapping
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from keras_prune.devices import DEVICES, Device
 from tflite_export.convert.number_types import FLOAT32, NumberType, check_calibration, check_tolerance
 from tflite_export.errors import ExportError
 from tflite_export.file import flatbuffer
 from tflite_export.file.atomic import check_apart, check_writable
+from tflite_export.plan.plan import Optimize
 
 __all__ = ["check_choices", "check_places", "check_size"]
 
@@ -25,14 +26,22 @@ def check_choices(
     tune: bool,
     tolerance: float | None,
     arena: int | None = None,
+    strict: bool = False,
 ) -> None:
     """Refuse choices that are not known or do not go together.
 
     Raises:
         ExportError: with the first of them.
     """
-    if optimize not in ("speed", "size"):
-        raise ExportError("optimize", "must be 'speed' or 'size'", repr(optimize), "Choose one of these.")
+    if optimize not in get_args(Optimize):
+        raise ExportError("optimize", "must be 'speed', 'size' or 'portable'", repr(optimize), "Choose one of these.")
+    if optimize == "portable" and (tune or strict):
+        raise ExportError(
+            "optimize='portable'",
+            "stores every weight dense, so there is nothing to time or to insist on",
+            f"{'tune' if tune else 'strict'}=True",
+            "Leave it out, or pass optimize='speed' or 'size'.",
+        )
     check_tolerance(tolerance)
     if target.quantize is not None and kind.name not in target.quantize:
         raise ExportError(
