@@ -10,6 +10,7 @@ from tflite_export.errors import ExportError
 from tflite_export.measures.latency import Latency
 from tflite_export.measures.measure import OBJECTIVES, Measure
 from tflite_export.measures.micro import MicroFlash, MicroLatency
+from tflite_export.measures.npu import NpuFlash, NpuLatency
 from tflite_export.measures.sizes import FileSize
 from tflite_export.runtimes.arm64 import find_arm64_runtime
 from tflite_export.runtimes.limits import Limits
@@ -30,12 +31,14 @@ def measure_for(
     | objective | the device | measured |
     | --- | --- | --- |
     | "latency" | None, or its kernels run on this machine | time in LiteRT here |
+    | | its files are compiled for an NPU | cycles, as Vela estimates them |
     | | TensorFlow Lite Micro runs its files | time of that interpreter here, an estimate |
     | | LiteRT.js is the nearest to its runtime | time in LiteRT.js under Node |
     | | aarch64 is the nearest | instructions of LiteRT under qemu; time in LiteRT here, an estimate, without qemu |
     | | any other | time in LiteRT here, an estimate |
     | "size" | any | bytes of the file |
-    | "flash" | any | bytes of the file, which TensorFlow Lite Micro must run if it runs the device's files |
+    | "flash" | its files are compiled for an NPU | bytes of the compiled file |
+    | | any other | bytes of the file, which TensorFlow Lite Micro must run if it runs the device's files |
 
     Args:
         device: what files are made for; None: this machine.
@@ -47,7 +50,7 @@ def measure_for(
 
     Raises:
         ExportError: the objective is not known, the measure is of another, or a runtime is not installed.
-        ImportError: tflite-micro is not installed.
+        ImportError: tflite-micro, or Vela, is not installed.
 
     Example:
         >>> from keras_prune.devices import DEVICES
@@ -58,6 +61,8 @@ def measure_for(
         raise ExportError("minimize", f"must be one of {OBJECTIVES}", repr(objective), "Choose one of these.")
     if measure is not None:
         return _own(measure, objective).for_device(device)
+    if device is not None and device.npu is not None and objective != "size":
+        return (NpuFlash if objective == "flash" else NpuLatency)(device, limits=limits)
     runs_in = () if device is None else device.stands_in
     if objective == "size" or (objective == "flash" and "micro" not in runs_in):
         return FileSize(objective)

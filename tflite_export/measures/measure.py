@@ -21,10 +21,10 @@ class Cost:
 
     Args:
         value: the figure, in `unit`: less is better.
-        unit: "ms", "instructions" or "bytes".
+        unit: "ms", "instructions", "cycles" or "bytes".
         ratio: the reference's cost / this file's, from the same interleaved run; 1.0 for the reference, above 1 for
             a file that costs less.
-        spread: half the distance of the quartiles of the ratio, as a share of it; 0.0 where bytes were counted.
+        spread: half the distance of the quartiles of the ratio, as a share of it; 0.0 where nothing was timed.
         on: what it was measured on, for the reader.
         estimate: why it is only an estimate of the cost on the target; empty for a measurement.
 

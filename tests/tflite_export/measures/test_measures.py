@@ -2,12 +2,15 @@
 
 import dataclasses
 import gzip
+import importlib.util
+import sys
 
 import keras
 import numpy as np
 import pytest
 from keras import layers
 
+import keras_prune as kp
 import tflite_export as tx
 from keras_prune.devices import DEVICES, Device
 from tests.tflite_export.installed import missing
@@ -17,16 +20,20 @@ from tflite_export.measures import choosing
 from tflite_export.measures.choosing import measure_for
 from tflite_export.measures.latency import Latency, costs_of
 from tflite_export.measures.micro import MicroFlash, MicroLatency
+from tflite_export.measures.npu import NpuFlash, NpuLatency
 from tflite_export.measures.sizes import FileSize
 from tflite_export.runtimes import litertjs
 from tflite_export.runtimes.arm64 import find_arm64_runtime
 from tflite_export.runtimes.sessions import Measurement
+from tflite_export.vela.report import check_npu
 from tflite_export.web.node import find_node
 
 WITHOUT_NODE = missing(litertjs.find_web_runtime, find_node)
 WITHOUT_ARM64 = missing(find_arm64_runtime)
 node = pytest.mark.skipif(bool(WITHOUT_NODE), reason=WITHOUT_NODE)
 arm64 = pytest.mark.skipif(bool(WITHOUT_ARM64), reason=WITHOUT_ARM64)
+vela = pytest.mark.skipif(importlib.util.find_spec("ethosu") is None, reason="needs ethos-u-vela")
+U55 = dataclasses.replace(DEVICES["ethos-u55"], name="my board")  # renamed: nothing may ask for a device's name
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +65,7 @@ def test_a_device_is_measured_by_what_is_nearest_to_it(monkeypatch, arm64):
     found = {
         name: measure_for(dataclasses.replace(device, name=f"my {name}"), "latency")
         for name, device in DEVICES.items()
-        if name != "mcu"
+        if name != "mcu" and device.npu is None
     }
     elsewhere = "arm64" if arm64 else "litert"
     assert {name: measure.runtime for name, measure in found.items()} == {
@@ -85,6 +92,13 @@ def test_a_device_that_nothing_stands_in_for_is_estimated_here():
     assert (here.runtime, here.estimate) == ("litert", "")
 
 
+@vela
+def test_a_device_with_an_npu_is_measured_by_its_compiler():
+    assert type(measure_for(U55, "latency")) is NpuLatency
+    assert type(measure_for(U55, "flash")) is NpuFlash
+    assert type(measure_for(U55, "size")) is FileSize
+
+
 def test_bytes_are_bytes_wherever_they_lie():
     for device in (*DEVICES.values(), None):
         assert type(measure_for(device, "size")) is FileSize
@@ -105,6 +119,15 @@ def test_what_is_not_installed_is_an_error_with_the_command(monkeypatch, tmp_pat
     for objective in ("latency", "flash"):
         with pytest.raises(ImportError, match=r"pip install \"keras-prune\[mcu\]\""):
             measure_for(DEVICES["mcu"], objective)
+
+
+def test_vela_that_is_not_installed_is_an_error_with_the_command(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ethosu", None)
+    for objective in ("latency", "flash"):
+        with pytest.raises(ImportError, match=r"pip install \"keras-prune\[npu\]\""):
+            measure_for(U55, objective)
+    with pytest.raises(ExportError, match=r"target 'mcu': must have an NPU"):
+        NpuFlash(DEVICES["mcu"])
 
 
 class Download(tx.Measure):
@@ -182,10 +205,13 @@ def test_instructions_are_counted_on_aarch64(files):
     assert costs["wide"].on.endswith("cortex-a76: instructions, not time")
 
 
-def convert_int8(width):
+def convert_int8(width, zeros=0.0, activation=None):
     import tensorflow as tf
 
-    model = keras.Sequential([keras.Input((64,), batch_size=1), layers.Dense(width), layers.Dense(8)])
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((64,), batch_size=1), layers.Dense(width, activation), layers.Dense(8)])
+    if zeros:
+        model = kp.prune(model, zeros, verbose=0)
     samples = np.random.default_rng(0).normal(size=(4, 1, 64)).astype("float32")
     converter = tf.lite.TFLiteConverter.from_keras_model(model)
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
@@ -212,3 +238,37 @@ def test_flash_and_time_of_a_microcontroller(files):
     assert all(cost.value > 0 and cost.unit == "ms" and "portable kernels" in cost.estimate for cost in times.values())
     with pytest.raises(ExportError, match=r"the reference 'damaged': must run in TensorFlow Lite Micro"):
         latency.measure(given, "damaged")
+
+
+@vela
+def test_flash_and_cycles_of_an_npu_are_those_of_the_compiled_file():
+    dense, sparse = convert_int8(512), convert_int8(512, zeros=0.9)
+    given = {"sparse": sparse, "damaged": dense[:800], "elu": convert_int8(64, activation="elu"), "dense": dense}
+    with measure_for(U55, "flash") as flash, measure_for(U55, "latency") as latency:
+        bytes_of, cycles_of = flash.measure(given, "dense"), latency.measure(given, "dense")
+        # Zeros cost nothing less in the file itself, and much less in what Vela makes of it.
+        assert len(sparse) == len(dense)
+        assert list(bytes_of) == ["sparse", "elu", "dense"]
+        for name in ("dense", "sparse"):
+            made = check_npu(given[name], U55).compiled
+            for found, value, unit in ((bytes_of, made.flash_bytes, "bytes"), (cycles_of, made.cycles, "cycles")):
+                assert (found[name].value, found[name].unit, found[name].spread) == (value, unit, 0.0)
+                assert found[name].ratio == found["dense"].value / value
+        assert bytes_of["sparse"].ratio > 2
+        assert cycles_of["sparse"].ratio > 2
+        assert f"{made.sram_bytes:,} bytes of SRAM" in bytes_of["sparse"].on
+        assert "ethos-u55-128" in cycles_of["sparse"].on
+        assert {cost.estimate for cost in bytes_of.values()} == {""}
+        assert all("Vela, the compiler, estimates" in cost.estimate for cost in cycles_of.values())
+        assert str(cycles_of["dense"]).endswith(" cycles, 1.00 x, an estimate")
+        # Cycles leave out what the processor computes: the file with an ELU would win by what was not counted.
+        assert list(cycles_of) == ["sparse", "dense"]
+        assert latency.refusal(given["elu"]) == (
+            "more of it than of 'dense' stays on the processor, which is not in Vela's cycles: "
+            "DEQUANTIZE 1 x, ELU 1 x, QUANTIZE 1 x"
+        )
+        assert flash.refusal(given["damaged"]) is not None
+        with pytest.raises(ExportError, match=r"the reference 'damaged': must be a file that Vela compiles"):
+            latency.measure(given, "damaged")
+        with pytest.raises(ExportError, match=r"the reference 'float': must have an operator that the NPU computes"):
+            latency.measure({"float": perceptron(8)}, "float")
