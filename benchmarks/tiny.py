@@ -12,7 +12,7 @@ import numpy as np
 from keras import layers as kl
 from numpy.typing import NDArray
 
-__all__ = ["NETWORKS", "autoencoder", "ds_cnn", "inputs_of", "resnet8"]
+__all__ = ["NETWORKS", "autoencoder", "ds_cnn", "inputs_of", "resnet8", "small_cnn"]
 
 
 def autoencoder() -> keras.Model:
@@ -47,6 +47,15 @@ def resnet8() -> keras.Model:
         x = kl.ReLU()(kl.Add()([x, y]))
     x = kl.Dense(10)(kl.Flatten()(kl.AveragePooling2D(8)(x)))
     return keras.Model(inputs, kl.Softmax()(x), name="resnet8")
+
+
+def small_cnn() -> keras.Model:
+    """Return a plain convolutional network for 28 x 28 pictures, which is none of MLPerf Tiny's: 10 classes."""
+    inputs = keras.Input((28, 28, 1))
+    x = kl.MaxPooling2D()(kl.Conv2D(16, 3, padding="same", activation="relu")(inputs))
+    x = kl.MaxPooling2D()(kl.Conv2D(32, 3, padding="same", activation="relu")(x))
+    x = kl.Dense(56, activation="relu")(kl.Flatten()(x))
+    return keras.Model(inputs, kl.Dense(10)(x), name="small_cnn")
 
 
 def _convolved(x: keras.KerasTensor, filters: int, stride: int, *, relu: bool = False) -> keras.KerasTensor:

@@ -105,12 +105,24 @@ class _Renamed(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         sys.modules[module.__name__] = importlib.import_module(name)
 
 
+class _Package(types.ModuleType):
+    """A package whose function stays where a module is imported that had the function's name."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        # The import statement puts a module into its package, here under the former name: `tflite_export.verify`.
+        is_former = isinstance(value, types.ModuleType) and value.__name__ != f"{self.__name__}.{name}"
+        if not (is_former and callable(vars(self).get(name))):
+            super().__setattr__(name, value)
+
+
 def keep(names: Mapping[str, str]) -> None:
     """Let modules be imported under their former names too.
 
-    `import keras_prune.selection` gives `keras_prune.arrays.selection`, say.
+    `import keras_prune.selection` gives `keras_prune.arrays.selection`, say. Call it where the packages are loaded.
 
     Args:
         names: former name -> name. A former name that is a package today cannot be kept.
     """
     sys.meta_path.append(_Renamed(names))
+    for package in {name.rpartition(".")[0] for name in names} & set(sys.modules):
+        sys.modules[package].__class__ = _Package

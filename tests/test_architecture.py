@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+import tflite_export
 from keras_prune import former_names, keras_seam
 from tflite_export import former_names as former_export_names
 
@@ -265,6 +266,29 @@ def test_a_class_under_its_former_name_is_the_class():
     with pytest.warns(DeprecationWarning, match=r"'tflite_export\.runtime' is now"):
         former = importlib.import_module("tflite_export.runtime")
     assert former.Session is former.LiteRTSession
+
+
+def test_what_a_module_held_is_found_under_its_former_name():
+    sys.modules.pop("tflite_export.verify", None)
+    with pytest.warns(DeprecationWarning, match=r"'tflite_export\.verify' is now 'tflite_export\.tflm\.verifying'"):
+        former = importlib.import_module("tflite_export.verify")
+    assert former.verify is tflite_export.verify
+    assert former.Verification is tflite_export.Verification
+    assert {"CONFIGURATIONS", "Answers", "Run", "answers", "compare_runs"} <= set(vars(former))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_former_module_hides_no_function_of_its_name():
+    former = {**former_names.NAMES, **former_export_names.NAMES}
+    places = [(sys.modules.get(name.rpartition(".")[0]), name.rpartition(".")[2]) for name in former]
+    same = [(package, own) for package, own in places if own in getattr(package, "__all__", ())]
+    assert (tflite_export, "verify") in same
+    for package, own in same:
+        sys.modules.pop(f"{package.__name__}.{own}", None)
+        public = getattr(package, own)
+        importlib.import_module(f"{package.__name__}.{own}")
+        assert getattr(package, own) is public
+        assert callable(public)
 
 
 @pytest.mark.parametrize("page", sorted((ROOT / "docs" / "design").glob("*.md")), ids=lambda page: page.name)

@@ -44,7 +44,7 @@ NAMES = {
     "tflite_export.timing": "tflite_export.bench.timing",
     "tflite_export.tune": "tflite_export.bench.tune",
     "tflite_export.twin": "tflite_export.edits.twin",
-    "tflite_export.verify": "tflite_export.verification.verify",
+    "tflite_export.verify": "tflite_export.tflm.verifying",
     "tflite_export.weights": "tflite_export.plan.weights",
     "tflite_export.workspace": "tflite_export.convert.workspace",
     "tflite_export.zeros": "tflite_export.plan.zeros",

@@ -17,9 +17,19 @@ from tflite_export.runtimes.litert import load
 from tflite_export.runtimes.opening import open_foreign
 from tflite_export.tflm.decode_operators import holds_decode, without_decode
 from tflite_export.tflm.mcu import open_micro
-from tflite_export.verification.verify import MICRO, Verification, verify_file
+from tflite_export.verification.verify import (
+    CONFIGURATIONS,
+    MICRO,
+    Answers,
+    Run,
+    Verification,
+    answers,
+    compare_runs,
+    verify_file,
+)
 
-__all__ = ["verify"]
+# All but `verify` itself are here for the former module `tflite_export.verify`, which had them in one place with it.
+__all__ = ["CONFIGURATIONS", "Answers", "Run", "Verification", "answers", "compare_runs", "verify"]
 
 
 def verify(
