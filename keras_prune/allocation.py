@@ -235,6 +235,10 @@ class Sensitivity(Allocation):
         return points, losses
 
 
+LEAST = 0.65
+"""Share of the whole model's density that a tensor keeps under `Paying`, whatever its work."""
+
+
 @_register
 @dataclasses.dataclass(frozen=True)
 class Paying(Allocation):
@@ -242,8 +246,11 @@ class Paying(Allocation):
 
     A sparse kernel is faster than the dense one from a certain share of zeros on: it pays. The kernels with the most
     multiplications are brought to that share first, as many as the target has zeros for; $b_l = 0$ for the others. What
-    is left of the target goes to the lowest scores of the whole model, as under `Global`. While the schedule rises, so
-    do the $b_l$: at s(t) they are $b_l \cdot s(t) / s_f$.
+    is left of the target goes to the lowest scores of the whole model for their work, $s / m_l^{1/2}$ with $m_l$
+    multiplications a weight: of all ways to stay below so many multiplications, leaving out the lowest
+    $|w| / m_l^{1/2}$ keeps $\sum w^2$ the largest. Where the $m_l$ differ, each tensor keeps at least 0.65 of the
+    share that all keep, as far as that can be, since early layers have the most work and few weights. While the
+    schedule rises, so do the $b_l$: at s(t) they are $b_l \cdot s(t) / s_f$.
 
     Args:
         pays_from: path -> share of a tensor's units above which its kernel pays; 0 for a path that is missing.
@@ -270,13 +277,14 @@ class Paying(Allocation):
                 raise ValueError(f"Paying: the share of {path!r} must be 0 or more. Received: {share!r}")
 
     def __call__(self, tensors: Sequence[Scored], target: float, final: float | None = None) -> list[float]:
-        caps = reachable_caps(tensors, self.floor, target)
         last = target if final is None else max(final, target)
+        needed = self.needed(tensors, last)
+        caps = self._caps(tensors, needed, target, last)
         taken = []
-        for tensor, units in zip(tensors, self.needed(tensors, last), strict=True):
+        for tensor, units in zip(tensors, needed, strict=True):
             units = math.floor(units * (target / last) + 1e-9) if units else 0
             rest = all_but_smallest(tensor.scores, units, on=tensor.on) if units else tensor.on
-            taken.append(dataclasses.replace(tensor, on=rest))
+            taken.append(dataclasses.replace(tensor, on=rest, scores=self._for_their_work(tensor)))
         return lowest_together(taken, caps, target)
 
     def needed(self, tensors: Sequence[Scored], target: float) -> list[int]:
@@ -304,6 +312,21 @@ class Paying(Allocation):
                 for i in group:
                     units[i] = wanted[i]
         return units
+
+    def _caps(self, tensors: Sequence[Scored], needed: Sequence[int], target: float, last: float) -> list[int]:
+        """The most units that each tensor may have off: its work alone must not nearly empty one."""
+        caps = reachable_caps(tensors, self.floor, target)
+        if len({self.work.get(tensor.path, 1.0) for tensor in tensors}) == 1:
+            return caps
+        even = [max(pair) for pair in zip(caps_of(tensors, LEAST * (1.0 - last)), needed, strict=True)]
+        even = [min(pair) for pair in zip(even, caps, strict=True)]
+        zeros = sum(cap * tensor.weights_per_unit for cap, tensor in zip(even, tensors, strict=True))
+        return even if zeros >= target * sum(tensor.size for tensor in tensors) else caps
+
+    def _for_their_work(self, tensor: Scored) -> npt.NDArray[np.floating]:
+        """The scores of units for the multiplications that they cost: more work lowers a score, whatever its sign."""
+        root = math.sqrt(self.work.get(tensor.path, 1.0))
+        return tensor.scores if root == 1.0 else np.where(tensor.scores < 0, tensor.scores * root, tensor.scores / root)
 
     def _wanted(self, tensor: Scored) -> int:
         share = self.pays_from.get(tensor.path, 0.0)

@@ -186,11 +186,27 @@ def test_paying_brings_kernels_to_where_they_pay_those_with_the_most_work_first(
     both = {"one": 0.5, "two": 0.5}
     assert counts(Paying(both)([one, two], 0.6), [one, two]) == [6, 6]
     assert counts(Paying(both, {"two": 2.0})([one, two], 0.5), [one, two]) == [4, 6]
-    assert counts(Paying(both, {"one": 2.0})([one, two], 0.5), [one, two]) == [9, 1]
+    # One bar would take nine of the first; where work differs, each keeps 0.65 of the share that all keep.
+    assert counts(Paying(both, {"one": 2.0})([one, two], 0.5), [one, two]) == [6, 4]
     # Together or not at all.
     assert Paying(both, together=(("one", "two"),)).needed([one, two], 0.5) == [0, 0]
     # Halfway of a ramp, half of what is needed.
     assert counts(half([one, two], 0.3, final=0.6), [one, two]) == [3, 3]
+
+
+def test_paying_asks_more_of_a_weight_that_costs_more_multiplications():
+    one, two = tensor("one", 2.0 * np.arange(1, 11)), tensor("two", np.arange(1, 11) + 0.5)
+    # 2, 4, ... beside 1.5, 2.5, ...: the lowest ten are 3 of the first and 7 of the second. Halved, they take turns.
+    assert counts(Paying({}, floor=0.0)([one, two], 0.5), [one, two]) == [3, 7]
+    assert counts(Paying({}, {"one": 4.0}, floor=0.0)([one, two], 0.5), [one, two]) == [5, 5]
+    # Work alone empties none; where the others can give no more, it may have more off.
+    assert counts(Paying({}, {"one": 1e6}, floor=0.0)([one, two], 0.6), [one, two]) == [7, 5]
+    full = tensor("two", np.arange(1, 11) + 0.5, limit=0.2)
+    assert counts(Paying({}, {"one": 1e6}, floor=0.0)([one, full], 0.55), [one, full]) == [9, 2]
+    # A score below 0 says that the weight does harm: it goes the earlier, the more it costs.
+    harm = [tensor("one", [-1.0, 5.0]), tensor("two", [-1.5, 5.0])]
+    assert counts(Paying({}, floor=0.0)(harm, 0.25), harm) == [0, 1]
+    assert counts(Paying({}, {"one": 4.0}, floor=0.0)(harm, 0.25), harm) == [1, 0]
 
 
 def test_explicit_takes_fractions_only():
