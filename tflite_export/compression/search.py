@@ -214,8 +214,10 @@ class Search:
     def _is_too_bad(self, candidate: Candidate) -> bool:
         """Whether a candidate's metric is too far from the plain one's, as far as it was trained."""
         last = self._stages(candidate)[-1]
-        if self._held(candidate) or last.drop is None:
+        if self._held(candidate):
             return False
+        if last.drop is None:  # refused: its file cannot be made, or answers wrongly even after training
+            return last.stage != "untrained"
         if last.stage == "untrained":  # one that was not worth training says nothing of the metric
             return self._bounds.epochs == 0
         # What full training brings is known once there was one; until then nothing is built on it.

@@ -211,3 +211,25 @@ def test_what_failed_by_chance_does_not_close_the_way_past_a_smaller_one_that_ho
     best = searched(lab, space, seconds=50_000.0).best()
     assert lab.drop(Line(0.0, "int8").at(0.25)) > 0.01, "a quarter has to be trained on"
     assert best.candidate == lab.optimum(space, 0.01, stages=3) == Line(0.0, "int8").at(0.18)
+
+
+def test_files_that_are_refused_after_training_close_their_line():
+    class Refused(Figures):
+        def _note(self, candidate, epochs):
+            tried = super()._note(candidate, epochs)
+            if candidate.sparsity and epochs:
+                tried = dataclasses.replace(tried, metric=None, drop=None, cost=None, file="", reason="it is wrong")
+                self.tried[candidate, tried.stage] = tried
+            return tried
+
+    lab = Refused()
+    search = searched(lab)
+    assert search.best().candidate.sparsity == 0.0
+    assert lab.ratio(search.best().candidate) * 1.02 >= max(
+        lab.ratio(line.at(keep))
+        for line in WEB.lines
+        for keep in SHARES
+        if not line.sparsity and lab.drop(line.at(keep)) <= 0.01
+    )
+    zeros = {candidate for candidate, _ in lab.tried if candidate.sparsity}
+    assert len(zeros) <= 4, "of 27 with zeros"
