@@ -10,9 +10,9 @@ seeds. With `--zeros-only`, nothing is shared, and the factor is that of weights
 100 times at 1.9 % and 200 times at 0.80 % (Sparse Variational Dropout: 68 at 1.92, 280 at 0.75).
 
 A dense network is trained, then pruned while it trains and trained on with its masks; what is left of each kernel
-shares `VALUES` values, zero among them, whose places k-means finds. `kp.save_kpz` writes the file; its bytes are
-counted, all of them: weights, biases, names, checksums and the architecture. The error is that of the model that
-`kp.load_kpz` reads from it. The factor is float32 weights / file.
+shares `VALUES` values, zero among them, which k-means finds and `kp.WeightSharing` trains. `kp.save_kpz` writes the
+file; its bytes are counted, all of them: weights, biases, names, checksums and the architecture. The error is that of
+the model that `kp.load_kpz` reads from it. The factor is float32 weights / file.
 
 All phases move the training pictures by at most a pixel. LeNet-300-100 is pruned by weight times the norm of its input
 and learns from the dense one's answers too, as in `benchmarks.lenet_small`. Training uses all 60,000 pictures, and the
@@ -40,7 +40,6 @@ import keras
 import numpy as np
 import numpy.typing as npt
 from keras import layers as kl
-from sklearn.cluster import KMeans
 
 import keras_prune as kp
 from benchmarks.data import Images, mnist
@@ -49,6 +48,8 @@ from benchmarks.lenet_small import SCORED, Taught, fit
 from benchmarks.timing import machine, print_table, verdict
 
 VALUES = 16
+SHARING = 4
+"""Epochs in which shared values are trained."""
 RATE = 2e-3
 
 
@@ -100,8 +101,10 @@ ZEROS = {
 }
 
 
-def trained(recipe: Recipe, x: npt.NDArray[np.uint8], y: npt.NDArray[np.uint8], seed: int) -> keras.Model:
-    """Return the pruned network, trained."""
+def trained(
+    recipe: Recipe, x: npt.NDArray[np.uint8], y: npt.NDArray[np.uint8], seed: int, *, shared: bool
+) -> keras.Model:
+    """Return the pruned network, trained; with values shared, and these trained, where that is asked for."""
     keras.utils.set_random_seed(seed)
     model = recipe.make()
     dense, pruning, after = recipe.epochs
@@ -115,20 +118,11 @@ def trained(recipe: Recipe, x: npt.NDArray[np.uint8], y: npt.NDArray[np.uint8], 
     steps = pruning * len(data)
     schedule = kp.schedules.PolynomialDecay(0.0, recipe.sparsity, begin_step=0, end_step=steps, frequency=100)
     fit(model, data, pruning + after, RATE, [kp.Pruning(schedule, criterion, allocation="lamp")])
-    return kp.strip(model)
-
-
-def share(model: keras.Model) -> None:
-    """Let what is left of each kernel share values: the means that k-means finds, by Lloyd's steps from k-means++."""
-    for variable in model.trainable_variables:
-        if variable.name != "kernel":
-            continue
-        weights = variable.numpy()
-        kept = weights[weights != 0].reshape(-1, 1)
-        if len(np.unique(kept)) >= VALUES:
-            means = KMeans(VALUES - 1, n_init=4, random_state=0).fit(kept)
-            weights[weights != 0] = means.cluster_centers_[means.labels_, 0]
-            variable.assign(weights)
+    model = kp.strip(model)
+    if shared:
+        fit(model, data, SHARING, RATE / 10, [kp.WeightSharing(VALUES, seed=seed)])
+        model = kp.strip(model)
+    return model
 
 
 def run(recipe: Recipe, images: Images, seed: int, *, choose: bool, zeros_only: bool) -> tuple[float, float, Any]:
@@ -140,9 +134,7 @@ def run(recipe: Recipe, images: Images, seed: int, *, choose: bool, zeros_only: 
     x, y, x_test, y_test = images.x_train, images.y_train, images.x_test, images.y_test
     if choose:
         x, y, x_test, y_test = x[:-HELD_OUT], y[:-HELD_OUT], x[-HELD_OUT:], y[-HELD_OUT:]
-    model = trained(recipe, x, y, seed)
-    if not zeros_only:
-        share(model)
+    model = trained(recipe, x, y, seed, shared=not zeros_only)
     with tempfile.TemporaryDirectory() as folder:
         report = kp.save_kpz(model, Path(folder, "model.kpz"))
         loaded = kp.load_kpz(Path(folder, "model.kpz"))
