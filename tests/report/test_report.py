@@ -64,6 +64,7 @@ def test_to_dict_is_json_and_complete():
         "masked": True,
         "written": 0,
         "loose": 0,
+        "values": 2,
     }
     assert read_back["prunable"] == {"weights": 20, "nonzero": 15, "sparsity": 0.25}
     assert read_back["whole"]["weights"] == 26
@@ -83,7 +84,7 @@ def test_text_is_a_table_for_100_columns():
 
 def test_text_has_the_numbers():
     lines = [line.split() for line in str(report(small_model())).splitlines()]
-    assert ["PrunableDense", "3x4", "12", "9", "25.0%", "yes"] in [line[1:] for line in lines]
+    assert ["PrunableDense", "3x4", "12", "9", "25.0%", "yes", "2"] in [line[1:] for line in lines]
     assert ["2", "prunable", "20", "15", "25.0%"] in lines
     assert ["whole", "model", "26", "15", "42.3%"] in lines
 

@@ -14,7 +14,8 @@ from tflite_export.plan.plan import make_plan, plan_weight
 from tflite_export.targets import TARGETS, Clusters, Kernel, Target, resolve_target
 
 KB = 1024
-NAMES = ("any", "android", "ios", "arm64", "web", "x86", "mcu")
+NPUS = ("ethos-u55", "ethos-u65", "ethos-u85")
+NAMES = ("any", "android", "ios", "arm64", "web", "x86", "mcu", *NPUS)
 
 
 def matrix(zero_share, block=1, size=512, dtype="float32", seed=0):
@@ -102,6 +103,7 @@ def test_the_same_zeros_are_stored_as_each_target_gains_most():
         "web": Encoding.BLOCK,
         "x86": Encoding.BLOCK,
         "mcu": Encoding.DENSE,
+        **dict.fromkeys(NPUS, Encoding.DENSE),
     }
     assert found["x86"].gain == pytest.approx(1.18, abs=0.01)
     assert found["x86"].reason.endswith("the kernel is faster from 83% at 1 row, expected 1.2 x")
