@@ -57,8 +57,8 @@ class WeightSharing(SteppedCallback[SharingRun]):
         >>> model.compile("adam", "mse")
         >>> _, sharing = kp.prune(model, 0.5, allocation="uniform"), kp.WeightSharing(4)
         >>> _ = model.fit(np.ones((80, 8)), np.ones((80, 1)), verbose=0, callbacks=[sharing])
-        >>> sharing.values
-        {'dense/kernel': 4, 'dense_1/kernel': 4}
+        >>> list(sharing.values.values())
+        [4, 4]
     """
 
     def __init__(
