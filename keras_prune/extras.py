@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-__all__ = ["import_extra"]
+__all__ = ["import_extra", "missing_extra"]
 
 _NAMED_OTHERWISE = {"sklearn": "scikit-learn", "tflite_micro": "tflite-micro", "ethosu": "ethos-u-vela"}
 """What the package of a module is called where it is installed from."""
@@ -34,8 +34,13 @@ def import_extra(module: str, extra: str, subject: str, otherwise: str = "") -> 
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        package = module.split(".", maxsplit=1)[0]
-        raise ImportError(
-            f"{subject}: {_NAMED_OTHERWISE.get(package, package)} is needed, and not installed. "
-            f'Install it: pip install "keras-prune[{extra}]"' + (f". {otherwise}" if otherwise else "")
-        ) from error
+        raise missing_extra(module, extra, subject, otherwise) from error
+
+
+def missing_extra(module: str, extra: str, subject: str, otherwise: str = "") -> ImportError:
+    """Return the error of `import_extra`, for a module that is not to be imported in this process."""
+    package = module.split(".", maxsplit=1)[0]
+    return ImportError(
+        f"{subject}: {_NAMED_OTHERWISE.get(package, package)} is needed, and not installed. "
+        f'Install it: pip install "keras-prune[{extra}]"' + (f". {otherwise}" if otherwise else "")
+    )

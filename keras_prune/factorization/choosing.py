@@ -103,7 +103,7 @@ def steps(layers: Sequence[Choices], by: str) -> list[Step]:
 def _hull(number: int, choices: Choices, by: str) -> list[Step]:
     """The steps of one layer, from the whole layer on, each dearer than the one before."""
     costs = choices.costs(by)
-    path: list[tuple[int, float, int]] = [(choices.whole.params if by == "params" else choices.whole.macs, 0.0, -1)]
+    path: list[tuple[int, float, int]] = [(choices.whole.of(by), 0.0, -1)]
     for one in np.lexsort((choices.lost, -costs)):
         cost, lost = int(costs[one]), float(choices.lost[one])
         if cost >= path[-1][0]:

@@ -21,6 +21,10 @@ class Cost:
     params: int
     macs: int
 
+    def of(self, by: str) -> int:
+        """Return "params" or "macs"."""
+        return self.params if by == "params" else self.macs
+
 
 @dataclasses.dataclass(frozen=True)
 class Places:

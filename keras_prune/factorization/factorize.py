@@ -18,8 +18,7 @@ from keras_prune.factorization.reading import grams_of
 from keras_prune.factorization.report import FactorizationReport, FactorizedLayer
 from keras_prune.factorization.stages import NameGiver, chain_layers
 from keras_prune.factorization.tensor_train import TrainOfDense
-from keras_prune.masks.bound import mask_of
-from keras_prune.masks.hold import is_held
+from keras_prune.masks.hold import under_masks
 from keras_prune.models.agreement import check_agreement
 from keras_prune.models.keras2 import refuse_keras2
 from keras_prune.models.variables import read
@@ -168,7 +167,7 @@ def _checked(
     if unknown or not names:
         raise ValueError(f"factorize: forms must be among {KNOWN}. Received: {unknown or names}")
     check_scope("factorize", scope)
-    masked = [v.path for v in model.variables if mask_of(v) is not None and not is_held(v.constraint)]
+    masked = [variable.path for variable in under_masks(model)]
     if masked:
         raise ValueError(
             f"factorize: {model.name!r} has masks on {len(masked)} variables, the first {masked[0]!r}, and factors of "
@@ -200,9 +199,7 @@ def _choose(
 def _by_budget(found: Sequence[Candidate], by: str, share: float, whole: int) -> tuple[dict[int, int], list[Skipped]]:
     chosen = within([one.choices for one in found], by, int(np.ceil(whole - share * whole)))
     if chosen is None:
-        saved = sum(
-            (one.whole.params if by == "params" else one.whole.macs) - one.choices.costs(by).min() for one in found
-        )
+        saved = sum(one.whole.of(by) - one.choices.costs(by).min() for one in found)
         least = 1.0 - saved / whole if whole else 1.0
         raise ValueError(
             f"factorize: {by}={share} cannot be met: at rank 1 everywhere {least:.4f} of the model is left. Give a "

@@ -18,7 +18,7 @@ from keras_prune.models.masked_layers import mask_pairs_of
 from keras_prune.models.variables import read
 from keras_prune.scope import Scope
 
-__all__ = ["hold", "is_held", "loose_zeros"]
+__all__ = ["hold", "is_held", "loose_zeros", "under_masks"]
 
 NAME = "pruning_held"
 
@@ -73,6 +73,11 @@ def hold(model: keras.Model) -> keras.Model:
 def is_held(constraint: Any) -> bool:
     """Return whether a constraint is a mask that `hold` has made of zeros that were there."""
     return isinstance(constraint, MaskConstraint) and constraint.mask.name.startswith(NAME)
+
+
+def under_masks(model: keras.Model) -> list[keras.Variable]:
+    """Return the variables that carry a mask of pruning; those of `hold` are not among them."""
+    return [v for v in model.variables if mask_of(v) is not None and not is_held(v.constraint)]
 
 
 def loose_zeros(variable: keras.Variable, mask: npt.NDArray[np.bool_] | None) -> int:

@@ -259,53 +259,43 @@ class Search:
         return False
 
     def _misses(self) -> list[Tried]:
-        """Return the candidates that cost less than the best and do not hold yet, the smallest drop first."""
-        best, near = self.best(), self._near()
-        last = [self._stages(candidate)[-1] for candidate in self._known()]
-        return sorted(
-            (
-                each
-                for each in last
-                if each.stage in ("short", "full")
-                and not self._held(each.candidate)
-                and each.cost is not None
-                and each.drop is not None
-                and each.drop <= near
-                and _gains(each)
-                and (best is None or each.ratio > GAIN * best.ratio)
-            ),
-            key=lambda each: (_drop(each), str(each.candidate)),
-        )
+        """Return the cheaper candidates that do not hold yet, the smallest drop first."""
+        near = self._near()
+        found = [
+            each
+            for each in self._cheaper()
+            if each.stage in ("short", "full") and not self._held(each.candidate) and _drop(each) <= near
+        ]
+        return sorted(found, key=lambda each: (_drop(each), str(each.candidate)))
 
     def _promising(self) -> list[Tried]:
-        """Return the candidates to train fully, the cheapest first: those not above the best one's cost."""
-        best, near = self.best(), self._near()
-        last = [self._stages(candidate)[-1] for candidate in self._known()]
-        return sorted(
-            (
-                each
-                for each in last
-                if each.stage not in _TRAINED
-                and not each.candidate.is_plain
-                and each.cost is not None
-                and each.drop is not None
-                and ((each.stage == "short" and each.drop <= near) or each.holds(self._bounds.max_drop))
-                and _gains(each)
-                and (best is None or each.candidate == best.candidate or each.ratio > GAIN * best.ratio)
-            ),
-            key=lambda each: (-each.ratio, str(each.candidate)),
-        )
+        """Return the candidates to train fully, the cheapest first."""
+        near = self._near()
+        found = [
+            each
+            for each in self._cheaper()
+            if not each.candidate.is_plain
+            and each.stage not in _TRAINED
+            and (each.holds(self._bounds.max_drop) or (each.stage == "short" and _drop(each) <= near))
+        ]
+        return sorted(found, key=lambda each: (-each.ratio, str(each.candidate)))
+
+    def _cheaper(self) -> list[Tried]:
+        """Return the best candidate and those with a file that costs less, each as far as it was trained."""
+        best = self.best()
+        return [
+            each
+            for each in (self._stages(candidate)[-1] for candidate in self._known())
+            if each.drop is not None
+            and _gains(each)
+            and (best is None or each.candidate == best.candidate or each.ratio > GAIN * best.ratio)
+        ]
 
     def _brought(self) -> list[float]:
         """Return by how much more training made the drop of a short one smaller, for each that was trained more."""
-        stages = [self._stages(candidate) for candidate in self._known()]
-        found = [
-            _drop(tried) - _drop(each[-1])
-            for each in stages
-            if each[-1].stage in _TRAINED
-            for tried in each
-            if tried.stage == "short"
-        ]
+        tried = self._lab.tried
+        more = [candidate for candidate, stage in tried if stage == "full"]
+        found = [_drop(tried[candidate, "short"]) - _drop(self._stages(candidate)[-1]) for candidate in more]
         return [each for each in found if math.isfinite(each)]
 
     def _near(self) -> float:

@@ -10,6 +10,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from keras_prune.extras import missing_extra
 from tflite_export.errors import ExportError
 from tflite_export.file.tflite_file import TFLiteFile
 from tflite_export.processes.child_process import ChildEndedError, start_python
@@ -163,9 +164,8 @@ class MicroSession(Session):
 def require_micro() -> None:
     """Raise an ImportError with the command where tflite-micro is not installed."""
     if importlib.util.find_spec("tflite_micro") is None:
-        raise ImportError(
-            "Microcontroller files are checked in TensorFlow Lite Micro, which is not installed "
-            '(it has wheels for Linux on x86-64 only): pip install "keras-prune[mcu]"'
+        raise missing_extra(
+            "tflite_micro", "mcu", "files for microcontrollers", "It has wheels for Linux on x86-64 only."
         )
 
 

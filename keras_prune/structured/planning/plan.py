@@ -12,8 +12,7 @@ import numpy as np
 from rich import box
 from rich.table import Table
 
-from keras_prune.masks.bound import MaskConstraint
-from keras_prune.masks.hold import is_held
+from keras_prune.masks.hold import under_masks
 from keras_prune.models.keras2 import refuse_keras2
 from keras_prune.models.samples import first_inputs
 from keras_prune.reconstruction.kernels import warn_of_left
@@ -293,8 +292,7 @@ def _check(
 def _check_bare(model: keras.Model) -> None:
     """Refuse a model with masks: they would go, and what they hold at zero could come back."""
     refuse_keras2("plan", model)
-    masks = [v for v in model.variables if isinstance(v.constraint, MaskConstraint)]
-    masked = [v.path for v in masks if not is_held(v.constraint)]
+    masked = [variable.path for variable in under_masks(model)]
     if masked:
         raise ValueError(
             f"{model.name!r} has masks on {len(masked)} variables, the first {masked[0]!r}. Take them off first: "
