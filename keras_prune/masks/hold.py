@@ -77,7 +77,7 @@ def is_held(constraint: Any) -> bool:
 
 def under_masks(model: keras.Model) -> list[keras.Variable]:
     """Return the variables that carry a mask of pruning; those of `hold` are not among them."""
-    return [v for v in model.variables if mask_of(v) is not None and not is_held(v.constraint)]
+    return [v for v in model.variables if isinstance(v.constraint, MaskConstraint) and not is_held(v.constraint)]
 
 
 def loose_zeros(variable: keras.Variable, mask: npt.NDArray[np.bool_] | None) -> int:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from keras import layers as kl
 
 from keras_prune.keras_seam import hidden_variables, layers_in, own_state
-from keras_prune.masks.bound import MaskConstraint, mask_of
+from keras_prune.masks.bound import MaskConstraint
 from keras_prune.masks.hold import under_masks
 from keras_prune.masks.state import TrainingState
 from keras_prune.models.agreement import check_agreement
@@ -167,7 +167,7 @@ def is_gate(constraint: Any) -> bool:
 
 def refuse_masks(model: keras.Model, own: set[int]) -> None:
     """Refuse a model with masks other than these, by id of their variables: a smaller one would lose them."""
-    others = [variable.path for variable in under_masks(model) if id(mask_of(variable)) not in own]
+    others = [variable.path for variable in under_masks(model) if id(variable.constraint.mask) not in own]
     if others:
         raise ValueError(
             f"{model.name!r} has masks of another pruning on {len(others)} variables, the first {others[0]!r}, which "
