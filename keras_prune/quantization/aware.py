@@ -54,7 +54,8 @@ def quantize_aware(
     Kernels are rounded symmetrically with one scale a channel, a batch normalization behind them as if it were folded
     in; what an operator of the file gives is rounded to 256 steps of a range. Gradients pass straight through. Ranges
     begin with the extremes of `data`, and go on in training. Zeros stay zero: those of pruned kernels are held
-    (`keras_prune.hold`), and a pruning callback goes on from them; equal weights of a channel stay equal.
+    (`keras_prune.hold`), and a pruning callback goes on from them. Equal weights of a channel are rounded to equal
+    numbers; that weights share values in training too, `WeightSharing` in `fit` sees to, as in any model.
 
     `tflite_export.export(..., quantize="int8")` writes the trained ranges into the file. `keras_prune.strip` takes all
     of it out again. `keras_prune.quantization.report` says what is rounded, and what is not, and why.

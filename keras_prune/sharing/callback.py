@@ -31,6 +31,7 @@ class WeightSharing(SteppedCallback[SharingRun]):
     weights stay pruned, or comes after it. A model that has no more values already keeps them, and trains them on.
 
     A sum over thousands of weights is large: take an optimizer that scales its steps, as Adam does, or a lower rate.
+    On a model of `keras_prune.quantize_aware`, values learn by what an int8 file will make of them.
     The callback leaves nothing on the model that would hold values together in a later training without it.
 
     Args:
