@@ -55,7 +55,7 @@ def _check(outcome, kills):
         assert sum(result["zeros"]) > 100, f"{method} pruned nothing"
 
 
-@pytest.mark.parametrize(("method", "kills"), [("magnitude", 10), ("gradient", 5), ("rigl", 5), ("surgery", 5)])
+@pytest.mark.parametrize(("method", "kills"), [("magnitude", 6), ("gradient", 5), ("rigl", 5), ("surgery", 5)])
 def test_many_kills_with_backup_and_restore(trainings, method, kills):
     _check(trainings([method], kills, "backup"), kills)
 

@@ -10,7 +10,7 @@ import pytest
 from keras import layers as kl
 from keras import ops
 
-GRAPHS = 500
+GRAPHS = 400
 BATCHES = 10
 SIZE = 4
 
