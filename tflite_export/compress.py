@@ -101,7 +101,7 @@ def compress(
     Raises:
         ExportError: an argument is not known; the model cannot be exported as it is; no candidate that costs less
             is within `max_drop`: the message says which `max_drop` would give what, and nothing is written; or the
-            folder holds a search for other arguments.
+            folder holds a search for other arguments, or one that is running.
         KeyboardInterrupt: Ctrl-C before anything good was found.
 
     Example:
@@ -141,8 +141,8 @@ def compress(
         "data": digest_of_data(data),
         "validation": digest_of_data(validation),
     }
-    journal = Journal(place, asked)
     with (
+        Journal(place, asked) as journal,
         measure_for(device, minimize, measure) as measuring,
         SearchProgress(bounds.seconds or bounds.trials or 1, shown=verbose > 0) as progress,
     ):

@@ -2,7 +2,8 @@
 
 A folder holds the files and models of candidates, and `journal.jsonl`: a line for what the search was asked for, then
 one for each thing that is done. A line is appended, flushed and synced when the files that it names are there; one that
-was cut short by a kill is dropped when the journal is read.
+was cut short by a kill is dropped when the journal is read. A second search in the folder is refused while one runs:
+the system holds the lock for the process of the first, so that a kill leaves none behind.
 """
 
 from __future__ import annotations
@@ -11,25 +12,28 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
+from keras_prune.files.locking import FileLock, LockedError
 from tflite_export.errors import ExportError
 
 __all__ = ["NAME", "Journal"]
 
 NAME = "journal.jsonl"
+LOCK = "lock"
 VERSION = 1
 
 
 class Journal:
-    """The entries of a search, by key.
+    """The entries of a search, by key. It is closed afterwards: until then no other search works in the folder.
 
     Args:
         folder: made if it is not there.
         asked: what the search was asked for, as values that JSON knows: another search does not go on from it.
 
     Raises:
-        ExportError: the folder holds another search, or a file that is no journal, or cannot be written.
+        ExportError: the folder holds another search, or a file that is no journal, or cannot be written; or a search
+            works in it.
     """
 
     def __init__(self, folder: Path, asked: Mapping[str, Any]) -> None:
@@ -37,7 +41,19 @@ class Journal:
         self._path = folder / NAME
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self.entries = self._read(json.loads(json.dumps(dict(asked))))
+            self._lock = FileLock(folder / LOCK)
+            try:
+                self.entries = self._read(json.loads(json.dumps(dict(asked))))
+            except BaseException:
+                self.close()
+                raise
+        except LockedError as error:
+            raise ExportError(
+                f"folder '{folder}'",
+                "must not be one that another search works in now",
+                f"a search of process {error.holder or 'unknown'}",
+                "Wait for its end, and this call takes over what it found; or pass folder= as another one.",
+            ) from error
         except OSError as error:
             raise ExportError(
                 f"folder '{folder}'", "must be a folder that can be written", error.strerror or error, "Choose another."
@@ -71,6 +87,16 @@ class Journal:
             listed,
             "Pass folder= as another one, or remove this one to begin anew.",
         )
+
+    def close(self) -> None:
+        """Let the next search in."""
+        self._lock.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def append(self, key: str, entry: Mapping[str, Any]) -> None:
         """Note that something is done; its files must be there."""
