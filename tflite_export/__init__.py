@@ -13,6 +13,7 @@ from tflite_export.file.c_array import write_c_array
 from tflite_export.file.encoding import Encoding
 from tflite_export.former_names import NAMES as _NAMES
 from tflite_export.inspection import Inspection, inspect
+from tflite_export.latency import NpuCost
 from tflite_export.measures.measure import Cost, Measure
 from tflite_export.measures.phone import Phone
 from tflite_export.plan.plan import PlanLine
@@ -41,6 +42,7 @@ __all__ = [
     "Limits",
     "Measure",
     "MicroReport",
+    "NpuCost",
     "NpuReport",
     "Phone",
     "PlanLine",

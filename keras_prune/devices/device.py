@@ -224,6 +224,11 @@ class Device(Strategy):
         return self.npu is not None or self.decode
 
     @property
+    def multiple(self) -> int:
+        """Units that layers are made in multiples of for it: those that its NPU likes, else 1."""
+        return 1 if self.npu is None else self.npu.multiple
+
+    @property
     def runs_here(self) -> bool:
         """Whether its kernels can be timed on this machine."""
         return any(fnmatchcase(platform.machine(), pattern) for pattern in self.runs_on)

@@ -61,7 +61,8 @@ def study(
             for several objectives.
         objectives: one or several of "metric"; "bytes", of the weights that are not zero; "macs", multiplications by
             them for one sample; "latency", seconds of a run, measured by the package that exports; or functions of the
-            plain pruned model, whose number should be low (`Objective` for one that should be high).
+            plain pruned model, whose number should be low (`Objective` for one that should be high), such as
+            `tflite_export.NpuCost("ethos-u55", "flash_bytes", data=x)`.
         metric: its name in what `evaluate` returns; None for the first one beside the loss.
         mode: "max", "min", or "auto" as Keras finds it.
         sampler: "tpe", "nsga2", "genetic" (NSGA-II with one objective), "cmaes", "pso", "random", or an Optuna sampler,

@@ -9,6 +9,8 @@ whether a weight may be stored sparse at all.
 | latency, on an NPU | in the kernels that its compiler packs | int8 |
 | size, flash | where a file can store them, single ones in all kernels | all |
 | size, flash, on a microcontroller or an NPU | in the kernels where they save flash | int8 |
+
+Of the units that structured shares leave, an NPU gets multiples of those that it likes.
 """
 
 from __future__ import annotations

@@ -39,16 +39,24 @@ class Step(ABC):
 
 @dataclasses.dataclass(frozen=True)
 class RemoveUnits(Step):
-    """Structured pruning to a share of what there is, what is kept solved again."""
+    """Structured pruning to a share of what there is, what is kept solved again.
+
+    Args:
+        goal: what the share is of.
+        share: that may be left.
+        target: the device in whose multiples units are kept; None: any number is.
+    """
 
     goal: str
     share: float
+    target: Device | None = None
 
     def do(self, model: keras.Model, data: TrainingData) -> keras.Model:
-        return prune_units(model, reconstruct=data.inputs, verbose=0, **{self.goal: self.share})
+        return prune_units(model, target=self.target, reconstruct=data.inputs, verbose=0, **{self.goal: self.share})
 
     def code(self, data: TrainingData) -> str:
-        return f"model = kp.structured.prune(model, {self.goal}={self.share:g}, reconstruct=inputs)"
+        target = "" if self.target is None else f", target={target_as_code(self.target)}"
+        return f"model = kp.structured.prune(model, {self.goal}={self.share:g}{target}, reconstruct=inputs)"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,7 +140,8 @@ def steps_for(candidate: Candidate, space: Space, model: keras.Model) -> tuple[S
     again: tuple[Step, ...] = (Recalibrate(),) if normalised else ()
     steps: tuple[Step, ...] = ()
     if candidate.keep < 1:
-        steps += (RemoveUnits(space.goal, candidate.keep), *again)
+        target = space.device if space.device.multiple > 1 else None
+        steps += (RemoveUnits(space.goal, candidate.keep, target), *again)
     if candidate.sparsity:
         steps += (Zero(candidate.sparsity, space.zeros_for), *again)
     return steps

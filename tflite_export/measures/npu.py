@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 
 from keras_prune.devices import Device
@@ -137,9 +136,7 @@ class NpuLatency(_Compiling):
                 "Export it with quantize='int8' for the target, or minimise 'flash'.",
             )
         for name, made in list(found.items()):
-            more = _on_processor(made) - _on_processor(first)
-            if more or not made.cycles:
-                stays = ", ".join(f"{kind} {count} x" for kind, count in more.items()) or "all of it"
+            if stays := made.left_out_beside(first):
                 self._found[digest(files[name])] = (
                     f"more of it than of '{reference}' stays on the processor, which is not in Vela's cycles: {stays}"
                 )
@@ -148,8 +145,3 @@ class NpuLatency(_Compiling):
             name: Cost(float(made.cycles), "cycles", first.cycles / made.cycles, 0.0, self._on(made), ESTIMATE)
             for name, made in found.items()
         }
-
-
-def _on_processor(made: Compiled) -> Counter[str]:
-    """Return how many operators of each kind the NPU does not compute."""
-    return Counter(each.operator for each in made.on_processor)

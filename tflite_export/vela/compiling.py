@@ -83,6 +83,12 @@ class Compiled:
         """The share of multiplications that the NPU computes; 1 where there are none."""
         return 1.0 - sum(each.macs for each in self.on_processor) / self.macs if self.macs else 1.0
 
+    def left_out_beside(self, other: Compiled) -> str:
+        """Return what the cycles of this file leave out and those of another do not; empty where that is nothing."""
+        kinds = (Counter(each.operator for each in made.on_processor) for made in (self, other))
+        more = next(kinds) - next(kinds)
+        return ", ".join(f"{kind} {count} x" for kind, count in more.items()) or ("" if self.cycles else "all of it")
+
     def to_dict(self) -> dict[str, Any]:
         """Return the figures as a JSON-able dictionary."""
         return {

@@ -7,6 +7,7 @@ from typing import Any
 
 import keras
 
+from keras_prune.devices import Device, resolve_device
 from keras_prune.in_step.parts import TrainingPart, check_parts
 from keras_prune.schedules import PolynomialDecay, Schedule
 from keras_prune.scope import Skipped
@@ -49,7 +50,9 @@ class StructuredPruning(SteppedCallback[StructuredRun]):
             Closed units do not count: they are not chosen again, and are left out when a group is normalised.
         data: `(x, y)` or batches of it, for an importance that takes data and has none of its own.
         scope: "local" takes the same share of units in each group, "global" the lowest of the whole model.
+        target: the device that the model is for, as for `kp.structured.plan`.
         round_to: groups that shrink keep a multiple of this many units, if they have as many; or numbers by layer.
+            None: what the NPU of the `target` likes (8 on an Ethos-U), else 1.
         min_width: units that each group keeps at least; or numbers by layer (name or path).
         max_share: the share of units that may go in each group; or shares by layer (name or path), 0 to keep all.
         frozen: layers or nested models that stay as they are: names, paths or regular expressions.
@@ -86,7 +89,8 @@ class StructuredPruning(SteppedCallback[StructuredRun]):
         importance: str | Importance = "l2",
         data: Any = None,
         scope: str = "local",
-        round_to: int | Mapping[str, int] = 1,
+        target: str | Device | Mapping[str, Any] | None = None,
+        round_to: int | Mapping[str, int] | None = None,
         min_width: int | Mapping[str, int] = 1,
         max_share: float | Mapping[str, float] = 1.0,
         frozen: Iterable[str] = (),
@@ -99,6 +103,8 @@ class StructuredPruning(SteppedCallback[StructuredRun]):
         )
         if scope not in ("local", "global"):
             raise ValueError(f"StructuredPruning: scope must be 'local' or 'global'. Received: {scope!r}")
+        if round_to is None:
+            round_to = 1 if target is None else resolve_device(target).multiple
         for name, number in (("round_to", round_to), ("min_width", min_width)):
             if not isinstance(number, Mapping) and (not isinstance(number, int) or number < 1):
                 raise ValueError(f"StructuredPruning: {name} must be a whole number from 1. Received: {number!r}")

@@ -11,6 +11,7 @@ from typing import Any
 import keras
 from keras import ops, tree
 
+from keras_prune.devices import Device
 from keras_prune.statistics.batches import Batches
 from keras_prune.structured.analysis.groups import Keep
 from keras_prune.structured.planning.latency_search import search
@@ -19,11 +20,15 @@ from keras_prune.structured.planning.unit_choice import Ranking, why_not_more
 __all__ = ["GROUP", "Latency", "Measure", "Trial", "Trials", "find_measure"]
 
 GROUP = "keras_prune.latency"
-"""Entry points of packages that measure latency: functions that take `data`, inputs or None, and give a `Measure`."""
+"""Entry points of packages that measure latency: functions that take `data`, inputs or None, and give a `Measure`.
+
+Where the model is for a device, they are given it as `target=` too.
+"""
 
 Measure = Callable[[keras.Model], float]
 """Seconds of a run of a model. It is called with the whole model first; a slow spell of the machine should not count,
-so what it gives of the others had better be measured in turn with the first."""
+so what it gives of the others had better be measured in turn with the first. One that runs nothing says so by an
+attribute `estimate`, a text: what its seconds are, and what they leave out."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,26 +52,30 @@ class Latency:
         before: seconds of a run of the whole model.
         after: seconds of a run of the planned one.
         trials: all plans that were measured on the way to this one, in order.
+        estimate: why these are no measured times; empty where they are.
     """
 
     before: float
     after: float
     trials: tuple[Trial, ...]
+    estimate: str = ""
 
     def __str__(self) -> str:
         share = self.after / self.before
+        found = f"an estimate: {self.estimate}" if self.estimate else "as measured"
         return (
-            f"latency {1e3 * self.before:.3f} ms -> {1e3 * self.after:.3f} ms ({share:.1%} left, as measured; "
-            f"{len(self.trials)} smaller models measured)"
+            f"latency {1e3 * self.before:.3f} ms -> {1e3 * self.after:.3f} ms ({share:.1%} left, {found}; "
+            f"{len(self.trials)} smaller models {'estimated' if self.estimate else 'measured'})"
         )
 
 
-def find_measure(model: keras.Model, data: Any) -> Measure:
+def find_measure(model: keras.Model, data: Any, device: Device | None = None) -> Measure:
     """The way to measure latency that an installed package offers.
 
     Args:
         model: whose inputs `data` has.
         data: as for an importance, or None; its first batch is what is run.
+        device: what the model is for; None for no particular one.
 
     Raises:
         ImportError: no package offers one.
@@ -81,7 +90,7 @@ def find_measure(model: keras.Model, data: Any) -> Measure:
     inputs = None
     if data is not None:
         inputs = tree.map_structure(ops.convert_to_numpy, next(iter(Batches(data, model, labels=False))).x)
-    measure: Measure = found[0].load()(inputs)
+    measure: Measure = found[0].load()(inputs, **({} if device is None else {"target": device}))
     return measure
 
 
@@ -112,7 +121,8 @@ class Trials:
         if found is None:
             reason = why_not_more(self.ranking.analysis)
             raise ValueError(f"plan: latency={target} cannot be met: {self}. {reason}")
-        return found, Latency(self.before, self.before * self.share(found), tuple(self.done.values()))
+        estimate = str(getattr(self.measure, "estimate", ""))
+        return found, Latency(self.before, self.before * self.share(found), tuple(self.done.values()), estimate)
 
     def share(self, number: int) -> float:
         """Return the latency as a share of the whole model's."""

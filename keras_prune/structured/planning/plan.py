@@ -12,6 +12,7 @@ import numpy as np
 from rich import box
 from rich.table import Table
 
+from keras_prune.devices import Device, resolve_device
 from keras_prune.masks.hold import under_masks
 from keras_prune.models.keras2 import refuse_keras2
 from keras_prune.models.samples import first_inputs
@@ -148,7 +149,8 @@ def plan(
     importance: Any = "l2",
     data: Any = None,
     scope: str = "local",
-    round_to: int | Mapping[str, int] = 1,
+    target: str | Device | Mapping[str, Any] | None = None,
+    round_to: int | Mapping[str, int] | None = None,
     min_width: int | Mapping[str, int] = 1,
     max_share: float | Mapping[str, float] = 1.0,
     frozen: Iterable[str] = (),
@@ -166,7 +168,8 @@ def plan(
             measured until one meets it with no more than 0.03 to spare, ten at most; the plan returned is one that was
             measured to meet it.
         measure: the way to measure: a function from a model to the seconds of a run. None for that of an installed
-            package: `tflite_export` times the exported file in LiteRT, in turn with the whole model's.
+            package: `tflite_export` times the exported file in LiteRT, in turn with the whole model's, or has it
+            compiled for the NPU of the `target`, whose compiler estimates the time.
         threshold: instead of a share: units whose score, not normalised, is not above it go, as far as limits allow.
         importance: an `Importance`, or a name: of weights "l1", "l2", "fpgm", "lamp", "batch_norm_scale", "random"; of
             gradients "taylor", "gradient", "fisher", "second_order"; of activations "mean_activation", "apoz",
@@ -174,7 +177,9 @@ def plan(
         data: `(x, y)` or batches of it, for an importance that takes data and has none of its own, and to run files on
             when latency is measured.
         scope: "local" takes the same share of units in each group, "global" the lowest of the whole model.
+        target: the device that the model is for: "ethos-u55", or a `Device` of your own. None: no particular one.
         round_to: groups that shrink keep a multiple of this many units, if they have as many; or numbers by layer.
+            None: what the NPU of the `target` likes (8 on an Ethos-U), else 1.
         min_width: units that each group keeps at least; or numbers by layer (name or path).
         max_share: the share of units that may go in each group; or shares by layer (name or path), 0 to keep all.
         frozen: layers or nested models that stay as they are: names, paths or regular expressions.
@@ -195,8 +200,9 @@ def plan(
         [7, 2]
     """
     _check(model, {"params": params, "flops": flops, "memory": memory, "latency": latency}, threshold, measure, scope)
+    device = None if target is None else resolve_device(target)
     analysis = analyse(model, exact=exact, frozen=frozen, input_shape=input_shape)
-    counter, limits = Counter(analysis), limits_of(analysis, max_share, min_width, round_to)
+    counter, limits = Counter(analysis), limits_of(analysis, max_share, min_width, round_to, device)
     targets = {"params": params, "macs": flops, "peak": memory}
     check_reachable(analysis, counter, targets, limits.least)
     chosen = resolve_importance(importance, data)
@@ -210,7 +216,7 @@ def plan(
     number, found = ranking.fewest(targets), None
     if latency is not None:
         build = functools.partial(rebuild, analysis, inputs=inputs)
-        trials = Trials(measure or find_measure(model, data), model, ranking, build)
+        trials = Trials(measure or find_measure(model, data, device), model, ranking, build)
         number, found = trials.meet(latency, number)
     return Plan(analysis, ranking.keep(number), scored.notes, found, inputs)
 

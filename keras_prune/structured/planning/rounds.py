@@ -10,6 +10,7 @@ import keras
 from rich import box
 from rich.table import Table
 
+from keras_prune.devices import resolve_device
 from keras_prune.monitoring.metric import Metric, Score
 from keras_prune.strategy import check_fraction
 from keras_prune.structured.analysis.groups import analyse
@@ -155,7 +156,7 @@ def iterate(
         data: as for `plan`.
         scope: as for `plan`.
         reconstruct: as for `Plan.apply`, in each round before it trains.
-        limits: `round_to`, `min_width`, `max_share`, `frozen`, `exact`, `input_shape`, as for `plan`.
+        limits: `target`, `round_to`, `min_width`, `max_share`, `frozen`, `exact`, `input_shape`, as for `plan`.
 
     Raises:
         ValueError: as `plan` does; no or both targets; nothing to evaluate with; a metric that is not among the model's
@@ -239,7 +240,9 @@ class _Goal:
         counter = Counter(analysis)
         most = limits.get("max_share", 1.0)  # of each round
         most = {k: self._in_all(v) for k, v in most.items()} if isinstance(most, Mapping) else self._in_all(most)
-        least = limits_of(analysis, most, limits.get("min_width", 1), limits.get("round_to", 1)).least
+        target = limits.get("target")
+        device = None if target is None else resolve_device(target)
+        least = limits_of(analysis, most, limits.get("min_width", 1), limits.get("round_to"), device).least
         check_reachable(analysis, counter, {self.field: self.share}, least)
         return counter.total(counter.sizes)
 

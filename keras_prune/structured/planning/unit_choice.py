@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import numpy.typing as npt
 
+from keras_prune.devices import Device
 from keras_prune.strategy import check_fraction
 from keras_prune.structured.analysis.groups import Analysis, Keep, labels_of_layer
 from keras_prune.structured.analysis.widths import Kept
@@ -46,7 +47,11 @@ class Limits:
 
 
 def limits_of(
-    analysis: Analysis, max_share: float | Mapping[str, float], min_width: PerLayer, round_to: PerLayer
+    analysis: Analysis,
+    max_share: float | Mapping[str, float],
+    min_width: PerLayer,
+    round_to: PerLayer | None,
+    device: Device | None = None,
 ) -> Limits:
     """Return the limits of all groups.
 
@@ -55,6 +60,7 @@ def limits_of(
         max_share: as for `plan`.
         min_width: as for `plan`.
         round_to: as for `plan`; layers of one group share the least common multiple.
+        device: what the model is for; its multiple is that of all layers where `round_to` is None.
 
     Raises:
         ValueError: a number is out of its range, no layer has that name, or a layer named in `max_share` makes no units
@@ -70,6 +76,8 @@ def limits_of(
         check_fraction("plan: max_share", max_share, below_one=False)
         share[:] = max_share
     sizes = np.array([group.size for group in analysis.groups], np.int64)
+    if round_to is None:
+        round_to = 1 if device is None else device.multiple
     multiples = _numbers(analysis, "round_to", round_to, math.lcm)
     width = _numbers(analysis, "min_width", min_width, max)
     least = np.maximum(np.ceil(sizes * (1.0 - share) - 1e-9).astype(np.int64), width)

@@ -139,6 +139,9 @@ def test_limits():
     # 6 of 16 would do; what is left is a multiple of 4.
     assert smaller.get_layer("third").units == 8
     assert any("it is named in frozen" in skipped.reason for skipped in pruning.skipped)
+    assert StructuredPruning(params=0.9, target="ethos-u55").goal.round_to == 8
+    assert StructuredPruning(params=0.9, target="ethos-u55", round_to=4).goal.round_to == 4
+    assert StructuredPruning(params=0.9).goal.round_to == 1
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from keras import layers as kl
 
+from keras_prune.devices import DEVICES
 from keras_prune.structured import plan
 from keras_prune.structured.counting.counting import count
 from keras_prune.structured.planning import latency as latency_module
@@ -107,6 +108,14 @@ def test_it_is_printed_and_written_down():
     assert plan(net(), flops=0.5).to_dict()["latency"] is None
 
 
+def test_an_estimate_is_called_one():
+    clock = Clock()
+    clock.estimate = "by a table"
+    made = plan(net(), latency=0.5, measure=clock)
+    assert f"left, an estimate: by a table; {len(made.latency.trials)} smaller models estimated)" in str(made)
+    assert made.to_dict()["latency"]["estimate"] == "by a table"
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -143,11 +152,20 @@ def test_the_default_measure_is_found_by_its_entry_point(monkeypatch):
     monkeypatch.setattr(
         latency_module, "entry_points", lambda group: [Entry(make)] if group == "keras_prune.latency" else []
     )
+
+    def make_for(data, *, target):
+        given_data.append(target)
+        return make(data)
+
     x = np.random.default_rng(0).normal(size=(40, 16, 16, 3)).astype("float32")
     assert plan(net(), latency=0.5, data=(x, np.zeros(40))).latency.after > 0
     np.testing.assert_array_equal(given_data[0], x[:32])
     plan(net(), latency=0.5)
     assert given_data[1] is None
+    monkeypatch.setattr(latency_module, "entry_points", lambda group: [Entry(make_for)])
+    made = plan(net(), latency=0.5, target="ethos-u65")
+    assert given_data[2:] == [DEVICES["ethos-u65"], None]
+    assert (made.kept % 8 == 0).all()
 
 
 def test_without_a_package_that_measures_the_message_says_what_to_do(monkeypatch):

@@ -130,6 +130,11 @@ def test_limits_hold_in_every_round():
     with pytest.raises(ValueError, match=r"params=0.3 cannot be met: even the smallest model keeps 0.\d+"):
         iterate(model, rounds=2, params=0.3, max_share=0.25, **never)
     assert iterate(model, rounds=5, params=0.3, max_share=0.25, **never).model.count_params() == 36
+    wide = keras.Sequential([keras.Input((4,)), kl.Dense(40), kl.Dense(1)])
+    flow = iterate(wide, rounds=2, params=0.5, target="ethos-u55", **never)
+    assert [r.model.layers[0].units for r in flow.rounds] == [24, 16]
+    with pytest.raises(ValueError, match=r"params=0.1 cannot be met: even the smallest model keeps 0.2\d+"):
+        iterate(wide, rounds=2, params=0.1, target="ethos-u55", **never)
 
 
 def test_it_prints_and_is_json(trained, digits):

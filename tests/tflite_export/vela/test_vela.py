@@ -4,9 +4,11 @@ import dataclasses
 import importlib.util
 import json
 import sys
+from types import SimpleNamespace
 
 import keras
 import numpy as np
+import optuna
 import pytest
 from keras import layers
 from typer.testing import CliRunner
@@ -16,7 +18,7 @@ import tflite_export as tx
 from keras_prune.devices import DEVICES, Npu
 from keras_prune.devices.choosing import choose
 from keras_prune.patterns import NofM, Unstructured
-from tflite_export import ExportError, Limits
+from tflite_export import ExportError, Limits, latency
 from tflite_export.cli import app
 from tflite_export.file import flatbuffer
 from tflite_export.file.tflite_file import TFLiteFile
@@ -107,6 +109,58 @@ def test_a_file_for_an_npu(exported, x):
     assert npu.filled.operators == npu.compiled.operators
     assert f"flash {npu.compiled.flash_bytes:,} bytes" in str(report)
     assert json.loads(json.dumps(report.to_dict()))["npu"]["compiled"]["cycles"] == npu.compiled.cycles
+
+
+@needs_vela
+def test_a_function_of_a_model_gives_what_its_file_costs(exported, pruned, x, monkeypatch):
+    made = exported[0].npu.compiled
+    flash = tx.NpuCost("ethos-u55", "flash_bytes", data=x)
+    assert flash(pruned) == made.flash_bytes
+    assert (flash.estimate, flash.__name__) == ("", "flash_bytes")
+    # What follows is about figures, not about Vela: a report of so many seconds and operators for each model.
+    left, given = {"dense": (), "faster": made.on_processor, "none": made.on_processor[:1]}, []
+
+    def report(model, path, **options):
+        given.append(options)
+        seconds = 1e-3 * model.count_params()
+        compiled = dataclasses.replace(made, seconds=seconds, on_processor=left.get(model.name, ()))
+        return SimpleNamespace(npu=SimpleNamespace(compiled=compiled))
+
+    monkeypatch.setattr(latency, "export", report)
+    stack = [keras.Input((8,)), layers.Dense(40, name="wide"), layers.Dense(2)]
+    dense = keras.Sequential(stack, name="dense")
+    plan = kp.structured.plan(dense, latency=0.5, target="ethos-u55", data=x[:8, 0, 0, :2].reshape(2, 8))
+    assert plan.kept.tolist() == [16]
+    assert plan.latency.after == pytest.approx(1e-3 * plan.after.params)
+    assert "as Vela, the compiler, estimates them" in str(plan)
+    assert {(options["target"], options["quantize"], len(options["data"])) for options in given} == {(U55, "int8", 2)}
+    seconds = tx.NpuCost(U55, data=x)
+    seconds(dense)
+    with pytest.raises(ExportError, match=r"the seconds of 'faster' on 'ethos-u55'.*on the processor: .*ELU 1 x"):
+        seconds(keras.Sequential(stack, name="faster"))
+
+
+@needs_vela
+def test_a_search_weighs_bytes_of_the_compiled_file(x):
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((16,)), layers.Dense(256, "relu"), layers.Dense(8)])
+    inputs = x[:, 0, :4].reshape(16, 16)
+    flash = tx.NpuCost("ethos-u55", "flash_bytes", data=inputs)
+    options = {"trials": 1, "storage": optuna.storages.InMemoryStorage(), "verbose": 0}
+    found = kp.search.study(
+        model, inputs, lambda model: 0.0, sparsity=0.9, objectives=["metric", flash, "bytes"], **options
+    )
+    assert found.trials[0].values[1] < 0.5 * found.dense["flash_bytes"]
+
+
+def test_a_cost_that_is_not_known_is_refused(monkeypatch):
+    with pytest.raises(ExportError, match=r"target 'mcu': must have an NPU"):
+        tx.NpuCost("mcu")
+    with pytest.raises(ExportError, match=r"figure: must be one of .*'cycles'.* Received: 'energy'"):
+        tx.NpuCost("ethos-u55", "energy")
+    monkeypatch.setitem(sys.modules, "ethosu", None)
+    with pytest.raises(ImportError, match=r'pip install "keras-prune\[npu\]"'):
+        tx.NpuCost("ethos-u55")
 
 
 @needs_vela
