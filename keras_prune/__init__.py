@@ -4,6 +4,7 @@ from keras_prune import (
     allocation,
     criteria,
     devices,
+    gating,
     growth,
     patterns,
     quantization,
@@ -19,9 +20,11 @@ from keras_prune.factorization.report import FactorizationReport
 from keras_prune.files.loading import load_model
 from keras_prune.former_names import NAMES as _NAMES
 from keras_prune.former_names import keep as _keep
+from keras_prune.gating import report as gate_report
 from keras_prune.in_step.masked_momentum import MaskMomentum
 from keras_prune.in_step.parts import L1, ClipGradients, Part
 from keras_prune.layers import (
+    Gated,
     Prunable,
     PrunableConv1D,
     PrunableConv2D,
@@ -61,6 +64,7 @@ __all__ = [
     "Device",
     "DynamicPruning",
     "FactorizationReport",
+    "Gated",
     "GradientPruning",
     "MaskMomentum",
     "Part",
@@ -87,6 +91,8 @@ __all__ = [
     "criteria",
     "devices",
     "factorize",
+    "gate_report",
+    "gating",
     "growth",
     "hold",
     "load_kpz",

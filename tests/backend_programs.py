@@ -114,7 +114,26 @@ def prune_units():
     return {"left": history["params_left"], "difference": difference}
 
 
+def train_gated_layers():
+    """Of layers with gates: whether seeds were drawn, the shares before and after, whether answers are drawn too."""
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(64, 6)).astype("float32"), rng.normal(size=(64, 2)).astype("float32")
+    layers = [kp.Gated(kl.Dense(12), 0.25, gate, 4.0, seed=1) for gate in ("straight_through", "gumbel")]
+    model = keras.Sequential([keras.Input((6,)), *layers, kl.Dense(2)])
+    shares = [kp.gate_report(model, x).share]
+    seed = np.array(layers[1].seed_generator.state)
+    model.compile(keras.optimizers.Adam(0.02), "mse")
+    model.fit(x, y, batch_size=8, epochs=12, verbose=0)
+    shares.append(kp.gate_report(model, x).share)
+    answers = [model.predict(x, verbose=0) for _ in range(2)]
+    return {
+        "seeds drawn": bool((np.array(layers[1].seed_generator.state) != seed).any()),
+        "shares": shares,
+        "answers differ": float(np.abs(answers[0] - answers[1]).max()),
+    }
+
+
 if __name__ == "__main__":
-    programs = (prune_by_callbacks, train_with_dropout, train_layers_with_masks, prune_units)
+    programs = (prune_by_callbacks, train_with_dropout, train_layers_with_masks, prune_units, train_gated_layers)
     outcome = {program.__name__: program() for program in programs}
     print(json.dumps({"backend": keras.backend.backend(), **outcome}))

@@ -57,6 +57,7 @@ ORDER = [
     "keras_prune.structured.planning",
     "keras_prune.structured.fit",
     "keras_prune.structured",
+    "keras_prune.gating",
     "keras_prune.factorization",
     "keras_prune.report",
     "keras_prune.trials",

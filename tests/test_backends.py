@@ -66,3 +66,11 @@ def test_units_go_in_training_and_stay_gone(outcome):
     assert left == sorted(left, reverse=True)
     assert left[-1] <= 0.5
     assert max(difference) <= 1e-5
+
+
+def test_gates_follow_their_loss(outcome):
+    result = outcome["train_gated_layers"]
+    assert result["seeds drawn"]
+    assert result["shares"][0] > 0.7
+    assert result["shares"][1] < 0.4
+    assert result["answers differ"] == 0.0

@@ -4,6 +4,7 @@ Their mask is a weight like any other: it is saved in `.keras` and `.weights.h5`
 `keras.saving.load_model` needs no `custom_objects` once `keras_prune` is imported.
 """
 
+from keras_prune.layers.gated import Gated
 from keras_prune.layers.masking import MaskedLayer
 from keras_prune.layers.prunable import Prunable
 from keras_prune.layers.variants import (
@@ -20,6 +21,7 @@ from keras_prune.layers.variants import (
 
 __all__ = [
     "VARIANTS",
+    "Gated",
     "MaskedLayer",
     "Prunable",
     "PrunableConv1D",

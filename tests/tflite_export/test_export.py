@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from keras import layers
 
-from keras_prune import strip
+from keras_prune import Gated, strip
 from tflite_export import Encoding, ExportError, export, verify
 from tflite_export.file import flatbuffer
 from tflite_export.plan.plan import PORTABLE, PlanLine
@@ -85,6 +85,11 @@ CASES = {
     "conv transpose": (lambda: functional((6, 6, 8), layers.Conv2DTranspose(16, 3, strides=2)), False, {CSR}),
     "depthwise": (lambda: functional((6, 6, 96), layers.DepthwiseConv2D(3)), False, {CSR}),
     "separable": (lambda: functional((6, 6, 64), layers.SeparableConv2D(32, 3)), False, {CSR}),
+    "gates": (
+        lambda: functional((8, 8, 8), Gated(layers.Conv2D(16, 3)), layers.Flatten(), Gated(layers.Dense(4))),
+        False,
+        {CSR},
+    ),
     "embedding": (
         lambda: functional((6,), layers.Embedding(9, 64), layers.Flatten(), layers.Dense(8), dtype="int32"),
         False,
@@ -162,6 +167,21 @@ def test_a_weight_of_zeros_only_is_exported(tmp_path):
     report = export(model, tmp_path / "model.tflite", data=np.ones((2, 64)))
     assert report.lines[0].encoding is BLOCK
     assert report.verification.max_absolute == 0.0
+
+
+def test_gates_go_into_int8_where_no_logit_is_near_zero(tmp_path, operators):
+    gated = Gated(layers.Conv2D(16, 3, activation="relu"), hidden=4)
+    model = functional((8, 8, 8), gated, layers.Flatten(), layers.Dense(4))
+    head = [np.zeros(weight.shape) for weight in gated.head.weights]
+    head[0][0, 0] = head[2][0, ::2] = 4.0
+    head[3][:] = -2.0
+    gated.head.set_weights(head)
+    data = np.random.default_rng(0).uniform(0.5, 1.5, (64, 8, 8, 8)).astype("float32")
+    data[::2, ..., 0] = -1.0
+    assert np.unique(np.asarray(gated.gates(data)), axis=0).tolist() == [[0.0] * 16, [1.0, 0.0] * 8]
+    report = export(model, tmp_path / "model.tflite", quantize="int8", data=data)
+    assert report.verification.samples > 8
+    assert {"GREATER", "MUL"} <= set(operators(tmp_path / "model.tflite"))
 
 
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])

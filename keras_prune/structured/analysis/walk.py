@@ -10,6 +10,7 @@ import keras
 from keras import tree
 
 import keras_prune.structured.rules.elementwise
+import keras_prune.structured.rules.gated
 import keras_prune.structured.rules.merge
 import keras_prune.structured.rules.norm
 import keras_prune.structured.rules.pick

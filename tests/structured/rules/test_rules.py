@@ -9,6 +9,7 @@ import pytest
 from keras import layers as kl
 from keras import ops
 
+from keras_prune.layers import Gated
 from keras_prune.structured import Plan, analyse
 
 IMAGE = (6, 6, 3)
@@ -148,6 +149,12 @@ CASES = [
     case("depthwise 1d", SEQUENCE, lambda: sequence(kl.DepthwiseConv1D(3, depth_multiplier=2)), 8),
     case("separable", IMAGE, lambda: image(kl.SeparableConv2D(5, 3, depth_multiplier=2)), 8 + 5),
     case("separable 1d", SEQUENCE, lambda: sequence(kl.SeparableConv1D(5, 3)), 8 + 5),
+    case("gates of dense", (4,), lambda: lambda x: kl.Dense(2)(Gated(kl.Dense(5, "sigmoid"), hidden=3)(x)), 5 + 3),
+    case("gates of a convolution", IMAGE, lambda: image(Gated(kl.Conv2D(4, 3, activation="exponential"), hidden=3)),
+         8 + 4 + 3),
+    case("gates of separable", IMAGE, lambda: image(Gated(kl.SeparableConv2D(4, 3), hidden=3)), 8 + 4 + 3),
+    case("gates of depthwise", IMAGE, lambda: image(Gated(kl.DepthwiseConv2D(3, depth_multiplier=2), hidden=3)), 8 + 3),
+    case("gates of groups", IMAGE, lambda: image(Gated(kl.Conv2D(8, 3, groups=2), hidden=3)), 4 + 4 + 3),
     case("conv1d transpose", SEQUENCE, lambda: sequence(kl.Conv1DTranspose(4, 3)), 8 + 4),
     case("conv2d transpose", IMAGE, lambda: image(kl.Conv2DTranspose(4, 3, strides=2)), 8 + 4),
     case("batch norm", IMAGE, lambda: image(kl.BatchNormalization()), 8),
