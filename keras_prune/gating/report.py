@@ -128,7 +128,9 @@ def report(model: keras.Model, data: Any) -> GateReport:
         >>> from keras_prune.layers import Gated
         >>> layer = Gated(keras.layers.Dense(2), hidden=1)
         >>> model = keras.Sequential([keras.Input((3,)), layer])
-        >>> layer.head.set_weights([[[1.0], [0.0], [0.0]], [0.0], [[1.0, 0.0]], [-2.0, -1.0]])
+        >>> weights = [[[1.0], [0.0], [0.0]], [0.0], [[1.0, 0.0]], [-2.0, -1.0]]
+        >>> for weight, value in zip(layer.head.weights, weights, strict=True):
+        ...     _ = weight.assign(value)
         >>> found = report(model, np.array([[1.0, 0, 0], [3.0, 0, 0]])).layers[0]
         >>> found.mean, found.least, found.most, found.never, found.macs, found.macs_used, found.macs_of_head
         (0.25, 0.0, 0.5, (1,), 6, 1.5, 5)

@@ -121,7 +121,9 @@ class Gated(keras.layers.Wrapper):
     Example:
         >>> layer = Gated(keras.layers.Dense(2, use_bias=False, kernel_initializer="ones"), hidden=1)
         >>> layer.build((None, 3))
-        >>> layer.head.set_weights([[[1.0], [0.0], [0.0]], [0.0], [[1.0, -1.0]], [-2.0, 2.0]])
+        >>> weights = [[[1.0], [0.0], [0.0]], [0.0], [[1.0, -1.0]], [-2.0, 2.0]]
+        >>> for weight, value in zip(layer.head.weights, weights, strict=True):
+        ...     _ = weight.assign(value)
         >>> keras.ops.convert_to_numpy(layer(keras.ops.array([[1.0, 0, 0], [3.0, 0, 0]]))).tolist()
         [[0.0, 1.0], [3.0, 0.0]]
     """
