@@ -16,6 +16,7 @@ from tflite_export.convert.number_types import INT8, NumberType, resolve_number_
 from tflite_export.convert.workspace import in_turn
 from tflite_export.edits.integer_io import make_io_integer
 from tflite_export.edits.metadata import add_metadata, summarize
+from tflite_export.edits.names import shorten_names
 from tflite_export.errors import ExportError
 from tflite_export.file.atomic import write_atomically
 from tflite_export.file.c_array import write_c_array
@@ -158,9 +159,12 @@ def export(
         converted.file, planned.weights, reference, device, kind, tolerance, strict, planned.runs_sparse
     )
     made = encoder.encode(planned.plan)
-    file, lines, micro, dense_micro = made.file, made.plan.lines, None, None
-    if device.integer_io and kind.calibrated:
-        file, _ = made.file.edited(make_io_integer)
+    lines, micro, dense_micro = made.plan.lines, None, None
+    edits: list[Edit] = [make_io_integer] if device.integer_io and kind.calibrated else []
+    if "micro" in device.stands_in:
+        edits.append(shorten_names)
+    file, _ = made.file.edited(*edits)
+    if make_io_integer in edits:
         check_integer_io(file, made.file, reference.named_inputs)
     if device.decode:
         dense_micro = file

@@ -256,7 +256,7 @@ def test_the_report_is_a_table_and_a_dictionary(tmp_path, dense_net, inputs):
         # The converter's own, the dense one (constants shared), the sparse one.
         ({}, 3),
         ({"quantize": "int8", "optimize": "size"}, 2),
-        # The one with its summary, with integers in and out, and with weights that are decoded.
+        # The one with its summary, with integers in and out and short names, and with weights that are decoded.
         ({"target": "mcu", "quantize": "int8"}, 4),
     ],
     ids=["float32", "int8", "mcu"],

@@ -105,6 +105,8 @@ def read(content: bytes, subject: str = "the file") -> Any:
 def write(model: Any) -> bytes:
     """Return the bytes of a `ModelT`, constants aligned to 16 bytes as the schema asks.
 
+    Equal names are stored once, and so are equal lists of numbers outside the constants: shapes, zero points.
+
     Raises:
         FlatbufferError: the constants exceed the format's 2 GB.
     """
@@ -119,9 +121,32 @@ def write(model: Any) -> bytes:
     packed = schema.ModelT()
     vars(packed).update(vars(model))
     packed.buffers = [_AlignedBuffer(buffer) for buffer in model.buffers]
-    builder = flatbuffers.Builder(total + 2**16)
+    builder = _SharingBuilder(total + 2**16)
     builder.Finish(packed.Pack(builder), file_identifier=IDENTIFIER)
     return bytes(memoryview(builder.Bytes)[builder.Head() :])  # Output() would copy once more
+
+
+class _SharingBuilder(flatbuffers.Builder):
+    """Stores equal names once, and equal lists of numbers, as FlatBuffers allows.
+
+    The zero points of an int8 weight, for one, are 8 bytes of zeros for each channel.
+    """
+
+    def __init__(self, size: int) -> None:
+        super().__init__(size)
+        self._stored: dict[tuple[str, bytes], int] = {}
+
+    def CreateNumpyVector(self, x: NDArray[Any]) -> int:
+        key = (x.dtype.str, x.tobytes())
+        if key not in self._stored:
+            self._stored[key] = super().CreateNumpyVector(x)
+        return self._stored[key]
+
+    def CreateString(self, s: str | bytes, encoding: str = "utf-8", errors: str = "strict") -> int:
+        key = ("", s if isinstance(s, bytes) else s.encode(encoding, errors))
+        if key not in self._stored:
+            self._stored[key] = super().CreateString(s, encoding, errors)
+        return self._stored[key]
 
 
 class _AlignedBuffer:

@@ -14,7 +14,7 @@ from tflite_export.plan.plan import LARGEST_SHARE, PlanLine, as_dense
 from tflite_export.tflm.records import LONGEST_CODE, Form, Record, bitmask, huffman_code, lookup_table
 from tflite_export.tflm.seen import ENCODINGS
 
-__all__ = ["AGAIN", "READERS", "Stored", "choose", "tables_of"]
+__all__ = ["AGAIN", "ONCE", "READERS", "Stored", "choose", "tables_of"]
 
 READERS = frozenset(
     {("FULLY_CONNECTED", 1), ("CONV_2D", 1), ("DEPTHWISE_CONV_2D", 1), ("TRANSPOSE_CONV", 1), ("GATHER", 0)}
@@ -24,9 +24,9 @@ READERS = frozenset(
 Those that look at it when the interpreter is set up must have a constant: SVDF and LSTM in CMSIS-NN, for instance.
 """
 AGAIN = 144
-"""Bytes that each further operator that reads the weight adds, without its scales."""
-_SCALE = 12
-"""Bytes of a scale and its zero point, which each decoded tensor has for itself."""
+"""Bytes that each further operator that reads the weight adds."""
+ONCE = 144
+"""Bytes that the first record of a file adds besides: the operator's code, and its line in the metadata."""
 _WORDS = {Form.BITMASK: "bitmask", Form.TABLE: "look-up table", Form.HUFFMAN: "Huffman code"}
 
 
@@ -57,7 +57,12 @@ def choose(model: Any, weights: Iterable[Weight], lines: Iterable[PlanLine]) -> 
         weights: of it.
         lines: one for each weight, in the same order.
     """
-    return [_choose(model, weight, line) for weight, line in zip(weights, lines, strict=True)]
+    found = [_choose(model, weight, line) for weight, line in zip(weights, lines, strict=True)]
+    saved = sum(each.saved for each in found)
+    if saved > ONCE:
+        return found
+    reason = f"records of all weights would save {saved} bytes, and the operator DECODE takes {ONCE}"
+    return [each if each.record is None else each.as_dense(reason) for each in found]
 
 
 def _choose(model: Any, weight: Weight, line: PlanLine) -> Stored:
@@ -74,7 +79,7 @@ def _choose(model: Any, weight: Weight, line: PlanLine) -> Stored:
     if len(found) < len(records):
         sizes += f" (too many values for a look-up table, which has {2**LONGEST_CODE})"
     best = min(found, key=lambda record: record.size)
-    tables = tables_of(len(weight.consumers), scales)
+    tables = tables_of(len(weight.consumers))
     saved = weight.values.nbytes - best.size - tables
     share = (best.size + tables) / weight.values.nbytes
     if share > LARGEST_SHARE:
@@ -85,14 +90,13 @@ def _choose(model: Any, weight: Weight, line: PlanLine) -> Stored:
     return Stored(made, best, saved)
 
 
-def tables_of(readers: int, scales: int) -> int:
+def tables_of(readers: int) -> int:
     """Return the bytes that a record adds to a file besides its own.
 
     Args:
         readers: operators that read the weight: each has a DECODE of its own.
-        scales: of the weight.
     """
-    return RECORD_TABLES + (readers - 1) * (AGAIN + _SCALE * scales)
+    return RECORD_TABLES + (readers - 1) * AGAIN
 
 
 def _is_int8(weight: Weight) -> Verdict:

@@ -38,6 +38,30 @@ def test_what_is_read_is_written_again(sparse_file):
     assert flatbuffer.write(flatbuffer.read(again)) == again
 
 
+def test_equal_names_and_equal_lists_of_numbers_are_stored_once():
+    """Of 20 tensors, whose zero points alone would be 20 times 800 bytes."""
+
+    def file(count):
+        points, scale = np.zeros(100, dtype=np.int64), np.ones(100, dtype=np.float32)
+        tensors = [
+            schema.TensorT(
+                shape=np.array([100], dtype=np.int32),
+                type=schema.TensorType.INT8,
+                name=b"n" * 50,
+                quantization=schema.QuantizationParametersT(scale=(1 + i) * scale, zeroPoint=points),
+            )
+            for i in range(count)
+        ]
+        graph = schema.SubGraphT(tensors=tensors, inputs=np.array([0], dtype=np.int32), outputs=np.array([0], np.int32))
+        return flatbuffer.write(schema.ModelT(version=3, subgraphs=[graph], buffers=[schema.BufferT()]))
+
+    assert len(file(20)) - len(file(1)) < 19 * (400 + 100)
+    read = flatbuffer.read(file(20)).subgraphs[0].tensors
+    assert all(tensor.name == b"n" * 50 for tensor in read)
+    assert [tensor.quantization.zeroPoint.tolist() for tensor in read] == [[0] * 100] * 20
+    assert [float(tensor.quantization.scale[0]) for tensor in read] == list(range(1, 21))
+
+
 def test_constants_are_aligned_to_16_bytes(sparse_file):
     model = flatbuffer.read(sparse_file)
     whole = np.frombuffer(sparse_file, dtype=np.uint8)
