@@ -55,6 +55,8 @@ def test_pack_and_unpack(file, capsys, monkeypatch):
     assert models[1].loss == "mse"
     code, out, _ = run(capsys, monkeypatch, "pack", back, packed, "--json")
     assert (code, json.loads(out)["total"]) == (0, packed.stat().st_size)
+    code, _, err = run(capsys, monkeypatch, "report", packed)
+    assert (code, "keras-prune unpack" in err) == (1, True)
     packed.write_bytes(packed.read_bytes()[:-1])
     code, _, err = run(capsys, monkeypatch, "unpack", packed, back)
     assert (code, "where the header says" in err, "Traceback" in err) == (1, True, False)
@@ -89,7 +91,7 @@ def test_sensitivity(file, capsys, monkeypatch):
         (["prune", "FILE", "OUT", "--target", "androd"], 1, "android"),
         (["prune", "FILE", "out.tflite"], 1, "must end in .keras or .h5 or .hdf5"),
         (["pack", "FILE", "OUT"], 1, "must end in .kpz"),
-        (["unpack", "FILE", "OUT"], 1, "a container begins with"),
+        (["unpack", "FILE", "OUT"], 1, "as a .keras file does, which keras_prune.load_model reads"),
         (["prun", "FILE"], 2, "No such command"),
     ],
 )

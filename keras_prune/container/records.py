@@ -14,10 +14,9 @@ from typing import IO
 
 from keras_prune.container.errors import Fault, located
 from keras_prune.container.tensors import Tensor, parse_header
-from keras_prune.files.archives import LARGEST_MODEL
+from keras_prune.files.archives import CONTAINER_MAGIC, LARGEST_MODEL
 
 __all__ = [
-    "MAGIC",
     "Member",
     "Record",
     "pack_member",
@@ -26,8 +25,6 @@ __all__ = [
     "write_records",
 ]
 
-MAGIC = b"\x89KPZ\r\n\x1a\n"
-"""As PNG's: a byte that is no ASCII, and line ends that a transfer as text would change."""
 VERSION = 1
 FILE = struct.Struct("<8sHHIQQI")
 """Magic, version, 0, number of records, bytes of the file, bytes of all content unpacked, CRC-32 of what is before."""
@@ -125,7 +122,7 @@ def write_records(stream: IO[bytes], records: Iterable[Record]) -> int:
         stream.write(start + struct.pack("<I", zlib.crc32(header, zlib.crc32(start))) + header)
         stream.write(record.payload)
         number, size, unpacked = number + 1, size + len(record), unpacked + record.what.nbytes
-    start = FILE.pack(MAGIC, VERSION, 0, number, size, unpacked, 0)[:-4]
+    start = FILE.pack(CONTAINER_MAGIC, VERSION, 0, number, size, unpacked, 0)[:-4]
     stream.seek(0)
     stream.write(start + struct.pack("<I", zlib.crc32(start)))
     return size
@@ -173,8 +170,10 @@ def read_records(path: str | os.PathLike[str], largest: int = LARGEST_MODEL) -> 
 def _read_file_header(stream: IO[bytes], size: int, largest: int) -> tuple[int, int]:
     """Return how many records there are, and to how many bytes they unpack."""
     content = stream.read(FILE.size)
-    if content[: len(MAGIC)] != MAGIC:
-        raise Fault(f"a container begins with {MAGIC!r}, and this file with {content[: len(MAGIC)]!r}")
+    start = content[: len(CONTAINER_MAGIC)]
+    if start != CONTAINER_MAGIC:
+        other = ", as a .keras file does, which keras_prune.load_model reads" if start.startswith(b"PK") else ""
+        raise Fault(f"a container begins with {CONTAINER_MAGIC!r}, and this file with {start!r}{other}")
     if len(content) < FILE.size:
         raise Fault("the header is cut off")
     _, version, flags, number, declared, unpacked, checksum = FILE.unpack(content)

@@ -102,5 +102,6 @@ class ContainerReport:
             "tensor", "shape", "form", "distinct", "indices", "values", "codebook", "header", "bytes", "float32"
         )  # fmt: skip
         columns = dict(zip(headings, map(list, zip(*rows, strict=True)), strict=True))
-        title = f"{self.total:,} bytes, {self.factor:.1f} times fewer than {self.float32:,} of float32"
+        compared = f"{self.factor:.1f} times fewer than" if self.total < self.float32 else "no fewer than"
+        title = f"{self.total:,} bytes, {compared} {self.float32:,} of float32"
         return plain_table(title, columns, right=headings[3:])

@@ -5,8 +5,18 @@ from __future__ import annotations
 import os
 import zipfile
 
-__all__ = ["LARGEST_MODEL", "LARGEST_RATIO", "SMALL", "check_keras_archive", "read_member", "require_small_archive"]
+__all__ = [
+    "CONTAINER_MAGIC",
+    "LARGEST_MODEL",
+    "LARGEST_RATIO",
+    "SMALL",
+    "check_keras_archive",
+    "read_member",
+    "require_small_archive",
+]
 
+CONTAINER_MAGIC = b"\x89KPZ\r\n\x1a\n"
+"""How a `.kpz` file begins. As PNG: a byte that is no ASCII, and line ends that a transfer as text would change."""
 LARGEST_MODEL = 16 * 2**30
 """Bytes of a .keras file, unpacked: weights of the largest .tflite, an optimizer's state and room."""
 LARGEST_RATIO = 100

@@ -20,7 +20,7 @@ import keras
 import numpy as np
 import numpy.typing as npt
 
-from keras_prune.files.archives import check_keras_archive, read_member
+from keras_prune.files.archives import CONTAINER_MAGIC, check_keras_archive, read_member
 from keras_prune.masks.hold import hold
 from keras_prune.masks.state import TrainingState
 from keras_prune.models.keras2 import WAY_OUT
@@ -82,6 +82,11 @@ def load_model(filepath: str | os.PathLike[str], **kwargs: Any) -> keras.Model:
     if path.suffix in (".h5", ".hdf5") and path.is_file() and h5py.is_hdf5(path):
         with _reasons(path, _version_of_h5):
             return hold(_load_h5(path, kwargs))
+    if path.is_file() and _begins_with(path, CONTAINER_MAGIC):
+        raise ValueError(
+            f"{str(filepath)!r} is not a .keras file, but a container. Read it with keras_prune.load_kpz, or write it "
+            "as a Keras file first: keras-prune unpack MODEL.kpz OUT.keras"
+        )
     if not path.is_file() or not zipfile.is_zipfile(path):
         raise ValueError(
             f"{str(filepath)!r} is not a whole .keras file{_other_format(path)}: it is missing, truncated or of "
@@ -111,6 +116,11 @@ def _load_h5(path: Path, options: Mapping[str, Any]) -> keras.Model:
             stacklevel=4,
         )
         return model
+
+
+def _begins_with(path: Path, start: bytes) -> bool:
+    with path.open("rb") as stream:
+        return stream.read(len(start)) == start
 
 
 def _other_format(path: Path) -> str:

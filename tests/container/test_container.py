@@ -16,6 +16,7 @@ from keras import layers
 
 import keras_prune as kp
 from benchmarks import kpz_mutants
+from keras_prune.container import container
 from keras_prune.container.archives import CONFIG, METADATA
 from keras_prune.container.errors import ContainerError
 from keras_prune.container.records import Member, Record, pack_member, read_records, unpack_member, write_records
@@ -189,6 +190,26 @@ def test_arguments_that_are_no_built_model_are_refused(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "bitarray.util", None)
     with pytest.raises(ImportError, match=r'pip install "keras-prune\[compression\]"'):
         kp.load_kpz(tmp_path / "m.kpz")
+
+
+@pytest.mark.parametrize("failure", [KeyboardInterrupt(), MemoryError()])
+def test_what_stops_halfway_leaves_the_previous_file(model, written, tmp_path, monkeypatch, failure):
+    path = tmp_path / "m.kpz"
+    path.write_bytes(b"before")
+
+    def some(archive, seen):
+        yield from list(read_records(written[0]))[:3]
+        raise failure
+
+    monkeypatch.setattr(container, "pack_archive", some)
+    with pytest.raises(type(failure)):
+        kp.save_kpz(model, path)
+    assert [(found.name, found.read_bytes()) for found in tmp_path.iterdir()] == [("m.kpz", b"before")]
+
+
+def test_a_report_on_a_larger_file_says_so(tmp_path):
+    report = kp.save_kpz(keras.Sequential([keras.Input((1,)), layers.Dense(1)]), tmp_path / "m.kpz")
+    assert str(report).startswith(f"{report.total:,} bytes, no fewer than 8 of float32")
 
 
 # -- files that are damaged, or lie -----------------------------------------------------------------------------------
