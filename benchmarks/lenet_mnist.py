@@ -49,12 +49,11 @@ class Shifted(keras.utils.PyDataset):  # type: ignore[misc]
 
     def __init__(self, x: npt.NDArray[np.uint8], y: npt.NDArray[np.uint8], seed: int) -> None:
         super().__init__()
-        self.padded = np.pad(x, ((0, 0), (1, 1), (1, 1))).reshape(len(x), -1)
+        padded = np.pad(x, ((0, 0), (1, 1), (1, 1)))
+        # A view, [n, 3, 3, 28, 28]: of each picture the nine windows.
+        self.windows = np.lib.stride_tricks.sliding_window_view(padded, (28, 28), axis=(1, 2))
         self.y = y.astype(np.int32)
         self.rng = np.random.default_rng(seed)
-        # The places of the 28 x 28 pixels of each of the nine windows in a padded picture.
-        rows, cols = np.divmod(np.arange(784), 28)
-        self.windows = np.stack([(rows + i) * 30 + cols + j for i in range(3) for j in range(3)])
         self.on_epoch_end()
 
     def __len__(self) -> int:
@@ -62,8 +61,8 @@ class Shifted(keras.utils.PyDataset):  # type: ignore[misc]
 
     def __getitem__(self, index: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]:
         chosen = self.order[index * BATCH : (index + 1) * BATCH]
-        pixels = np.take_along_axis(self.padded[chosen], self.windows[self.moves[chosen]], axis=1)
-        return scaled(pixels), self.y[chosen]
+        rows, cols = np.divmod(self.moves[chosen], 3)
+        return scaled(self.windows[chosen, rows, cols]), self.y[chosen]
 
     def on_epoch_end(self) -> None:
         self.order = self.rng.permutation(len(self.y))

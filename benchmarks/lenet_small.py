@@ -69,28 +69,17 @@ class Taught(Shifted):
 
     def __init__(self, x: npt.NDArray[np.uint8], y: npt.NDArray[np.uint8], seed: int, teacher: keras.Model) -> None:
         super().__init__(x, y, seed)
-        weights = [layer.get_weights() for layer in teacher.layers]
         labels = np.eye(10, dtype=np.float32)[self.y]
-        self.targets = np.empty((len(self.windows), len(x), 10), np.float32)
-        for move, window in enumerate(self.windows):
-            for start in range(0, len(x), 1000):
-                part = slice(start, start + 1000)
-                logits = forward(scaled(self.padded[part][:, window]), weights) / TEMPERATURE
-                soft = np.exp(logits - logits.max(axis=1, keepdims=True))
-                self.targets[move, part] = 0.5 * soft / soft.sum(axis=1, keepdims=True) + 0.5 * labels[part]
+        self.targets = np.empty((9, len(x), 10), np.float32)
+        for move in range(9):
+            pixels = scaled(self.windows[:, move // 3, move % 3])
+            logits = teacher.predict(pixels, batch_size=1000, verbose=0) / TEMPERATURE
+            soft = np.exp(logits - logits.max(axis=1, keepdims=True))
+            self.targets[move] = 0.5 * soft / soft.sum(axis=1, keepdims=True) + 0.5 * labels
 
     def __getitem__(self, index: int) -> tuple[Array, Array]:
         chosen = self.order[index * BATCH : (index + 1) * BATCH]
         return super().__getitem__(index)[0], self.targets[self.moves[chosen], chosen]
-
-
-def forward(x: Array, weights: Sequence[Sequence[Array]]) -> Array:
-    """Return a chain of Dense layers' answers, with ReLU between them."""
-    for i, (kernel, bias) in enumerate(weights):
-        x = x @ kernel + bias
-        if i < len(weights) - 1:
-            x = np.maximum(x, 0.0)
-    return x
 
 
 def fold_constants(weights: list[list[Array]]) -> list[list[Array]]:
