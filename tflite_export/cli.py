@@ -132,6 +132,10 @@ def export(
         int | None,
         typer.Option(min=1, help="Of mcu: bytes of RAM for the interpreter; what does not fit decoded stays dense."),
     ] = None,
+    record: Annotated[
+        list[str] | None,
+        typer.Option(help="Of mcu: a form that decoded weights may have: bitmask, table or huffman. Default: all."),
+    ] = None,
     golden: Annotated[
         Path | None,
         typer.Option(help="Also write a golden file: inputs and expected outputs, to check the file on the device."),
@@ -162,6 +166,7 @@ def export(
         samples=samples,
         tolerance=tolerance,
         arena=arena,
+        records=record or None,
         golden=golden,
         c_array=c_array,
         compiled=compiled,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -32,6 +33,7 @@ from tflite_export.stages.dense_file import make_dense_file
 from tflite_export.stages.planned import names_of, plan_file
 from tflite_export.stages.prepared import prepare
 from tflite_export.targets import resolve_target
+from tflite_export.tflm.flash_plan import FORMS
 from tflite_export.tflm.mcu import check_micro
 from tflite_export.tflm.storing import store
 from tflite_export.vela.compiling import require_vela
@@ -58,6 +60,7 @@ def export(
     samples: int = SAMPLES,
     tolerance: float | None = None,
     arena: int | None = None,
+    records: Sequence[str] | None = None,
     golden: str | os.PathLike[str] | None = None,
     c_array: str | os.PathLike[str] | None = None,
     compiled: str | os.PathLike[str] | None = None,
@@ -101,6 +104,9 @@ def export(
             that of the number type.
         arena: for microcontrollers: bytes of RAM that TensorFlow Lite Micro may take. A weight that is decoded in each
             run needs room there; one that would not fit stays dense, with that reason. None: any.
+        records: for microcontrollers: the forms in which weights may be stored for TensorFlow Lite Micro to decode, of
+            "bitmask", "table" (a look-up table of few values) and "huffman"; the smallest of them is taken. A
+            look-up table is decoded the fastest, a Huffman code takes about twice as long as a bitmask. None: all.
         golden: also write inputs and the model's answers here, for a check on the device
             (`tflite_export.verification.golden`).
         c_array: also write the file as C source: this path with the endings .cc and .h.
@@ -133,7 +139,7 @@ def export(
     if optimize == "portable":
         fixed = device.fixed_sizes or "LiteRT.js and TensorFlow Lite Micro know fixed sizes only"
         device = replace(device, fixed_sizes=fixed, decode=False)
-    check_choices(device, kind, data, optimize, tune, tolerance, arena, strict)
+    check_choices(device, kind, data, optimize, tune, tolerance, arena, strict, records)
     check_places({"the model": files_of(model)}, path, golden, c_array, compiled)
     if device.npu is not None:
         require_vela()
@@ -168,9 +174,9 @@ def export(
         check_integer_io(file, made.file, reference.named_inputs)
     if device.decode:
         dense_micro = file
-        file, lines = store(
-            file, planned.weights, lines, reference.named_inputs, arena=arena, more=partial(_metadata, device, kind)
-        )
+        forms = tuple(FORMS[name] for name in dict.fromkeys(records or FORMS))
+        more = partial(_metadata, device, kind)
+        file, lines = store(file, planned.weights, lines, reference.named_inputs, arena=arena, forms=forms, more=more)
     if "micro" in device.stands_in:
         micro = check_micro(
             file, reference.named_inputs, full_int8=device.integer_io and kind is INT8, dense=dense_micro

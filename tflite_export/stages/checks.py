@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from math import prod
 from pathlib import Path
 from typing import Any, get_args
@@ -14,6 +14,7 @@ from tflite_export.errors import ExportError
 from tflite_export.file import flatbuffer
 from tflite_export.file.atomic import check_apart, check_writable
 from tflite_export.plan.plan import Optimize
+from tflite_export.tflm.flash_plan import FORMS
 
 __all__ = ["check_choices", "check_places", "check_size"]
 
@@ -27,6 +28,7 @@ def check_choices(
     tolerance: float | None,
     arena: int | None = None,
     strict: bool = False,
+    records: Sequence[str] | None = None,
 ) -> None:
     """Refuse choices that are not known or do not go together.
 
@@ -52,6 +54,8 @@ def check_choices(
         )
     if arena is not None:
         _check_arena(arena, target)
+    if records is not None:
+        _check_records(records, target)
     if tune and not target.runs_here:
         raise ExportError(
             f"tune=True for target '{target.name}'",
@@ -73,6 +77,23 @@ def _check_arena(arena: Any, target: Device) -> None:
     if isinstance(arena, bool) or not isinstance(arena, int) or arena < 1:
         raise ExportError(
             "arena", "must be a whole number of bytes, at least 1", repr(arena), "Pass the RAM that is free."
+        )
+
+
+def _check_records(records: Any, target: Device) -> None:
+    if not target.decode:
+        raise ExportError(
+            "records",
+            "needs a target whose runtime decodes weights, which optimize='portable' leaves out",
+            f"{records!r} for target '{target.name}'",
+            "Leave it out, or pass target='mcu'.",
+        )
+    if isinstance(records, str) or not records or not set(records) <= set(FORMS):
+        raise ExportError(
+            "records",
+            f"must be one or more of {tuple(FORMS)}",
+            repr(records),
+            "Pass records=('bitmask',), for instance; for dense weights optimize='portable'.",
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,7 +14,7 @@ from tflite_export.plan.plan import LARGEST_SHARE, PlanLine, as_dense
 from tflite_export.tflm.records import LONGEST_CODE, Form, Record, bitmask, huffman_code, lookup_table
 from tflite_export.tflm.seen import ENCODINGS
 
-__all__ = ["AGAIN", "ONCE", "READERS", "Stored", "choose", "tables_of"]
+__all__ = ["AGAIN", "FORMS", "ONCE", "READERS", "Stored", "choose", "tables_of"]
 
 READERS = frozenset(
     {("FULLY_CONNECTED", 1), ("CONV_2D", 1), ("DEPTHWISE_CONV_2D", 1), ("TRANSPOSE_CONV", 1), ("GATHER", 0)}
@@ -28,6 +28,13 @@ AGAIN = 144
 ONCE = 144
 """Bytes that the first record of a file adds besides: the operator's code, and its line in the metadata."""
 _WORDS = {Form.BITMASK: "bitmask", Form.TABLE: "look-up table", Form.HUFFMAN: "Huffman code"}
+FORMS = {"bitmask": Form.BITMASK, "table": Form.TABLE, "huffman": Form.HUFFMAN}
+"""The forms of records, by the names that users give them."""
+_MADE: dict[Form, Callable[[Any, int | None], Record | None]] = {
+    Form.BITMASK: lambda values, axis: bitmask(values),
+    Form.TABLE: lambda values, axis: lookup_table(values, axis),
+    Form.HUFFMAN: lambda values, axis: huffman_code(values),
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,15 +56,18 @@ class Stored:
         return Stored(as_dense(self.line, reason))
 
 
-def choose(model: Any, weights: Iterable[Weight], lines: Iterable[PlanLine]) -> list[Stored]:
+def choose(
+    model: Any, weights: Iterable[Weight], lines: Iterable[PlanLine], forms: Sequence[Form] = tuple(FORMS.values())
+) -> list[Stored]:
     """Return how each weight of a dense file takes the fewest bytes.
 
     Args:
         model: the file's `ModelT`.
         weights: of it.
         lines: one for each weight, in the same order.
+        forms: that a record may have.
     """
-    found = [_choose(model, weight, line) for weight, line in zip(weights, lines, strict=True)]
+    found = [_choose(model, weight, line, forms) for weight, line in zip(weights, lines, strict=True)]
     saved = sum(each.saved for each in found)
     if saved > ONCE:
         return found
@@ -65,7 +75,7 @@ def choose(model: Any, weights: Iterable[Weight], lines: Iterable[PlanLine]) -> 
     return [each if each.record is None else each.as_dense(reason) for each in found]
 
 
-def _choose(model: Any, weight: Weight, line: PlanLine) -> Stored:
+def _choose(model: Any, weight: Weight, line: PlanLine, forms: Sequence[Form]) -> Stored:
     number, index = weight.tensors[0]
     quantization = model.subgraphs[number].tensors[index].quantization
     for verdict in (_is_int8(weight), _is_read_when_run(weight), _has_plain_scales(weight, quantization)):
@@ -73,11 +83,13 @@ def _choose(model: Any, weight: Weight, line: PlanLine) -> Stored:
             return Stored(as_dense(line, verdict.reason))
     scales = len(quantization.scale)
     axis = int(quantization.quantizedDimension) if scales > 1 else None
-    records = [bitmask(weight.values), lookup_table(weight.values, axis), huffman_code(weight.values)]
-    found = [record for record in records if record is not None]
+    found = [record for form in forms if (record := _MADE[form](weight.values, axis)) is not None]
     sizes = ", ".join(f"{_WORDS[record.form]} {record.size:,}" for record in found)
-    if len(found) < len(records):
-        sizes += f" (too many values for a look-up table, which has {2**LONGEST_CODE})"
+    if len(found) < len(forms):
+        many = f"too many values for a look-up table, which has {2**LONGEST_CODE}"
+        if not found:
+            return Stored(as_dense(line, many))
+        sizes += f" ({many})"
     best = min(found, key=lambda record: record.size)
     tables = tables_of(len(weight.consumers))
     saved = weight.values.nbytes - best.size - tables

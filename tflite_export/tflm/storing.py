@@ -15,8 +15,9 @@ from tflite_export.plan.eligibility import Weight
 from tflite_export.plan.plan import PlanLine
 from tflite_export.runtimes.limits import Limits
 from tflite_export.tflm.decode_operators import put_in
-from tflite_export.tflm.flash_plan import Stored, choose
+from tflite_export.tflm.flash_plan import FORMS, Stored, choose
 from tflite_export.tflm.micro import MicroSession
+from tflite_export.tflm.records import Form
 
 __all__ = ["SAMPLES", "store"]
 
@@ -31,6 +32,7 @@ def store(
     inputs: Mapping[str, NDArray[Any]],
     *,
     arena: int | None = None,
+    forms: Sequence[Form] = tuple(FORMS.values()),
     more: Callable[[tuple[PlanLine, ...]], Edit],
     limits: Limits | None = None,
 ) -> tuple[TFLiteFile, tuple[PlanLine, ...]]:
@@ -45,6 +47,7 @@ def store(
         lines: of its plan, one for each weight.
         inputs: samples [samples, ...] for each input by name, as real numbers.
         arena: bytes of RAM that the interpreter may take; None: any.
+        forms: that a record may have.
         more: gives a further edit of the file from the lines: its metadata.
         limits: what a file may take here.
 
@@ -54,7 +57,7 @@ def store(
     Raises:
         ExportError: the dense file does not run in TensorFlow Lite Micro, or not in that arena.
     """
-    chosen = choose(dense.model, weights, lines)
+    chosen = choose(dense.model, weights, lines, forms)
     with _Trials(dense, inputs, limits) as trials:
         if arena is not None and not trials.fits(dense, arena):
             with MicroSession(dense, dense.subject, limits=limits) as session:

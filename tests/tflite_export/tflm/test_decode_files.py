@@ -23,7 +23,7 @@ from tflite_export.tflm.decode_operators import decoded_tensors, holds_decode, p
 from tflite_export.tflm.flash_plan import AGAIN, ONCE, choose, tables_of
 from tflite_export.tflm.mcu import check_micro
 from tflite_export.tflm.micro import MicroSession
-from tflite_export.tflm.records import Record, bitmask, huffman_code, lookup_table
+from tflite_export.tflm.records import Form, Record, bitmask, huffman_code, lookup_table
 from tflite_export.tflm.storing import store
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("tflite_micro") is None, reason="needs tflite-micro")
@@ -196,6 +196,32 @@ def test_what_would_not_fit_into_the_arena_stays_dense(stored, report, net, x, f
     ):
         with pytest.raises(ExportError, match=message):
             tx.export(net, folder / "a.tflite", data=x, **arguments)
+
+
+def test_a_weight_has_one_of_the_forms_that_are_asked_for(stored, dense, net, x, folder):
+    wanted = answers(dense, x)
+    for forms, found in (
+        ((Form.BITMASK,), {SPARSE: Encoding.BITMASK, FEW: Encoding.BITMASK, BOTH: Encoding.BITMASK}),
+        ((Form.TABLE,), {SPARSE: Encoding.DENSE, FEW: Encoding.TABLE, BOTH: Encoding.TABLE}),
+        ((Form.TABLE, Form.BITMASK), {SPARSE: Encoding.BITMASK, FEW: Encoding.TABLE, BOTH: Encoding.BITMASK}),
+    ):
+        file, lines = stored(forms=forms)
+        assert {shape: lines[shape].encoding for shape in found} == found
+        np.testing.assert_array_equal(answers(file, x), wanted)
+    report = tx.export(net, folder / "b.tflite", target="mcu", quantize="int8", data=x, records=["bitmask"])
+    assert {line.encoding for line in report.lines} == {Encoding.BITMASK, Encoding.DENSE}
+    for options, message in (
+        (
+            {"target": "web", "records": ["table"]},
+            r"records: needs a target whose runtime decodes.*\['table'\] for targ",
+        ),
+        ({"records": ["table"], "optimize": "portable"}, r"records: needs .* optimize='portable' leaves out"),
+        ({"records": ["lzma"]}, r"records: must be one or more of \('bitmask', 'table', 'huffman'\)\. .*\['lzma'\]"),
+        ({"records": "table"}, r"records: must be one or more of .*Received: 'table'"),
+        ({"records": ()}, r"Received: \(\)\. Pass records=\('bitmask',\)"),
+    ):
+        with pytest.raises(ExportError, match=message):
+            tx.export(net, folder / "a.tflite", data=x, **{"target": "mcu", "quantize": "int8", **options})
 
 
 def test_a_weight_that_is_decoded_wrongly_stays_dense(stored, dense, x, monkeypatch):
