@@ -318,12 +318,12 @@ def show(report: Any, as_json: bool) -> None:
 
 
 def main() -> None:
-    """Run the command; exit with 1 on an `ExportError`, with 2 on wrong arguments."""
+    """Run the command; exit with 1 on an `ExportError` or a missing extra, with 2 on wrong arguments."""
     warnings.simplefilter("default", UserWarning)
     # A request to end unwinds as Ctrl-C does, so that temporary folders and child processes go away.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         app()
-    except ExportError as error:
+    except (ExportError, ImportError) as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(1)

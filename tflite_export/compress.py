@@ -142,8 +142,8 @@ def compress(
         "validation": digest_of_data(validation),
     }
     with (
+        measure_for(device, minimize, measure) as measuring,  # first, so that a refusal leaves no folder behind
         Journal(place, asked) as journal,
-        measure_for(device, minimize, measure) as measuring,
         SearchProgress(bounds.seconds or bounds.trials or 1, shown=verbose > 0) as progress,
     ):
         lab = Workshop(plain, space, given, judge, measuring, journal, seed=seed, distill=distill, say=progress.doing)

@@ -1,6 +1,7 @@
 import json
 import sys
 
+import keras
 import numpy as np
 import pytest
 from typer.testing import CliRunner
@@ -52,6 +53,20 @@ def test_an_error_is_one_line_and_code_1(saved, tmp_path, run):
     assert (code, out) == (1, "")
     assert err.startswith("error: path '")
     assert "its folder must exist" in err
+
+
+def test_a_missing_extra_is_one_line_and_leaves_no_folder(tmp_path, run, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ethosu", None)
+    model, data = tmp_path / "small.keras", tmp_path / "data.npz"
+    small = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    small.compile("sgd", "mse", metrics=["mae"])
+    small.save(model)
+    np.savez(data, x=np.zeros((4, 2)), y=np.zeros(4))
+    options = ("--data", data, "--validation", data, "--target", "ethos-u55", "--epochs", 0, "--quiet")
+    code, out, err = run("compress", model, tmp_path / "m.tflite", *options)
+    assert (code, out) == (1, "")
+    assert err.startswith("error: files for an Arm Ethos-U: ethos-u-vela is needed, and not installed. Install it: pip")
+    assert not (tmp_path / "m-search").exists()
 
 
 @pytest.mark.parametrize(

@@ -3,11 +3,12 @@
 import dataclasses
 import itertools
 
+import keras
 import pytest
 
 from keras_prune.devices import DEVICES
 from tflite_export.compression.search import Bounds, Search
-from tflite_export.compression.space import SHARES, Line, Space
+from tflite_export.compression.space import SHARES, Line, Space, space_for
 from tflite_export.compression.tried import STAGES, Tried
 from tflite_export.measures.measure import Cost
 
@@ -233,3 +234,10 @@ def test_files_that_are_refused_after_training_close_their_line():
     )
     zeros = {candidate for candidate, _ in lab.tried if candidate.sparsity}
     assert len(zeros) <= 4, "of 27 with zeros"
+
+
+def test_on_a_microcontroller_no_weight_is_decoded_where_time_counts():
+    model = keras.Sequential([keras.Input((64,)), keras.layers.Dense(64, "relu"), keras.layers.Dense(2)])
+    found = {what: space_for(DEVICES["mcu"], what, model).optimize for what in ("latency", "flash", "size")}
+    assert found == {"latency": "portable", "flash": "size", "size": "size"}
+    assert space_for(DEVICES["ethos-u55"], "latency", model).optimize == "speed"
