@@ -202,7 +202,7 @@ def test_a_weight_has_one_of_the_forms_that_are_asked_for(stored, dense, net, x,
     wanted = answers(dense, x)
     for forms, found in (
         ((Form.BITMASK,), {SPARSE: Encoding.BITMASK, FEW: Encoding.BITMASK, BOTH: Encoding.BITMASK}),
-        ((Form.TABLE,), {SPARSE: Encoding.DENSE, FEW: Encoding.TABLE, BOTH: Encoding.TABLE}),
+        ((Form.TABLE,), {SPARSE: Encoding.TABLE, FEW: Encoding.TABLE, BOTH: Encoding.TABLE}),
         ((Form.TABLE, Form.BITMASK), {SPARSE: Encoding.BITMASK, FEW: Encoding.TABLE, BOTH: Encoding.BITMASK}),
     ):
         file, lines = stored(forms=forms)
