@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ import numpy.typing as npt
 from keras_prune.container.errors import Fault
 from keras_prune.extras import import_extra
 
-__all__ = ["LONGEST", "Code", "Decoder", "code_for", "read_code", "require_bitarray"]
+__all__ = ["LONGEST", "Code", "Decoder", "canonical_codes", "code_for", "read_code", "require_bitarray"]
 
 LONGEST = 24
 """Bits of the longest code. Only counts like Fibonacci's, of over 100,000 symbols, would take more."""
@@ -69,13 +69,25 @@ class Code:
         return bytes(bits.tobytes())
 
     def _codes(self) -> dict[int, Any]:
-        int2ba = require_bitarray().util.int2ba
-        codes, number, last = {}, 0, 0
-        for symbol, length in zip(self.symbols, self.lengths.tolist(), strict=True):
-            number <<= length - last
-            codes[symbol] = int2ba(number, length, endian="big")
-            number, last = number + 1, length
-        return codes
+        bits = require_bitarray().bitarray
+        codes = canonical_codes(dict(enumerate(self.lengths.tolist()))).values()
+        return {symbol: bits(code, endian="big") for symbol, code in zip(self.symbols, codes, strict=True)}
+
+
+def canonical_codes(lengths: Mapping[int, int]) -> dict[int, str]:
+    """Return the canonical codes of given lengths, in their order, as texts of 0 and 1.
+
+    Example:
+        >>> canonical_codes({0: 1, 2: 2, 1: 2})
+        {0: '0', 1: '10', 2: '11'}
+    """
+    codes, number, last = {}, 0, 0
+    for symbol in sorted(lengths, key=lambda symbol: (lengths[symbol], symbol)):
+        number <<= lengths[symbol] - last
+        last = lengths[symbol]
+        codes[symbol] = f"{number:0{last}b}"
+        number += 1
+    return codes
 
 
 def code_for(frequencies: dict[int, int]) -> Code:

@@ -25,7 +25,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["LONGEST", "Coded", "HuffmanError", "code_lengths", "codes_of", "decode", "encode"]
+from keras_prune.container.huffman import canonical_codes
+
+__all__ = ["LONGEST", "Coded", "HuffmanError", "code_lengths", "decode", "encode"]
 
 LONGEST = 15
 """Bits of the longest code: a table of one step says the bits of a code in four bits."""
@@ -66,7 +68,7 @@ def encode(values: NDArray[np.int8]) -> Coded:
         ('00010011', [0, 0, 0, 5, 0, 7])
     """
     found, counts = np.unique(values, return_counts=True)
-    codes = codes_of(code_lengths(dict(zip(found.tolist(), counts.tolist(), strict=True))))
+    codes = canonical_codes(code_lengths(dict(zip(found.tolist(), counts.tolist(), strict=True))))
     tables, first = _tables(codes)
     bits = "".join(codes[value] for value in values.tolist())
     # The kernel reads whole words, and whole steps before it puts bits back.
@@ -100,22 +102,6 @@ def code_lengths(counts: Mapping[int, int]) -> dict[int, int]:
         if max(lengths.values()) <= LONGEST:
             return lengths
         counts = {value: count + 1 >> 1 for value, count in counts.items()}
-
-
-def codes_of(lengths: Mapping[int, int]) -> dict[int, str]:
-    """Return the canonical codes of given lengths, as texts of 0 and 1.
-
-    Example:
-        >>> codes_of({0: 1, 1: 2, 2: 2})
-        {0: '0', 1: '10', 2: '11'}
-    """
-    codes, code, before = {}, 0, 0
-    for value in sorted(lengths, key=lambda value: (lengths[value], value)):
-        code <<= lengths[value] - before
-        before = lengths[value]
-        codes[value] = f"{code:0{before}b}"
-        code += 1
-    return codes
 
 
 def decode(bits: NDArray[np.uint8], tables: NDArray[np.uint8], first_bits: int, count: int) -> NDArray[np.int8]:
