@@ -52,7 +52,7 @@ from benchmarks.lenet_small import SCORED, Taught, fit
 from benchmarks.timing import machine, print_table, verdict
 
 VALUES = 16
-SHARING = 4
+SHARING = 3
 """Epochs in which shared values are trained."""
 DENSE_RATE, RATE = 1e-3, 3e-3
 """Of learning, at first: of the dense network, and of the smaller one."""
@@ -133,11 +133,11 @@ class Result:
 NETS = {
     "lenet-300-100": Net(
         lenet,
-        10,
+        8,
         True,
         {
-            "coded": Recipe(True, (100, 60), 9000, (8, 14), 1.58, 60.0),
-            "zeros": Recipe(False, (50, 40), 2560, (24, 48), 1.9, 100.0),
+            "coded": Recipe(True, (100, 60), 9000, (6, 12), 1.58, 60.0),
+            "zeros": Recipe(False, (50, 40), 2560, (20, 40), 1.9, 100.0),
         },
     ),
     "lenet-5": Net(

@@ -154,7 +154,7 @@ def fit(model: keras.Model, data: keras.utils.PyDataset, epochs: int, rate: floa
     falling = keras.optimizers.schedules.CosineDecay(rate, decay_steps=epochs * len(data))
     soft = isinstance(data, Taught)
     losses = keras.losses.CategoricalCrossentropy, keras.losses.SparseCategoricalCrossentropy
-    model.compile(keras.optimizers.Adam(falling), losses[not soft](from_logits=True))
+    model.compile(keras.optimizers.Adam(falling), losses[not soft](from_logits=True), steps_per_execution=16)
     model.fit(data, epochs=epochs, verbose=0, callbacks=callbacks)
 
 
