@@ -186,7 +186,7 @@ def test_paying_brings_kernels_to_where_they_pay_those_with_the_most_work_first(
     both = {"one": 0.5, "two": 0.5}
     assert counts(Paying(both)([one, two], 0.6), [one, two]) == [6, 6]
     assert counts(Paying(both, {"two": 2.0})([one, two], 0.5), [one, two]) == [4, 6]
-    # One bar would take nine of the first; where work differs, each keeps 0.65 of the share that all keep.
+    # One bar would take nine of the first; where work differs, each keeps 0.75 of the share that all keep.
     assert counts(Paying(both, {"one": 2.0})([one, two], 0.5), [one, two]) == [6, 4]
     # Together or not at all.
     assert Paying(both, together=(("one", "two"),)).needed([one, two], 0.5) == [0, 0]

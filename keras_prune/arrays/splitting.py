@@ -86,7 +86,7 @@ def caps_of(tensors: Sequence[Scored], floor: float) -> list[int]:
     caps = []
     for tensor in tensors:
         available = round(tensor.limit * tensor.units)
-        kept = math.ceil(floor * tensor.units)
+        kept = math.ceil(floor * tensor.units - 1e-9)
         if tensor.limit >= 1.0:
             kept = max(kept, 1)
         caps.append(max(tensor.off, min(available, math.floor(tensor.units) - kept)))
