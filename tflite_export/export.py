@@ -138,7 +138,8 @@ def export(
     device, kind = resolve_target(target), resolve_number_type(quantize)
     if optimize == "portable":
         fixed = device.fixed_sizes or "LiteRT.js and TensorFlow Lite Micro know fixed sizes only"
-        device = replace(device, fixed_sizes=fixed, decode=False)
+        # Nor is the model rewritten for sparse inference, which dense weights never meet.
+        device = replace(device, fixed_sizes=fixed, decode=False, clusters=None)
     check_choices(device, kind, data, optimize, tune, tolerance, arena, strict, records)
     check_places({"the model": files_of(model)}, path, golden, c_array, compiled)
     if device.npu is not None:

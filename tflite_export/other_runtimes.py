@@ -1,9 +1,15 @@
-"""Which runtimes besides LiteRT cannot read a file, and why: sparse tensors and free sizes are not for all of them."""
+"""Which runtimes besides LiteRT cannot read a file, and why: sparse tensors and free sizes are not for all of them.
+
+OpenVINO's rules are those of its frontend for TensorFlow Lite (`src/frontends/tensorflow_lite/src`):
+`sparsity_info.cpp` goes through a sparse tensor row by row, and `op_table.cpp` names the operators that it translates.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
+
+from ai_edge_litert import schema_py_generated as schema
 
 from tflite_export.errors import ExportError
 from tflite_export.file import flatbuffer
@@ -13,7 +19,18 @@ from tflite_export.tflm.decode_operators import holds_decode
 from tflite_export.tflm.mcu import check_structure
 from tflite_export.web.limitations import web_refusal
 
-__all__ = ["Unreadable", "unreadable_by"]
+__all__ = ["NOT_IN_OPENVINO", "Unreadable", "unreadable_by"]
+
+NOT_IN_OPENVINO = frozenset(
+    """ASSIGN_VARIABLE ATAN2 BIDIRECTIONAL_SEQUENCE_LSTM BIDIRECTIONAL_SEQUENCE_RNN BITCAST BITWISE_XOR BUCKETIZE CALL
+    CALL_ONCE CONCAT_EMBEDDINGS CONV_3D_TRANSPOSE CUSTOM DELEGATE DILATE DYNAMIC_UPDATE_SLICE EMBEDDING_LOOKUP_SPARSE
+    FAKE_QUANT HASHTABLE HASHTABLE_FIND HASHTABLE_IMPORT HASHTABLE_LOOKUP HASHTABLE_SIZE IF IMAG L2_POOL_2D
+    LOCAL_RESPONSE_NORMALIZATION LSH_PROJECTION LSTM MATRIX_SET_DIAG MULTINOMIAL NON_MAX_SUPPRESSION_V4
+    NON_MAX_SUPPRESSION_V5 RANDOM_STANDARD_NORMAL RANDOM_UNIFORM READ_VARIABLE REAL REDUCE_WINDOW RELU_N1_TO_1
+    RIGHT_SHIFT RNN SKIP_GRAM SPARSE_TO_DENSE SVDF UNIDIRECTIONAL_SEQUENCE_LSTM UNIDIRECTIONAL_SEQUENCE_RNN
+    UNSORTED_SEGMENT_MAX UNSORTED_SEGMENT_MIN UNSORTED_SEGMENT_PROD UNSORTED_SEGMENT_SUM VAR_HANDLE""".split()  # noqa: SIM905
+)
+"""Operators that OpenVINO 2026.4.1 has no translation for; beside them, all of StableHLO but its composites."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +55,8 @@ def unreadable_by(file: TFLiteFile | bytes) -> tuple[Unreadable, ...]:
 
     LiteRT, in which files are verified, is one of them only where weights are stored as DECODE records.
 
-    Each rule was seen: OpenVINO 2026.4.1 (a sparse dimension only as the last one), LiteRT.js 2.5.3, Vela 5.2.0 ("could
-    not run on NPU"), and TensorFlow Lite Micro of October 2026.
+    Each rule was seen: OpenVINO 2026.4.1, LiteRT.js 2.5.3, Vela 5.2.0 ("could not run on NPU"), and TensorFlow Lite
+    Micro of October 2026.
 
     Args:
         file: the file, or its bytes.
@@ -53,11 +70,8 @@ def unreadable_by(file: TFLiteFile | bytes) -> tuple[Unreadable, ...]:
     if holds_decode(model):
         what = "weights are stored as DECODE records, which TensorFlow Lite Micro alone reads"
         found += [Unreadable(runtime, what) for runtime in ("LiteRT", "OpenVINO", "Vela (Ethos-U)")]
-    blocks = _first(model, lambda tensor: tensor.sparsity is not None and _listed(tensor.sparsity.blockMap))
-    if blocks is not None:
-        found.append(
-            Unreadable("OpenVINO", f"'{blocks}' is stored in blocks, and it takes dense weights and single zeros")
-        )
+    elif (refusal := _openvino_refusal(model)) is not None:
+        found.append(Unreadable("OpenVINO", refusal))
     free = _first_free_input(model)
     refusal = web_refusal(file)
     if free is not None:
@@ -77,9 +91,39 @@ def unreadable_by(file: TFLiteFile | bytes) -> tuple[Unreadable, ...]:
     return tuple(found)
 
 
-def _first(model: Any, wanted: Any) -> str | None:
-    tensors = (tensor for graph in model.subgraphs for tensor in graph.tensors or [])
-    return next((text(tensor.name) for tensor in tensors if wanted(tensor)), None)
+def _openvino_refusal(model: Any) -> str | None:
+    """Return why OpenVINO does not read a file, or None."""
+    for graph in model.subgraphs:
+        for tensor in graph.tensors or []:
+            if tensor.sparsity is not None and not _is_row_by_row(tensor.sparsity):
+                blocks = _listed(tensor.sparsity.blockMap)
+                stored = "in blocks" if blocks else "otherwise than row by row"
+                return f"'{text(tensor.name)}' is stored {stored}, and it takes dense weights and single zeros"
+        for operator in graph.operators or []:
+            name = flatbuffer.operator_name(model, operator)
+            if name in NOT_IN_OPENVINO or (name.startswith("STABLEHLO_") and name != "STABLEHLO_COMPOSITE"):
+                return f"it has no {name}"
+            reversed_axes = _axes(model, graph, operator) if name == "REVERSE_V2" else 1
+            if reversed_axes > 1:
+                return (
+                    f"it reverses one axis at a time, and a REVERSE_V2 here {reversed_axes}, as the rewrite for sparse "
+                    "inference does: optimize='portable' leaves that out"
+                )
+    return None
+
+
+def _axes(model: Any, graph: Any, operator: Any) -> int:
+    """Return how many axes a REVERSE_V2 reverses; 1 where they are not constant, or missing."""
+    inputs = list(operator.inputs) if operator.inputs is not None else []
+    axes = flatbuffer.constant(model, graph.tensors[inputs[1]]) if len(inputs) > 1 and inputs[1] >= 0 else None
+    return 1 if axes is None else axes.size
+
+
+def _is_row_by_row(sparsity: Any) -> bool:
+    """Whether all dimensions are dense but the last, which is compressed."""
+    *rows, last = (level.format == schema.DimensionType.SPARSE_CSR for level in sparsity.dimMetadata)
+    in_order = list(sparsity.traversalOrder) == list(range(len(rows) + 1))
+    return last and not any(rows) and in_order and not _listed(sparsity.blockMap)
 
 
 def _first_free_input(model: Any) -> str | None:
