@@ -17,6 +17,8 @@ import keras
 import typer
 
 from keras_prune.container.container import load_kpz, save_kpz
+from keras_prune.factorization.factorize import FORMS
+from keras_prune.factorization.factorize import factorize as factorize_model
 from keras_prune.files.arrays import load_inputs, load_labelled
 from keras_prune.files.atomic import check_apart, check_writable, replaced
 from keras_prune.files.loading import load_model
@@ -72,7 +74,7 @@ def options(
 @app.command()
 def report(model: KerasFile, as_json: Json = False) -> None:
     """Say what is pruned in a model, what is not, and why."""
-    _show(load_model(model), as_json)
+    _print(report_model(load_model(model)), as_json)
 
 
 @app.command()
@@ -159,7 +161,7 @@ def sensitivity(
     )
     if plot is not None:
         found.plot(plot)
-    typer.echo(json.dumps(found.to_dict()) if as_json else str(found))
+    _print(found, as_json)
 
 
 @app.command()
@@ -187,8 +189,7 @@ def pack(
         raise ValueError(f"OUT must end in {CONTAINER}, so that it is not taken for a model file. Received: '{out}'")
     check_apart({"the model": model}, {"OUT": out})
     check_writable(out)
-    written = save_kpz(load_model(model), out)
-    typer.echo(json.dumps(written.to_dict()) if as_json else str(written))
+    _print(save_kpz(load_model(model), out), as_json)
 
 
 @app.command()
@@ -201,6 +202,95 @@ def unpack(
     _rewrite(container, out, lambda loaded: loaded, as_json, load_kpz)
 
 
+@app.command()
+def factorize(
+    model: KerasFile,
+    out: Out,
+    energy: Annotated[
+        float | None,
+        typer.Option(help="Share of squared singular values that each kernel keeps, a fraction in (0, 1]."),
+    ] = None,
+    error: Annotated[float | None, typer.Option(help="Relative error of each kernel at most, in [0, 1).")] = None,
+    params: Annotated[float | None, typer.Option(help="Share of the parameters that may be left, in (0, 1).")] = None,
+    macs: Annotated[
+        float | None, typer.Option(help="Share of the multiplications that may be left, in (0, 1).")
+    ] = None,
+    latency: Annotated[
+        float | None, typer.Option(help="Share of the time in LiteRT on this machine that may be left, in (0, 1).")
+    ] = None,
+    rank: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[LAYER=]RANK",
+            help="A rank for all layers: 8; or for one by its name: conv=8, or conv=8,4 where it has several. "
+            "May be given often.",
+        ),
+    ] = None,
+    form: Annotated[
+        list[str] | None,
+        typer.Option(help=f"A form to choose from, {', '.join(FORMS)} or tensor_train; may be given often."),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DATA.npy",
+            help="Inputs, a .npy, or a .npz with one array per input, by name: errors are those of what layers give.",
+        ),
+    ] = None,
+    exclude: Annotated[
+        list[str] | None, typer.Option(help="A layer's name, a path, glob or regular expression to leave out.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Write a model with layers in a row in the place of large ones, their kernels factors of the old.
+
+    Say by one option how much is to stay. Strip a pruned model first: its zeros would be lost.
+
+    keras-prune factorize model.keras small.keras --params 0.5
+
+    keras-prune factorize model.keras small.keras --energy 0.95 --data x.npy
+
+    keras-prune factorize model.keras small.keras --rank dense=16 --rank conv=8
+    """
+    inputs = None if data is None else load_inputs(data)
+    ranks = _ranks(rank) if rank else None
+    scope = Scope(exclude=tuple(exclude or ()))
+
+    def factorized(loaded: keras.Model) -> tuple[keras.Model, Any]:
+        return factorize_model(
+            loaded,
+            energy=energy,
+            error=error,
+            params=params,
+            macs=macs,
+            latency=latency,
+            ranks=ranks,
+            forms=form or FORMS,
+            data=inputs,
+            scope=scope,
+        )
+
+    _write(model, out, factorized, as_json)
+
+
+def _ranks(given: list[str]) -> int | dict[str, int | tuple[int, ...]]:
+    """Return ranks as `factorize` takes them: one for all, or by layer."""
+    found: dict[str, int | tuple[int, ...]] = {}
+    for text in given:
+        layer, _, numbers = text.rpartition("=")
+        ranks = [number.strip() for number in numbers.split(",")]
+        alone = len(given) == 1 and len(ranks) == 1
+        if not all(number.isdecimal() for number in ranks) or not (layer or alone):
+            raise ValueError(
+                "--rank must be one number for all layers, or LAYER=RANK or LAYER=RANK,RANK for each. "
+                f"Received: '{text}'"
+            )
+        if not layer:
+            return int(ranks[0])
+        found[layer] = int(ranks[0]) if len(ranks) == 1 else tuple(map(int, ranks))
+    return found
+
+
 def _rewrite(
     model: Path,
     out: Path,
@@ -208,19 +298,34 @@ def _rewrite(
     as_json: bool,
     load: Callable[[Path], keras.Model] = load_model,
 ) -> None:
-    """Write a changed model beside the one that was read, whole or not at all, and report on it."""
+    """Write a changed model, and say what is pruned in it."""
+
+    def reported(loaded: keras.Model) -> tuple[keras.Model, Any]:
+        changed = change(loaded)
+        return changed, report_model(changed)
+
+    _write(model, out, reported, as_json, load)
+
+
+def _write(
+    model: Path,
+    out: Path,
+    change: Callable[[keras.Model], tuple[keras.Model, Any]],
+    as_json: bool,
+    load: Callable[[Path], keras.Model] = load_model,
+) -> None:
+    """Write a changed model beside the one that was read, whole or not at all, and print the report on it."""
     if out.suffix not in FORMATS:
         raise ValueError(f"OUT must end in {' or '.join(FORMATS)}, which says how it is written. Received: '{out}'")
     check_apart({"the model": model}, {"OUT": out})
     check_writable(out)
-    changed = change(load(model))
+    changed, result = change(load(model))
     with replaced(out) as temporary:
         changed.save(temporary)
-    _show(changed, as_json)
+    _print(result, as_json)
 
 
-def _show(model: keras.Model, as_json: bool) -> None:
-    result = report_model(model)
+def _print(result: Any, as_json: bool) -> None:
     typer.echo(json.dumps(result.to_dict()) if as_json else str(result))
 
 

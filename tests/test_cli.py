@@ -62,6 +62,27 @@ def test_pack_and_unpack(file, capsys, monkeypatch):
     assert (code, "where the header says" in err, "Traceback" in err) == (1, True, False)
 
 
+def test_factorize(file, capsys, monkeypatch):
+    small = file.with_name("small.keras")
+    code, out, _ = run(capsys, monkeypatch, "factorize", file, small, "--rank", "first=3", "--json")
+    assert code == 0
+    report = json.loads(out)
+    assert [(row["path"], row["form"], row["ranks"]) for row in report["layers"]] == [("first", "svd", [3])]
+    assert [skipped["reason"] for skipped in report["skipped"]] == ["ranks= does not name it"]
+    models = [keras.saving.load_model(path) for path in (file, small)]
+    whole, (left, right) = models[0].layers[0].kernel.numpy(), [models[1].layers[i].kernel.numpy() for i in (0, 1)]
+    assert (left.shape, right.shape) == ((8, 3), (3, 16))
+    u, s, v = np.linalg.svd(whole, full_matrices=False)
+    np.testing.assert_allclose(left @ right, (u[:, :3] * s[:3]) @ v[:3], atol=1e-5)
+    assert models[1].loss == "mse"
+    np.save(file.with_name("x.npy"), np.random.default_rng(0).normal(size=(32, 8)).astype("float32"))
+    options = ["--params", 0.9, "--form", "svd", "--data", file.with_name("x.npy"), "--exclude", "last"]
+    code, out, _ = run(capsys, monkeypatch, "factorize", file, small, *options)
+    assert code == 0
+    assert [word in out for word in ("Factorisation of", "first", "svd", "left alone: last/kernel")] == [True] * 4
+    assert keras.saving.load_model(small).count_params() <= 0.9 * models[0].count_params()
+
+
 def test_sensitivity(file, capsys, monkeypatch):
     x, y = np.ones((4, 8), "float32"), np.ones((4, 4), "float32")
     np.savez(file.with_name("data.npz"), x=x, y=y)
@@ -92,6 +113,14 @@ def test_sensitivity(file, capsys, monkeypatch):
         (["prune", "FILE", "out.tflite"], 1, "must end in .keras or .h5 or .hdf5"),
         (["pack", "FILE", "OUT"], 1, "must end in .kpz"),
         (["unpack", "FILE", "OUT"], 1, "as a .keras file does, which keras_prune.load_model reads"),
+        (["factorize", "FILE", "OUT"], 1, "which says how much is to stay. Received: none"),
+        (
+            ["factorize", "FILE", "OUT", "--rank", "3", "--rank", "first=2"],
+            1,
+            "LAYER=RANK,RANK for each. Received: '3'",
+        ),
+        (["factorize", "FILE", "OUT", "--rank", "fist=3"], 1, "must name layers that can be factorised"),
+        (["factorize", "FILE", "OUT", "--rank", "first=a"], 1, "Received: 'first=a'"),
         (["prun", "FILE"], 2, "No such command"),
     ],
 )
@@ -104,7 +133,7 @@ def test_errors_are_one_line_and_a_code(file, capsys, monkeypatch, arguments, co
     assert not file.with_name("out.keras").exists()
 
 
-@pytest.mark.parametrize("command", ["prune", "strip"])
+@pytest.mark.parametrize("command", ["prune", "strip", "factorize"])
 @pytest.mark.parametrize("spelling", ["same", "dotted", "linked", "hard"])
 def test_no_command_writes_over_its_input(file, capsys, monkeypatch, command, spelling):
     other = file.with_name("other.keras")
