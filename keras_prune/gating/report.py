@@ -90,10 +90,10 @@ class GateReport:
         table = Table(title=f"Gates of {self.model} on {self.samples:,} samples", title_justify="left", box=box.SIMPLE)
         table.add_column("layer", overflow="fold")
         table.add_column("around", no_wrap=True)
-        for name in ("channels", "open", "least", "most", "asked", "never", "always", "MACs", "used", "of gates"):
+        for name in ("channels", "open", "a sample", "asked", "never", "always", "MACs", "used", "of gates"):
             table.add_column(name, justify="right", no_wrap=True)
         for one in self.layers:
-            shares = [f"{share:.1%}" for share in (one.mean, one.least, one.most, one.target)]
+            shares = [f"{one.mean:.1%}", f"{one.least:.0%} to {one.most:.0%}", f"{one.target:.1%}"]
             numbers = [f"{number:,.0f}" for number in (one.macs, one.macs_used, one.macs_of_head)]
             ends = [str(len(one.never)), str(len(one.always))]
             table.add_row(one.path, one.kind, str(one.channels), *shares, *ends, *numbers)

@@ -30,6 +30,8 @@ KINDS = (
     kl.SeparableConv2D,
 )
 """Layers in which every output channel is computed by itself, at every position of the input."""
+FOLLOWING = (kl.BatchNormalization, kl.Activation, kl.ReLU, kl.LeakyReLU, kl.ELU, kl.PReLU, kl.Dropout)
+"""Layers that may stand behind one of these in a Sequential: they treat each channel by itself."""
 
 
 class OpenedGates:
@@ -98,8 +100,9 @@ class Gated(keras.layers.Wrapper):
     says how many channels data opens, and which are never open.
 
     Args:
-        layer: a Dense, convolutional, transposed, depthwise or separable layer, plain or in a `Prunable`. It keeps
-            the weights that it has.
+        layer: a Dense, convolutional, transposed, depthwise or separable layer, plain or in a `Prunable`; or a
+            `keras.Sequential` of one and of what treats its channels one by one: a batch normalization, activations,
+            dropout. The gates are behind them then. It keeps the weights that it has.
         share: of the channels, in (0, 1], that a sample is to open on average.
         gate: how gates are made in training: "straight_through" or "gumbel".
         strength: $\lambda$, 0 or more; 0: the gates follow the model's loss alone.
@@ -141,7 +144,7 @@ class Gated(keras.layers.Wrapper):
     ) -> None:
         refuse_keras2("Gated", layer)
         _check(layer, share, gate, strength, hidden, temperature)
-        kwargs.setdefault("dtype", layer.dtype_policy)
+        kwargs.setdefault("dtype", _first(layer).dtype_policy)
         super().__init__(layer, **kwargs)
         self.share, self.gate, self.strength = float(share), gate, float(strength)
         self.hidden, self.temperature, self.seed = hidden, float(temperature), seed
@@ -211,20 +214,34 @@ class Gated(keras.layers.Wrapper):
 
 
 def gated_layer(gated: Gated) -> Any:
-    """Return the layer whose channels are gated, out of its `Prunable`."""
-    return gated.layer.layer if isinstance(gated.layer, Prunable) else gated.layer
+    """Return the layer whose channels are gated, out of its `Sequential` and `Prunable`."""
+    return _unmasked(_first(gated.layer))
+
+
+def _first(layer: Any) -> Any:
+    return layer.layers[0] if type(layer) is keras.Sequential and layer.layers else layer
+
+
+def _unmasked(layer: Any) -> Any:
+    return layer.layer if isinstance(layer, Prunable) else layer
 
 
 def _check(layer: Any, share: float, gate: str, strength: float, hidden: int | None, temperature: float) -> None:
     if not isinstance(layer, keras.Layer):
         raise TypeError(f"Gated wraps a Keras layer. Received: {layer!r} of type {type(layer).__name__}")
-    inner = layer.layer if isinstance(layer, Prunable) else layer
+    inner = _unmasked(_first(layer))
     if not isinstance(inner, KINDS):
         raise ValueError(
             "Gated wraps a layer in which every output channel has weights of its own and is computed at every "
             f"position: {', '.join(kind.__name__ for kind in KINDS)}. Received: {type(inner).__name__} {inner.name!r}. "
             "Put the wrapper around the layers inside it."
         )
+    following = layer.layers[1:] if type(layer) is keras.Sequential else []
+    for other in following:
+        _check_following(inner, other)
+    for one in (inner, *following):
+        if getattr(one, "activation", None) in (keras.activations.softmax, keras.activations.log_softmax):
+            raise ValueError(f"Gated: {one.name!r} normalises over the channels. Put that behind the wrapper.")
     if quantization_of(inner) is not None:
         raise ValueError(f"Gated: {type(inner).__name__} {inner.name!r} is quantized ({quantization_of(inner)}).")
     if not 0.0 < share <= 1.0:
@@ -237,3 +254,16 @@ def _check(layer: Any, share: float, gate: str, strength: float, hidden: int | N
         raise ValueError(f"Gated: hidden must be a number of units, 1 or more, or None. Received: {hidden!r}")
     if not temperature > 0.0:
         raise ValueError(f"Gated: temperature must be above 0. Received: {temperature}")
+
+
+def _check_following(inner: Any, layer: Any) -> None:
+    """Refuse a layer behind the one with the kernel that does not treat each channel by itself."""
+    axis = channel_axis(inner)[0]
+    rank = len(getattr(inner, "kernel_size", ())) + 2  # of what a convolution gives
+    channels = (axis, rank - 1) if axis == -1 and rank > 2 else (axis,)
+    if not isinstance(layer, FOLLOWING) or getattr(layer, "axis", axis) not in channels:
+        raise ValueError(
+            f"Gated: behind {inner.name!r} a Sequential may have what treats each channel by itself: "
+            f"{', '.join(kind.__name__ for kind in FOLLOWING)}, normalisations along axis {axis}. "
+            f"Received: {type(layer).__name__} {layer.name!r}. Put it behind the wrapper."
+        )

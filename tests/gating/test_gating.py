@@ -127,8 +127,13 @@ def chain(first, *after, shape=(6, 6, 4), closed=(1, 2)):
         (lambda: kl.Conv2D(6, 3, activation="softplus"), lambda: [kl.ReLU(), kl.MaxPooling2D()], (6, 6, 4)),
         (lambda: kl.SeparableConv2D(6, 3), lambda: [kp.Gated(kl.Conv2D(3, 1))], (6, 6, 4)),
         (lambda: kl.Conv1DTranspose(6, 3), lambda: [kl.Conv1D(3, 1)], (6, 4)),
+        (
+            lambda: keras.Sequential([kl.Conv2D(6, 3), kl.BatchNormalization(), kl.ReLU()]),
+            lambda: [kp.Gated(keras.Sequential([kl.Conv2D(4, 3), kl.BatchNormalization()])), kl.Conv2D(3, 1)],
+            (6, 6, 4),
+        ),
     ],
-    ids=["dense", "convolution", "gates behind", "transposed"],
+    ids=["dense", "convolution", "gates behind", "transposed", "in a row"],
 )
 def test_closed_channels_go_and_answers_stay(first, after, shape):
     model, x = chain(first(), *after(), shape=shape)

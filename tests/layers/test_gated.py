@@ -23,6 +23,10 @@ CASES = {
     "DepthwiseConv2D": (lambda: kl.DepthwiseConv2D(3, depth_multiplier=2), (6, 5, 3)),
     "SeparableConv1D": (lambda: kl.SeparableConv1D(6, 3), (7, 4)),
     "SeparableConv2D": (lambda: kl.SeparableConv2D(6, 3), (6, 5, 4)),
+    "in a row": (
+        lambda: keras.Sequential([kl.Conv2D(6, 3), kl.BatchNormalization(), kl.Activation("sigmoid")]),
+        (6, 5, 4),
+    ),
     "Prunable": (lambda: kp.Prunable(kl.Dense(6)), (4,)),
     "PrunableConv2D": (lambda: kp.PrunableConv2D(6, 3), (6, 5, 4)),
 }
@@ -188,6 +192,22 @@ def test_masks_come_off_and_gates_stay(make):
 def test_refuses_layers_of_other_kinds(layer):
     with pytest.raises(ValueError, match=f"wraps a layer in which every output channel .* {type(layer).__name__}"):
         kp.Gated(layer)
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        ([kl.Conv2D(2, 3), kl.Conv2D(2, 3)], "what treats each channel by itself: .* Received: Conv2D"),
+        ([kl.Conv2D(2, 3), kl.MaxPooling2D()], "Received: MaxPooling2D"),
+        ([kl.Conv2D(2, 3), kl.BatchNormalization(axis=1)], "along axis -1. Received: BatchNormalization"),
+        ([kl.Conv2D(2, 3), kl.Activation("softmax")], "normalises over the channels"),
+        ([kl.Dense(2, "softmax")], "normalises over the channels"),
+        ([kl.ReLU(), kl.Dense(2)], "wraps a layer in which .* Received: ReLU"),
+    ],
+)
+def test_refuses_layers_in_a_row_that_mix_channels(layers, message):
+    with pytest.raises(ValueError, match=message):
+        kp.Gated(keras.Sequential(layers))
 
 
 @pytest.mark.parametrize(

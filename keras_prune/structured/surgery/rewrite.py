@@ -335,9 +335,9 @@ def _single(values: list[Any]) -> Any:
     return values[0] if len(values) == 1 else values
 
 
-def _merged(config: Any, changes: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration with some entries changed, at any depth."""
-    result = dict(config)
+def _merged(config: Any, changes: Mapping[Any, Any]) -> Any:
+    """A configuration with some entries changed, at any depth; those of a list by their place."""
+    result = list(config) if isinstance(config, list) else dict(config)
     for key, value in changes.items():
         result[key] = _merged(result[key], value) if isinstance(value, Mapping) else value
     return result
