@@ -60,7 +60,8 @@ def compress(
 ) -> CompressReport:
     """Write the cheapest file of a model for a device whose metric is still good enough.
 
-    Tried are structured shares, zeros in the pattern that the device skips, number types, and their combinations. Each
+    Tried are structured shares, zeros in the pattern that the device skips, values that weights share where fewer take
+    less flash (microcontrollers, NPUs), number types, and their combinations. Each
     candidate is made without training first (what is kept is solved again, statistics are estimated again); those
     that cost less than the best so far are trained a little; the best are trained fully; what misses `max_drop` by
     little is trained on in the time that is left. Each is exported by
@@ -290,6 +291,8 @@ def _names(space: Space) -> dict[str, str]:
             names[str(candidate)] = f"plain {candidate.number_type}"
         elif candidate.keep == HALF_THE_WIDTH:
             names[str(candidate)] = "about half the width alone"
+        elif candidate.values:
+            names[str(candidate)] = "shared values alone"
         else:
             names[str(candidate)] = "zeros alone"
     return names

@@ -1,4 +1,4 @@
-"""What is tried: how much of a model is left, how many zeros are in it, and in which number type it is written."""
+"""What is tried: how much of a model is left, how many zeros and values are in it, and in which number type it is."""
 
 from __future__ import annotations
 
@@ -23,12 +23,13 @@ class Candidate(Strategy):
             where latency is minimised, of its parameters where bytes are. Half of all widths is about a quarter.
         sparsity: the share of zeros in the kernels that are pruned of what is left, a fraction in [0, 1).
         quantize: number type of the file, as `tflite_export.export` names it; None is float32.
+        values: the most values that the weights of a kernel share, zero counted; None: any.
 
     Example:
-        >>> str(Candidate(0.35, 0.8, "int8")), str(Candidate())
-        ('35 % left, 80 % zeros, int8', 'as it is, float32')
+        >>> str(Candidate(0.35, 0.8, "int8", 16)), str(Candidate())
+        ('35 % left, 80 % zeros, 16 values, int8', 'as it is, float32')
         >>> Candidate.from_config(Candidate(0.5).get_config())
-        Candidate(keep=0.5, sparsity=0.0, quantize=None)
+        Candidate(keep=0.5, sparsity=0.0, quantize=None, values=None)
     """
 
     kind: ClassVar[str] = "candidate"
@@ -36,6 +37,7 @@ class Candidate(Strategy):
     keep: float = 1.0
     sparsity: float = 0.0
     quantize: str | None = None
+    values: int | None = None
 
     def __post_init__(self) -> None:
         check_fraction("Candidate: keep", self.keep, below_one=False)
@@ -43,11 +45,13 @@ class Candidate(Strategy):
             raise ValueError(f"Candidate: keep is the share that is left, so it is above 0. Received: {self.keep}")
         check_fraction("Candidate: sparsity", self.sparsity)
         resolve_number_type(self.quantize)
+        if self.values is not None and not 2 <= self.values <= 256:
+            raise ValueError(f"Candidate: values must be from 2 to 256, or None. Received: {self.values}")
 
     @property
     def is_plain(self) -> bool:
         """Whether the model is left as it is."""
-        return self.keep == 1.0 and self.sparsity == 0.0
+        return self.keep == 1.0 and self.sparsity == 0.0 and self.values is None
 
     @property
     def number_type(self) -> str:
@@ -57,11 +61,12 @@ class Candidate(Strategy):
     @property
     def shape(self) -> str:
         """What is done to the model, whatever the number type: a name for its files."""
-        return f"keep{self.keep:g}-zeros{self.sparsity:g}"
+        return f"keep{self.keep:g}-zeros{self.sparsity:g}" + (f"-values{self.values}" if self.values else "")
 
     def __str__(self) -> str:
         if self.is_plain:
             return f"as it is, {self.number_type}"
         left = [f"{100 * self.keep:g} % left"] if self.keep < 1 else []
         zeros = [f"{100 * self.sparsity:g} % zeros"] if self.sparsity else []
-        return ", ".join([*left, *zeros, self.number_type])
+        values = [f"{self.values} values"] if self.values else []
+        return ", ".join([*left, *zeros, *values, self.number_type])

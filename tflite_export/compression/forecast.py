@@ -20,8 +20,8 @@ COST_OF_ZEROS = 0.6
 def promised(candidate: Candidate, tried: Iterable[Tried], reference: str | None) -> float:
     """Return the ratio of costs, the reference's / the candidate's, that is to be expected.
 
-    The nearest candidate that differs in the share only says most. Without one, the gains of the share, of the zeros
-    and of the number type multiply, each as it was measured alone.
+    The nearest candidate that differs in the share only says most. Without one, the gains of the share, of the zeros,
+    of shared values and of the number type multiply, each as it was measured alone.
 
     Args:
         candidate: in question.
@@ -41,14 +41,18 @@ def promised(candidate: Candidate, tried: Iterable[Tried], reference: str | None
     if line:
         near = min(line, key=lambda each: abs(math.log(each.candidate.keep / candidate.keep)))
         return float(near.ratio * (near.candidate.keep / candidate.keep) ** power)
-    kinds = [each.ratio for each in measured if each.candidate == Candidate(quantize=candidate.quantize)]
-    return float(
-        candidate.keep**-power * _by_zeros(candidate.sparsity, measured, reference) * (kinds[0] if kinds else 1.0)
-    )
+    kind = _alone(Candidate(quantize=candidate.quantize), measured)
+    values = 1.0 if candidate.values is None else _alone(Candidate(1.0, 0.0, reference, candidate.values), measured)
+    return float(candidate.keep**-power * _by_zeros(candidate.sparsity, measured, reference) * kind * values)
 
 
-def _line(candidate: Candidate) -> tuple[float, str | None]:
-    return candidate.sparsity, candidate.quantize
+def _line(candidate: Candidate) -> tuple[float, str | None, int | None]:
+    return candidate.sparsity, candidate.quantize, candidate.values
+
+
+def _alone(candidate: Candidate, measured: Sequence[Tried]) -> float:
+    """Return what a single means gains as it was measured; 1 where it was not."""
+    return next((each.ratio for each in measured if each.candidate == candidate), 1.0)
 
 
 def _power_of_shares(measured: Sequence[Tried], reference: str | None) -> float:
@@ -69,6 +73,7 @@ def _by_zeros(sparsity: float, measured: Sequence[Tried], reference: str | None)
         and each.candidate.keep == 1.0
         and each.candidate.sparsity > 0
         and each.candidate.quantize == reference
+        and each.candidate.values is None
     ]
     saved = max(0.0, 1 - 1 / whole[0].ratio) / whole[0].candidate.sparsity if whole else COST_OF_ZEROS
     return 1 / max(0.05, 1 - saved * sparsity)

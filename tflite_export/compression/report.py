@@ -70,6 +70,7 @@ class CompressReport:
             ("", "left"),
             ("left", "right"),
             ("zeros", "right"),
+            *((("values", "right"),) if self._shares_values else ()),
             ("numbers", "left"),
             ("epochs", "right"),
             (self.metric.name, "right"),
@@ -83,6 +84,11 @@ class CompressReport:
             table.add_row(*self._cells(row))
         return printable(plain_text(table, width=WIDTH) + "\n".join(self._footer()))
 
+    @property
+    def _shares_values(self) -> bool:
+        """Whether weights share values in a row."""
+        return any(row.candidate.values for row in self.rows)
+
     def _cells(self, row: Tried) -> tuple[str, ...]:
         candidate, cost = row.candidate, row.cost
         value = "" if cost is None else f"{cost.value:.3g} {cost.unit}" if cost.unit == "ms" else f"{cost.value:,.0f}"
@@ -90,6 +96,7 @@ class CompressReport:
             " ".join(filter(None, ["->" if row == self.chosen else "", self.baselines.get(str(candidate), "")])),
             f"{100 * candidate.keep:g}%" if candidate.keep < 1 else "all",
             f"{candidate.sparsity:.0%}" if candidate.sparsity else "",
+            *((str(candidate.values or ""),) if self._shares_values else ()),
             candidate.number_type,
             str(row.epochs),
             "" if row.metric is None else f"{row.metric:.4f}",
@@ -108,6 +115,7 @@ class CompressReport:
             f"-> {self.chosen.candidate}: {cost.ratio:.2f} times less {self.objective}{than}; {self.metric.name} "
             f"{self.chosen.metric:.4f}, the plain float32 file's {self.baseline:.4f}, at most {self.max_drop:g} worse",
             f"left: share of the {self.shares_of}; zeros: share of what is left in pruned kernels; "
+            f"{'values: of the weights in a kernel, at most; ' if self._shares_values else ''}"
             f"measured in {cost.unit}, {cost.on}; gain: the reference's / the file's, run in turn",
             *([f"* an estimate: {cost.estimate}"] if cost.estimate else []),
             *(f"no file of {row.candidate}: {row.reason}" for row in self.rows if row.reason and not row.file),
@@ -150,7 +158,11 @@ class CompressReport:
                 candidate = row.candidate
                 means = [
                     name
-                    for name, used in (("fewer channels", candidate.keep < 1), ("zeros", candidate.sparsity))
+                    for name, used in (
+                        ("fewer channels", candidate.keep < 1),
+                        ("zeros", candidate.sparsity),
+                        ("shared values", candidate.values),
+                    )
                     if used
                 ]
                 groups.setdefault(" + ".join([*means, candidate.number_type]), []).append((row.ratio, row.metric))

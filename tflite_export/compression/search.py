@@ -173,8 +173,14 @@ class Search:
 
     def _next(self) -> Candidate | None:
         """Return the candidate that promises the lowest cost, of each line's next share; None if none promises more."""
-        found = [candidate for line in self._space.lines if (candidate := self._next_of(line)) is not None]
+        lines = [line for line in self._space.lines if line.values is None or self._pays(line.values)]
+        found = [candidate for line in lines if (candidate := self._next_of(line)) is not None]
         return max(found, key=self._promised, default=None)
+
+    def _pays(self, values: int) -> bool:
+        """Whether shared values gained something alone: where they do not, they do not pay in combinations either."""
+        alone = Candidate(1.0, 0.0, self._space.number_types[0], values)
+        return all(_gains(each) and each.ratio > GAIN for each in self._stages(alone))
 
     def _next_of(self, line: Line) -> Candidate | None:
         """Return the candidate of a line in the middle of the shares that may hold and would gain."""
@@ -323,7 +329,9 @@ class Search:
 
 def _is_larger(one: Candidate, other: Candidate) -> bool:
     """Whether a candidate is larger than another in every way, or as large."""
-    return one.keep >= other.keep and one.sparsity <= other.sparsity and one.quantize in (None, other.quantize)
+    more_values = one.values in (None, other.values)
+    more_numbers = one.quantize in (None, other.quantize)
+    return one.keep >= other.keep and one.sparsity <= other.sparsity and more_values and more_numbers
 
 
 _TRAINED = STAGES[STAGES.index("full") :]

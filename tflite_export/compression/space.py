@@ -11,6 +11,9 @@ whether a weight may be stored sparse at all.
 | size, flash, on a microcontroller or an NPU | in the kernels where they save flash | int8 |
 
 Of the units that structured shares leave, an NPU gets multiples of those that it likes.
+
+Values that weights share are tried where few of them take less room: in records of a microcontroller, and in what an
+NPU's compiler packs. Everywhere else a weight takes its byte, whatever the others are.
 """
 
 from __future__ import annotations
@@ -21,12 +24,13 @@ import keras
 
 from keras_prune.devices import Device
 from keras_prune.devices.choosing import choose
+from keras_prune.extras import import_extra
 from keras_prune.scope import Scope
 from keras_prune.structured import analyse
 from tflite_export.compression.candidate import Candidate
 from tflite_export.plan.plan import Optimize
 
-__all__ = ["HALF_THE_WIDTH", "Line", "Space", "space_for"]
+__all__ = ["HALF_THE_WIDTH", "VALUES", "Line", "Space", "space_for"]
 
 SHARES: tuple[float, ...] = (1.0, 0.7, 0.5, 0.35, 0.25, 0.18, 0.125, 0.09, 0.06)
 """What may be left of a model: each about 0.7 of the one before, which is a step that a metric shows."""
@@ -38,6 +42,10 @@ ZEROS_FOR_BYTES = (0.6, 0.8, 0.9)
 """A form that stores zeros needs room for their places: below half, little is gained."""
 
 
+VALUES = 16
+"""Values in a kernel: half the bits of int8, and a metric that hardly shows it."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Line:
     """Candidates that differ in how much is left only: along it, cost and metric fall together.
@@ -45,14 +53,16 @@ class Line:
     Args:
         sparsity: of each.
         quantize: number type of each.
+        values: that the weights of a kernel share in each; None: any.
     """
 
     sparsity: float
     quantize: str | None
+    values: int | None = None
 
     def at(self, keep: float) -> Candidate:
         """Return the candidate at a share."""
-        return Candidate(keep, self.sparsity, self.quantize)
+        return Candidate(keep, self.sparsity, self.quantize, self.values)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,12 +96,14 @@ class Space:
 
     @property
     def baselines(self) -> tuple[Candidate, ...]:
-        """Single means, which the combinations are seen beside: number types, half the width, zeros."""
+        """Single means, which the combinations are seen beside: number types, half the width, zeros, shared values."""
         plain = [Candidate(quantize=kind) for kind in dict.fromkeys((None, *self.number_types))]
         first = self.number_types[0]
         half = [Candidate(HALF_THE_WIDTH, 0.0, first)] if HALF_THE_WIDTH in self.shares else []
-        zeros = [line.at(1.0) for line in self.lines if line.sparsity == 0.8 and line.quantize == first]
-        return (*plain, *half, *zeros)
+        own = [line for line in self.lines if line.quantize == first]
+        zeros = [line.at(1.0) for line in own if line.sparsity == 0.8 and line.values is None]
+        values = [line.at(1.0) for line in own if line.sparsity == 0.0 and line.values is not None]
+        return (*plain, *half, *zeros, *values)
 
 
 def space_for(device: Device, objective: str, model: keras.Model) -> Space:
@@ -131,8 +143,17 @@ def space_for(device: Device, objective: str, model: keras.Model) -> Space:
     else:
         notes.append(f"zeros are not tried: the runtime of '{device.name}' reads no weight that is stored sparse")
     skipped = fast and not packs
+    values: tuple[int | None, ...] = (None,)
+    if packs:
+        reason = _why_no_values()
+        values = (None,) if reason else (None, VALUES)
+        notes += [f"shared values are not tried: {reason}"] if reason else []
     lines = tuple(
-        Line(sparsity, kind) for sparsity in zeros for kind in kinds if not (skipped and sparsity and kind is not None)
+        Line(sparsity, kind, shared)
+        for shared in values
+        for sparsity in zeros
+        for kind in kinds
+        if not (skipped and sparsity and kind is not None)
     )
     shares = SHARES
     try:
@@ -151,6 +172,15 @@ def space_for(device: Device, objective: str, model: keras.Model) -> Space:
         zeros_for,
         tuple(notes),
     )
+
+
+def _why_no_values() -> str:
+    """Return why weights cannot come to share values here; empty where they can."""
+    try:
+        import_extra("sklearn", "compression", "weight sharing")
+    except ImportError as error:
+        return str(error)
+    return ""
 
 
 def _why_no_zeros(device: Device, model: keras.Model) -> str:

@@ -16,6 +16,8 @@ from keras_prune.devices import DEVICES, Device
 from keras_prune.keras_seam import layers_in
 from keras_prune.oneshot import prune
 from keras_prune.reconstruction.recalibration import recalibrate
+from keras_prune.sharing.callback import WeightSharing
+from keras_prune.sharing.oneshot import share
 from keras_prune.structured import Distillation
 from keras_prune.structured import prune as prune_units
 from tflite_export.compression.candidate import Candidate
@@ -86,6 +88,19 @@ class Zero(Step):
 
 
 @dataclasses.dataclass(frozen=True)
+class ShareValues(Step):
+    """Few values in each kernel."""
+
+    values: int
+
+    def do(self, model: keras.Model, data: TrainingData) -> keras.Model:
+        return share(model, self.values)
+
+    def code(self, data: TrainingData) -> str:
+        return f"kp.share(model, {self.values})"
+
+
+@dataclasses.dataclass(frozen=True)
 class Training(Step):
     """Fine-tuning by the model's own optimizer and loss; its rate falls in a line to zero, epoch by epoch.
 
@@ -94,19 +109,23 @@ class Training(Step):
         seed: of the generators of Python, NumPy and TensorFlow, set before.
         rate: the learning rate to begin with; None where the optimizer has a schedule of its own.
         distill: the model learns from the teacher in it too; None for labels alone.
+        values: that weights share, and go on to share; None: any.
     """
 
     epochs: int
     seed: int
     rate: float | None
     distill: Distillation | None = None
+    values: int | None = None
 
     def do(self, model: keras.Model, data: TrainingData) -> keras.Model:
         keras.utils.set_random_seed(self.seed)
-        callbacks = []
+        callbacks: list[keras.callbacks.Callback] = []
         if self.rate is not None:
             rate, epochs = self.rate, self.epochs
-            callbacks = [keras.callbacks.LearningRateScheduler(lambda epoch: rate * (1 - epoch / epochs))]
+            callbacks.append(keras.callbacks.LearningRateScheduler(lambda epoch: rate * (1 - epoch / epochs)))
+        if self.values is not None:
+            callbacks.append(WeightSharing(self.values))
         options = {**data.fit, "epochs": self.epochs, "verbose": 0, "callbacks": callbacks}
         if self.distill is None:
             model.fit(**options)
@@ -116,15 +135,18 @@ class Training(Step):
 
     def code(self, data: TrainingData) -> str:
         lines = [f"keras.utils.set_random_seed({self.seed})"]
-        callbacks = ""
+        callbacks = []
         if self.rate is not None:
             lines.append(
                 "falling = keras.callbacks.LearningRateScheduler("
                 f"lambda epoch: {self.rate!r} * (1 - epoch / {self.epochs}))"
             )
-            callbacks = ", callbacks=[falling]"
+            callbacks.append("falling")
+        if self.values is not None:
+            callbacks.append(f"kp.WeightSharing({self.values})")
+        listed = f", callbacks=[{', '.join(callbacks)}]" if callbacks else ""
         call = "model.fit(" if self.distill is None else "distill.fit(model, "
-        lines.append(f"{call}{data.arguments}, epochs={self.epochs}, verbose=0{callbacks})")
+        lines.append(f"{call}{data.arguments}, epochs={self.epochs}, verbose=0{listed})")
         return "\n".join(lines)
 
 
@@ -144,6 +166,8 @@ def steps_for(candidate: Candidate, space: Space, model: keras.Model) -> tuple[S
         steps += (RemoveUnits(space.goal, candidate.keep, target), *again)
     if candidate.sparsity:
         steps += (Zero(candidate.sparsity, space.zeros_for), *again)
+    if candidate.values is not None:
+        steps += (ShareValues(candidate.values), *again)
     return steps
 
 

@@ -275,7 +275,7 @@ class Workshop:
     def steps(self, candidate: Candidate, epochs: tuple[int, ...]) -> list[Step]:
         """Return the steps that make the model of a candidate."""
         distill = self._distill
-        training = [Training(number, self._seed, self._rate, distill) for number in epochs]
+        training = [Training(number, self._seed, self._rate, distill, candidate.values) for number in epochs]
         return [*steps_for(candidate, self._space, self._plain), *training]
 
     def recipe(self, tried: Tried, epochs: tuple[int, ...], path: str) -> str:

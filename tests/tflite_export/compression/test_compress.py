@@ -10,12 +10,16 @@ from keras import layers as kl
 
 import keras_prune as kp
 import tflite_export as tx
+from keras_prune.devices import DEVICES
 from tests.tflite_export.installed import missing
 from tflite_export import ExportError
 from tflite_export.compression import workshop
 from tflite_export.compression.candidate import Candidate
+from tflite_export.compression.given import TrainingData
 from tflite_export.compression.journal import Journal
 from tflite_export.compression.judging import Judge
+from tflite_export.compression.space import space_for
+from tflite_export.compression.steps import Training, steps_for
 from tflite_export.compression.workshop import Workshop
 from tflite_export.measures.measure import Cost, Measure
 from tflite_export.runtimes.litertjs import find_web_runtime
@@ -168,6 +172,7 @@ def test_the_table_has_the_single_means_and_marks_the_chosen_row(smallest):
         "keep": 1.0,
         "sparsity": 0.0,
         "quantize": None,
+        "values": None,
     }
     assert sum(row["chosen"] for row in smallest.to_dict()["rows"]) == 1
 
@@ -218,6 +223,37 @@ def test_for_a_microcontroller_flash_counts_and_files_are_int8(net, data, tmp_pa
     assert report.chosen.bytes < reference.bytes
     assert report.chosen.metric is not None
     assert {row.candidate.sparsity for row in report.rows} >= {0.8}, "zeros save flash there: DECODE reads them"
+    (shared,) = [row for row in report.rows if row.candidate == Candidate(quantize="int8", values=16)]
+    assert shared.bytes < reference.bytes, "and so do values that weights share"
+    (line,) = [line for line in str(report).splitlines() if "shared values alone" in line]
+    assert [cell.strip() for cell in line.split("│")][2:6] == ["all", "", "16", "int8"]
+
+
+def test_shared_values_are_learned_on_and_the_code_does_the_same(small, rows):
+    data = TrainingData.of(rows[0], small, 64)
+    space = space_for(DEVICES["mcu"], "flash", small)
+    assert {line.values for line in space.lines} == {None, 16}
+    assert {line.values for line in space_for(DEVICES["x86"], "size", small).lines} == {None}, "a byte is a byte there"
+    made = steps_for(Candidate(1.0, 0.6, "int8", 8), space, small)
+    steps = [*made, Training(1, 0, 0.01, values=8)]
+    model, kernels = kp.strip(small), []
+    for step in steps:
+        model = step.do(model, data)
+        kernels.append([w.numpy() for w in model.trainable_weights if len(w.shape) > 1])
+    for shared, trained in zip(kernels[-2], kernels[-1], strict=True):
+        assert len(np.unique(shared)) <= 8
+        assert all(len(np.unique(trained[shared == value])) == 1 for value in np.unique(shared))
+        assert (trained[shared == 0] == 0).all()
+        assert (trained != shared).any()
+    assert (kernels[-1][1] == 0).mean() > 0.5
+    code = "\n".join(step.code(data) for step in steps)
+    assert "kp.share(model, 8)" in code
+    assert "callbacks=[falling, kp.WeightSharing(8)])" in code
+    x, y = rows[0]
+    known = {"kp": kp, "keras": keras, "model": kp.strip(small), "x": x, "y": y, "inputs": data.inputs}
+    exec(compile(code, "steps", "exec"), known)
+    for one, other in zip(known["model"].get_weights(), model.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 # -- kills ------------------------------------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ class Figures:
         lost: the drop of a share after full training is lost * (1/keep - 1), and as much for zeros.
         untrained: what is added to the drop by no training, and by a short one.
         long: what training on takes from the drop.
+        shared: ratio of shared values, which lose 0.001.
     """
 
     power: float = 0.8
@@ -35,6 +36,7 @@ class Figures:
     lost: float = 0.001
     untrained: tuple = (0.5, 0.004)
     long: float = 0.0
+    shared: float = 1.0
     epoch: float = 10.0
 
     def __post_init__(self):
@@ -43,11 +45,13 @@ class Figures:
 
     def ratio(self, candidate):
         zeros = self.zeros[candidate.sparsity] if candidate.sparsity else 1.0
+        zeros *= self.shared if candidate.values else 1.0
         return candidate.keep**-self.power * zeros * (self.int8 if candidate.quantize else 1.0)
 
     def drop(self, candidate, stages=2):
         weights = candidate.keep * (1 - candidate.sparsity)
         lost = self.lost * (1 / weights - 1) + (0.002 if candidate.quantize else 0.0)
+        lost += 0.001 if candidate.values else 0.0
         return lost + ((*self.untrained, 0.0, -self.long)[stages] if not candidate.is_plain else 0.0)
 
     def _note(self, candidate, epochs):
@@ -104,6 +108,21 @@ def test_the_narrowing_finds_the_best_of_all_with_few_trials(name):
     assert best.holds(0.01)
     assert search.count() <= 16, "of 41 combinations"
     assert len([epochs for _, epochs in lab.trained if len(epochs) == 2]) <= 6
+
+
+@pytest.mark.parametrize("gain", [0.9, 1.5])
+def test_shared_values_are_a_means_like_the_others_tried_alone_first(gain):
+    lines = tuple(Line(zeros, "int8", values) for values in (None, 16) for zeros in (0.0, 0.7, 0.8))
+    space = Space(DEVICES["mcu"], "params", "size", ("int8",), SHARES, lines, DEVICES["mcu"])
+    assert [str(one) for one in space.baselines[2:]] == ["25 % left, int8", "80 % zeros, int8", "16 values, int8"]
+    search = searched(lab := Figures(int8=1.0, shared=gain), space)
+    best = search.best().candidate
+    assert lab.ratio(best) * 1.02 >= lab.ratio(lab.optimum(space, 0.01))
+    assert (best.values == 16) == (gain > 1)
+    combined = {candidate for candidate, _ in lab.tried if candidate.values} - set(space.baselines)
+    assert search.count() <= 24, "of 54 combinations"
+    if gain < 1:
+        assert not combined, "what gains nothing alone is not combined"
 
 
 def test_the_best_one_is_trained_fully_and_baselines_are_always_there():
