@@ -175,7 +175,10 @@ def main(arguments: list[str] | None = None) -> int:
     options.folder = options.folder or cache_folder() / ("spotter-quick" if options.quick else "spotter")
     options.folder.mkdir(parents=True, exist_ok=True)
     data = words(options)
-    rows = [measure(seed, data, options) for seed in options.seeds]
+    rows = []
+    for seed in options.seeds:
+        rows.append(measure(seed, data, options))
+        print(rows[-1], flush=True)
     drop, flash = statistics.mean(row.drop for row in rows), statistics.mean(row.flash for row in rows)
     cells = [
         (

@@ -79,7 +79,7 @@ class CompressReport:
             ("gain", "right"),
             ("bytes", "right"),
         ):
-            table.add_column(heading, justify=justify, no_wrap=heading != "")  # type: ignore[arg-type]
+            table.add_column(heading, justify=justify, no_wrap=heading != "")
         for row in self.rows:
             table.add_row(*self._cells(row))
         return printable(plain_text(table, width=WIDTH) + "\n".join(self._footer()))
