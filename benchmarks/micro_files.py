@@ -4,6 +4,7 @@ r"""What zeros and few values are worth on a microcontroller: flash, arena and t
     python -m benchmarks.micro_files              90 % zeros, then 16 values a tensor besides, held against the bounds;
                                                   then in the forms that are decoded faster, for which no bound is set
     python -m benchmarks.micro_files --quick      the small convolutional network alone
+    python -m benchmarks.micro_files --forms      one Dense layer in each form: bytes and time
     python -m benchmarks.micro_files --weights    how each weight lies in the file, and why
 
 Weights are random, zeros those of least size in each kernel. "dense" is the file with the same weights, none of them
@@ -17,6 +18,7 @@ import argparse
 import os
 import tempfile
 import warnings
+from collections.abc import Callable
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
@@ -37,11 +39,18 @@ FASTER = {None: ("bitmask",), 16: ("table",)}
 """The form that is decoded fastest, likewise: a look-up table takes few values."""
 
 
-def exported(name: str, values: int | None, records: tuple[str, ...] | None = None) -> tx.ExportReport:
+def wide() -> keras.Model:
+    """Return a Dense layer of 512 x 512 weights, and a head."""
+    return keras.Sequential([keras.Input((512,)), keras.layers.Dense(512, "relu"), keras.layers.Dense(8)])
+
+
+def exported(
+    make: Callable[[], keras.Model], values: int | None, records: tuple[str, ...] | None = None, zeros: float = ZEROS
+) -> tx.ExportReport:
     """Return the report of a network's file; how well int8 keeps random weights' answers does not matter."""
     keras.utils.set_random_seed(0)
-    model = NETWORKS[name]()
-    kp.prune(model, ZEROS, target="mcu", allocation="uniform", verbose=0)
+    model = make()
+    kp.prune(model, zeros, target="mcu", allocation="uniform", verbose=0)
     if values:
         kp.share(model, values)
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
@@ -74,17 +83,36 @@ def row(
     return cells, records is not None or ratio <= BOUNDS[values]
 
 
+def by_form() -> None:
+    """Print what a Dense layer with few values takes in each form."""
+    rows = []
+    for form in ("table", "bitmask", "huffman"):
+        found = [exported(wide, 15, (form,), zeros).micro for zeros in (0.8, 0.9, 0.95)]
+        assert all(micro is not None and micro.decoding is not None for micro in found)
+        figures = [f"{m.model_bytes / m.decoding.dense_bytes:.2f} / {m.decoding.slowdown:.1f}" for m in found]
+        rows.append((form, *figures))
+    title = (
+        "Dense(512) of 512 inputs, one row, 15 values: share of the dense file / time as multiples of the dense one's"
+    )
+    heads = ("records", "80 % zeros", "90 %", "95 %")
+    print_table(title, heads, rows, machine("tflite-micro", "keras", "tensorflow"))
+
+
 def main() -> int:
     """Print the table; 1 if a bound is missed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="the small convolutional network alone")
     parser.add_argument("--weights", action="store_true", help="print the plan of each file too")
+    parser.add_argument("--forms", action="store_true", help="a Dense layer in each form instead")
     options = parser.parse_args()
+    if options.forms:
+        by_form()
+        return 0
     names = ["small_cnn"] if options.quick else list(NETWORKS)
     rows, kept = [], True
     for name in names:
         for values, records in [(values, way[values]) for way in (dict.fromkeys(BOUNDS), FASTER) for values in BOUNDS]:
-            report = exported(name, values, records)
+            report = exported(NETWORKS[name], values, records)
             cells, good = row(name, values, records, report)
             rows.append(cells)
             kept = kept and good

@@ -333,6 +333,20 @@ def test_candidates_may_learn_from_the_plain_model(small, rows, tmp_path, monkey
     assert all(student < small.count_params() / 2 for _, _, student, _ in taught)
 
 
+class Flash(Bytes):
+    objective = "flash"
+
+
+def test_for_an_npu_units_stay_in_its_multiples(small, rows, tmp_path, stub):
+    data = rows[0], answers(*rows[1])
+    options = {"target": "ethos-u55", "minimize": "flash", "measure": Flash(), "trials": 1, "max_drop": 1.0}
+    report = call(small, data, tmp_path / "m.tflite", **options)
+    assert report.chosen.candidate.keep < 1
+    widths = [layer.units for layer in report.model.layers[:-1]]
+    assert all(width % 8 == 0 and width < 48 for width in widths)
+    assert f"params={report.chosen.candidate.keep:g}, target='ethos-u55', reconstruct=inputs)" in report.recipe
+
+
 # -- mistakes ---------------------------------------------------------------------------------------------------------
 
 
