@@ -149,12 +149,23 @@ def size(weights: Sequence[Sequence[Array]], value_bytes: int = 4) -> int:
     return value_bytes * values + -(-positions // 8)
 
 
-def fit(model: keras.Model, data: keras.utils.PyDataset, epochs: int, rate: float, callbacks: list[Any]) -> None:
+def fit(
+    model: keras.Model,
+    data: keras.utils.PyDataset,
+    epochs: int,
+    rate: float,
+    callbacks: list[Any],
+    steps_per_execution: int = 1,
+) -> None:
     """Train by Adam, with a learning rate that falls to zero along a cosine."""
     falling = keras.optimizers.schedules.CosineDecay(rate, decay_steps=epochs * len(data))
     soft = isinstance(data, Taught)
     losses = keras.losses.CategoricalCrossentropy, keras.losses.SparseCategoricalCrossentropy
-    model.compile(keras.optimizers.Adam(falling), losses[not soft](from_logits=True), steps_per_execution=16)
+    model.compile(
+        keras.optimizers.Adam(falling),
+        losses[not soft](from_logits=True),
+        steps_per_execution=steps_per_execution,
+    )
     model.fit(data, epochs=epochs, verbose=0, callbacks=callbacks)
 
 

@@ -103,6 +103,7 @@ def load_kpz(
     Raises:
         ContainerError: a ValueError that names the file, the place in it and what is wrong: it is truncated, damaged,
             of a later version, or its architecture makes no model.
+        OSError: there is no such file, or it may not be read.
         ImportError: bitarray is not installed; the message has the command.
 
     Example:
