@@ -70,6 +70,32 @@ def train_with_dropout():
     return ends
 
 
+def share_values():
+    """Of a kernel whose weights share values, by value and by gradient: itself before and after each step."""
+    rng = np.random.default_rng(0)
+    x, y = rng.integers(-2, 3, (16, 4)).astype("float32"), rng.integers(-2, 3, (16, 3)).astype("float32")
+    kernel = rng.choice([0.0, -1.5, 0.25, 2.0], (4, 3)).astype("float32")
+    outcome = {"x": x.tolist(), "y": y.tolist(), "kernel": kernel.tolist()}
+    for group_by, values in (("value", 4), ("gradient", 3)):
+        model = keras.Sequential([keras.Input((4,)), kl.Dense(3, use_bias=False)])
+        model.set_weights([kernel])
+        model.compile(keras.optimizers.SGD(2.0**-6), "mse")
+        seen = []
+
+        class Watch(keras.callbacks.Callback):
+            def see(self, batch, logs=None, seen=seen):
+                getattr(self.model, "jax_state_sync", lambda: None)()
+                seen.append(keras.ops.convert_to_numpy(self.model.layers[0].kernel).tolist())
+
+            on_train_batch_begin = on_train_batch_end = see
+
+        data = (x, y) if group_by == "gradient" else None
+        sharing = kp.WeightSharing(values, "linear", group_by=group_by, data=data)
+        model.fit(x, y, batch_size=8, epochs=2, shuffle=False, verbose=0, callbacks=[sharing, Watch()])
+        outcome[group_by] = [seen[0], *seen[1::2]]
+    return outcome
+
+
 def train_layers_with_masks():
     """Of layers that carry masks: whether training drew new seeds, moved kept weights, and no others."""
     layers = [pruned.PrunableLSTM(4, dropout=0.2), pruned.Prunable(kl.Dense(4)), pruned.PrunableDense(2)]
@@ -134,6 +160,13 @@ def train_gated_layers():
 
 
 if __name__ == "__main__":
-    programs = (prune_by_callbacks, train_with_dropout, train_layers_with_masks, prune_units, train_gated_layers)
+    programs = (
+        prune_by_callbacks,
+        train_with_dropout,
+        share_values,
+        train_layers_with_masks,
+        prune_units,
+        train_gated_layers,
+    )
     outcome = {program.__name__: program() for program in programs}
     print(json.dumps({"backend": keras.backend.backend(), **outcome}))

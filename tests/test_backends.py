@@ -52,6 +52,29 @@ def test_what_is_dropped_follows_from_the_step_alone_and_weights_are_whole_outsi
     assert all(np.all(np.array(kernel) != 0) for kernel in dropped[0][::2])
 
 
+def test_values_that_weights_share_move_by_the_sums_of_their_gradients(outcome):
+    """As NumPy has it, by value and by gradient: the groups are state of the step."""
+    found = outcome["share_values"]
+    x, y, kernel = (np.array(found[name]) for name in ("x", "y", "kernel"))
+    gradient = 2 * x.T @ (x @ kernel - y) / y.size
+    groups = {"value": [kernel == value for value in (-1.5, 0.25, 2.0)]}
+    first = np.array(found["gradient"][0])
+    groups["gradient"] = [(first == value) & (kernel != 0) for value in np.unique(first[kernel != 0])]
+    low, high = sorted((gradient[group] for group in groups["gradient"]), key=np.max)
+    assert low.max() < high.min()
+    for group_by, members in groups.items():
+        weight = np.zeros_like(kernel)
+        for group in members:
+            weight[group] = kernel[group].mean()
+        for i, seen in enumerate(found[group_by]):
+            np.testing.assert_allclose(seen, weight, rtol=1e-5, atol=1e-6)
+            assert all(len(np.unique(np.array(seen)[group])) == 1 for group in members)
+            rows = slice(8 * (i % 2), 8 * (i % 2) + 8)
+            whole = 2 * x[rows].T @ (x[rows] @ weight - y[rows]) / y[rows].size
+            for group in members:
+                weight[group] -= 2.0**-6 * whole[group].sum()
+
+
 def test_layers_with_masks_train_only_what_they_keep(outcome):
     result = outcome["train_layers_with_masks"]
     assert result["seeds drawn"]

@@ -13,6 +13,7 @@ from keras_prune.in_step.masked_momentum import MaskMomentum
 from keras_prune.masks.recipe import Recipe, resolve_allocation, resolve_recipe
 from keras_prune.masks.update import Tensor, layout_for, masks_at_sparsity, masks_at_threshold
 from keras_prune.scope import Scope
+from keras_prune.sharing import starts
 from keras_prune.strategy import resolve
 
 LAYOUTS = {
@@ -318,6 +319,10 @@ STRATEGIES = [
     MaskMomentum(),
     step.L1(0.5, biases=True, proximal=True, ramp=schedules.OneShot(0.5, step=2)),
     Scope(include=("a",), exclude=("b",), names="c", min_size=4),
+    starts.Linear(),
+    starts.Density(),
+    starts.Random(),
+    starts.KMeansPlusPlus(),
 ]
 
 
