@@ -6,6 +6,7 @@ and why. `QuantizedKernels` and `FakeQuantize` are the layers that it puts in.
 
 from keras_prune.quantization.aware import quantize_aware
 from keras_prune.quantization.layers import FakeQuantize, QuantizedKernels
+from keras_prune.quantization.recurrent import QuantizedRecurrent
 from keras_prune.quantization.report import QuantizationReport, report
 
-__all__ = ["FakeQuantize", "QuantizationReport", "QuantizedKernels", "quantize_aware", "report"]
+__all__ = ["FakeQuantize", "QuantizationReport", "QuantizedKernels", "QuantizedRecurrent", "quantize_aware", "report"]

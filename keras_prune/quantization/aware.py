@@ -31,6 +31,8 @@ from keras_prune.quantization.kinds import (
     refusal_of,
 )
 from keras_prune.quantization.layers import FakeQuantize, QuantizedKernels, Seen
+from keras_prune.quantization.recurrent import QuantizedRecurrent
+from keras_prune.quantization.steps import refusal_of_recurrent
 from keras_prune.statistics.batches import Batches
 from keras_prune.statistics.evaluation import forward
 from keras_prune.strip import strip
@@ -89,7 +91,7 @@ def quantize_aware(
     _check(model, filters)
     plain = strip(model)
     made = _Placement(_chosen_by(filters), ranges, momentum).model(plain, inputs=True)
-    if not any(isinstance(layer, QuantizedKernels) for layer in stand_ins_in(made)):
+    if not any(isinstance(layer, QuantizedKernels | QuantizedRecurrent) for layer in stand_ins_in(made)):
         names = [layer.name for layer in plain.layers]
         raise ValueError(f"quantize_aware: filters={filters!r} leave no layer with a kernel. There are: {names}")
     _begin_ranges(made, data)
@@ -196,6 +198,11 @@ class _Placement:
         operation = node.operation
         if functional_in(operation) is not None and node.body is not None:
             return [self.model(operation)]
+        if self._is_recurrent(operation):
+            if id(operation) not in self.kernels:
+                name = self._name(f"quantized_{operation.name}")
+                self.kernels[id(operation)] = QuantizedRecurrent(operation, self.ranges, self.momentum, name=name)
+            return [self.kernels[id(operation)]]
         if not isinstance(operation, keras.Layer) or not self._has_kernels(operation):
             return [operation]
         if id(operation) not in self.kernels:
@@ -210,10 +217,15 @@ class _Placement:
     def _has_kernels(self, layer: Any) -> bool:
         return bool(kernels_of(layer)) and not refusal_of(layer) and self.chosen(layer)
 
+    def _is_recurrent(self, layer: Any) -> bool:
+        return isinstance(layer, kl.RNN) and not refusal_of_recurrent(layer) and self.chosen(layer)
+
     def _is_rounded(self, node: Node, placed: _Readers) -> bool:
-        """Whether what a call gives has a range of its own in the file."""
+        """Whether what a call gives has a range of its own in the file, and is not rounded by the call itself."""
         operation = node.operation
         if node.body is not None or keeps_range(operation) or not self.chosen(operation):
+            return False
+        if self._is_recurrent(operation):
             return False
         reader = placed.only_reader(node)
         return reader is None or not fuses(operation, reader.operation, placed.is_folded(node))

@@ -19,6 +19,7 @@ __all__ = [
     "fuses",
     "keeps_range",
     "name_of_activation",
+    "name_of_function",
     "refusal_of",
     "scaled_kernels",
 ]
@@ -77,7 +78,7 @@ def scaled_kernels(layer: Any) -> list[tuple[keras.Variable, tuple[int, ...]]]:
 def name_of_activation(operation: Any) -> str:
     """Return the name of the activation function that a layer or operation is; empty if it is none that is known."""
     if isinstance(operation, kl.Activation):
-        return _name_of(operation.activation)
+        return name_of_function(operation.activation)
     if isinstance(operation, kl.ReLU):
         plain = not operation.negative_slope and not operation.threshold
         return {None: "relu", 6.0: "relu6"}.get(operation.max_value, "") if plain else ""
@@ -88,10 +89,11 @@ def name_of_activation(operation: Any) -> str:
 
 def activation_in(layer: Any) -> str:
     """Return the name of the activation function that a layer with kernels ends with; "linear" for none."""
-    return _name_of(getattr(layer, "activation", None))
+    return name_of_function(getattr(layer, "activation", None))
 
 
-def _name_of(function: Any) -> str:
+def name_of_function(function: Any) -> str:
+    """Return the name of an activation function; "linear" for None."""
     return "linear" if function is None else str(getattr(function, "__name__", type(function).__name__))
 
 

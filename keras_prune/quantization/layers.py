@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -16,7 +17,7 @@ from keras_prune.models.variables import read
 from keras_prune.quantization.kinds import refusal_of, scaled_kernels
 from keras_prune.quantization.rounding import round_range, round_weights
 
-__all__ = ["RANGES", "FakeQuantize", "QuantizedKernels", "Seen"]
+__all__ = ["RANGES", "FakeQuantize", "QuantizedKernels", "Seen", "extremes", "rounded_kernels"]
 
 RANGES = ("moving", "trained")
 """How a range comes about in training."""
@@ -34,6 +35,12 @@ class Seen:
         """Take a batch of values into account."""
         self.low = min(self.low, float(ops.min(values)))
         self.high = max(self.high, float(ops.max(values)))
+
+
+def extremes(values: Any) -> tuple[Any, Any]:
+    """Return the smallest and the largest of values, 0 among them; no gradient passes."""
+    values = ops.cast(ops.stop_gradient(values), "float32")
+    return ops.minimum(ops.min(values), 0.0), ops.maximum(ops.max(values), 0.0)
 
 
 @keras.saving.register_keras_serializable(package="keras_prune")
@@ -118,25 +125,27 @@ class FakeQuantize(StandIn, keras.layers.Layer):
             return inputs
         if self.fixed is not None:
             return round_range(inputs, *self.fixed)
+        if self.moves and training:
+            return round_range(inputs, *self.move(*extremes(inputs)))
         if self.ranges == "moving":
-            low, high = self._moved(inputs) if training else (self.low, self.high)
-        else:
-            # An optimizer knows nothing of 0, which has to be in the range.
-            low = ops.minimum(self.low, 0.0)
-            high = ops.maximum(self.high, low + NARROWEST)
-            high = ops.maximum(high, 0.0)
-        return round_range(inputs, low, high)
+            return round_range(inputs, self.low, self.high)
+        # An optimizer knows nothing of 0, which has to be in the range.
+        low = ops.minimum(self.low, 0.0)
+        high = ops.maximum(self.high, low + NARROWEST)
+        return round_range(inputs, low, ops.maximum(high, 0.0))
 
-    def _moved(self, inputs: Any) -> tuple[Any, Any]:
-        values = ops.cast(ops.stop_gradient(inputs), "float32")
-        low = self._mean(self.low, ops.minimum(ops.min(values), 0.0))
-        high = self._mean(self.high, ops.maximum(ops.max(values), 0.0))
+    @property
+    def moves(self) -> bool:
+        """Whether the ends of the range are moving averages."""
+        return self.fixed is None and self.ranges == "moving"
+
+    def move(self, smallest: Any, largest: Any) -> tuple[Any, Any]:
+        """Move the ends of the range towards the extremes of a batch; return them."""
+        low = self.low * self.momentum + smallest * (1.0 - self.momentum)
+        high = self.high * self.momentum + largest * (1.0 - self.momentum)
         self.low.assign(low)
         self.high.assign(high)
         return low, high
-
-    def _mean(self, end: Any, seen: Any) -> Any:
-        return end * self.momentum + seen * (1.0 - self.momentum)
 
     def compute_output_shape(self, input_shape: Any) -> Any:
         """Return the input's shape."""
@@ -157,6 +166,23 @@ class _RoundedKernels(ReplacedKernels):
 
     def replaced(self, kernel: keras.Variable, value: Any) -> Any:
         return round_weights(value, self.axes[id(kernel)])
+
+
+@contextlib.contextmanager
+def rounded_kernels(layer: keras.Layer, add_loss: Callable[[Any], None]) -> Iterator[None]:
+    """The scope in which the kernels that a layer holds itself read as rounded.
+
+    Args:
+        layer: built.
+        add_loss: takes the losses that were added inside.
+    """
+    pairs = scaled_kernels(layer)
+    scope = _RoundedKernels({id(kernel): axes for kernel, axes in pairs}, [kernel for kernel, _ in pairs])
+    with scope:
+        scope.replace_kernels()
+        yield
+    for loss in scope.pending:
+        add_loss(loss)
 
 
 @keras.saving.register_keras_serializable(package="keras_prune")
@@ -204,14 +230,4 @@ class QuantizedKernels(StandIn, Around):
 
     def running(self) -> contextlib.AbstractContextManager[Any]:
         """Return the scope in which the layer's kernels read as rounded."""
-        return contextlib.nullcontext() if self.at_rest else self._rounded()
-
-    @contextlib.contextmanager
-    def _rounded(self) -> Any:
-        pairs = scaled_kernels(self.layer)
-        scope = _RoundedKernels({id(kernel): axes for kernel, axes in pairs}, [kernel for kernel, _ in pairs])
-        with scope:
-            scope.replace_kernels()
-            yield
-        for loss in scope.pending:
-            self.add_loss(loss)
+        return contextlib.nullcontext() if self.at_rest else rounded_kernels(self.layer, self.add_loss)

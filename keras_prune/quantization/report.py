@@ -6,12 +6,15 @@ import dataclasses
 from typing import Any
 
 import keras
+from keras import layers as kl
 
-from keras_prune.keras_seam import layers_in
+from keras_prune.keras_seam import functional_in, layers_in
 from keras_prune.layer_kinds import kernels_of
-from keras_prune.models.stand_ins import stand_ins_in
+from keras_prune.models.stand_ins import StandIn, stand_ins_in
 from keras_prune.quantization.kinds import refusal_of, scaled_kernels
 from keras_prune.quantization.layers import FakeQuantize, QuantizedKernels
+from keras_prune.quantization.recurrent import QuantizedRecurrent
+from keras_prune.quantization.steps import refusal_of_recurrent
 from keras_prune.scope import Skipped, paths_of
 from keras_prune.text.tables import plain_table
 
@@ -76,6 +79,8 @@ def report(model: keras.Model) -> QuantizationReport:
     paths = paths_of(model)
     layers = stand_ins_in(model)
     inside = {id(layer.layer) for layer in layers if isinstance(layer, QuantizedKernels)}
+    inside |= {id(layer.layer.cell) for layer in layers if isinstance(layer, QuantizedRecurrent)}
+    reasons = _reasons(model)
     rounded: list[str] = []
     skipped: list[Skipped] = []
     for layer in layers_in(model):
@@ -84,10 +89,23 @@ def report(model: keras.Model) -> QuantizationReport:
             if id(layer) in inside:
                 rounded.append(path)
             else:
-                skipped.append(Skipped(path, refusal_of(layer) or LEFT_OUT))
+                skipped.append(Skipped(path, reasons.get(id(layer)) or refusal_of(layer) or LEFT_OUT))
     ranges = [
         Range(one.name, *one.ends, "fixed" if one.fixed is not None else one.ranges)
         for one in layers
         if isinstance(one, FakeQuantize)
     ]
     return QuantizationReport(tuple(rounded), tuple(ranges), tuple(skipped))
+
+
+def _reasons(model: keras.Model) -> dict[int, str]:
+    """Why layers are not rounded that other layers call, by their ids: as the layer says that calls them."""
+    reasons: dict[int, str] = {}
+    for layer in layers_in(model, include_self=False):
+        if isinstance(layer, StandIn) or functional_in(layer) is not None:
+            continue
+        for inner in layers_in(layer, include_self=False):
+            reasons.setdefault(id(inner), f"inside {type(layer).__name__} {layer.name!r}, which calls it")
+        if isinstance(layer, kl.RNN):
+            reasons[id(layer.cell)] = reasons.get(id(layer)) or refusal_of_recurrent(layer) or LEFT_OUT
+    return reasons

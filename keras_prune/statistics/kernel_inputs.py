@@ -22,6 +22,7 @@ from keras import ops, tree
 from keras_prune.keras_seam import DROPOUT_MASKS, layers_in, own_variables
 from keras_prune.layer_kinds import Kernel, Source, kernels_of
 from keras_prune.models.attributes import replaced
+from keras_prune.models.stand_ins import at_rest
 from keras_prune.scope import Target
 from keras_prune.statistics.batches import Batches
 from keras_prune.statistics.evaluation import forward, to_float64
@@ -117,7 +118,7 @@ def input_statistics(
     All positions of an input count: every time step of a sequence (masked ones too), every position of a picture.
     A kernel that is called several times in a pass (shared layers, recurrent cells) sums over its calls. An Embedding
     reads one-hot rows, so the norm of row i is the square root of how often token i occurs. `recurrent_kernel` reads
-    the state h of the step before.
+    the state h of the step before. A model that trains quantization-aware counts as the plain one that it becomes.
 
     Returns:
         For each target, by the statistic's name, an array that broadcasts to the kernel.
@@ -127,7 +128,7 @@ def input_statistics(
     """
     batches = Batches(data, model, labels=False)
     gathered = [Moments() for _ in targets]
-    with _watched(model, targets, gathered):
+    with at_rest(model), _watched(model, targets, gathered):
         for batch in batches:
             forward(model, batch.x)
     for target, sums in zip(targets, gathered, strict=True):
