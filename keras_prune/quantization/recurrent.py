@@ -130,9 +130,13 @@ class _Step:
         return self.cell.get_initial_state(batch_size=batch_size)
 
     def _round(self, name: str, values: Any) -> Any:
+        if name not in self.tensors:
+            return values
+        if isinstance(values, list):
+            return [self.tensors[name].call(part) for part in values]
         if name in self.seen:
             self.seen[name].append(extremes(values))
-        return self.tensors[name].call(values) if name in self.tensors else values
+        return self.tensors[name].call(values)
 
     def move(self) -> None:
         """Move each range towards the extremes that its tensor had in all steps together."""

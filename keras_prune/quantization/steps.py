@@ -22,7 +22,7 @@ __all__ = ["STEPS", "CellStep", "Ends", "refusal_of_recurrent", "tensors_of"]
 
 Ends = tuple[float, float]
 Rounding = Callable[[str, Any], Any]
-"""(name of a tensor of the step, its values) -> the values rounded."""
+"""(name of a tensor of the step, its values) -> the values rounded; a list of values, the parts of a rounded tensor."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,11 +47,21 @@ def _projected(inputs: Any, kernel: Any, bias: Any) -> Any:
     return product if bias is None else ops.add(product, bias)
 
 
+def _parts(name: str, values: Any, number: int, rounded: Rounding) -> list[Any]:
+    """The parts of a rounded tensor, rounded once more, which changes nothing.
+
+    Where only the whole tensor has a range, the converter takes now and then, by chance, other ones for the parts, and
+    then refuses the file.
+    """
+    parts: list[Any] = rounded(name, ops.split(rounded(name, values), number, axis=-1))
+    return parts
+
+
 def _lstm(cell: Any, inputs: Any, states: Sequence[Any], rounded: Rounding) -> tuple[Any, list[Any]]:
     state, carry = states
     read = rounded("sum", _projected(inputs, cell.kernel, cell.bias))
     kept = rounded("state_sum", ops.matmul(state, cell.recurrent_kernel))
-    sums = ops.split(rounded("sum", read + kept), 4, axis=-1)
+    sums = _parts("sum", read + kept, 4, rounded)
     enter, stay, leave = (rounded("gate", cell.recurrent_activation(sums[i])) for i in (0, 1, 3))
     candidate = rounded("candidate", cell.activation(sums[2]))
     carry = rounded("carry", rounded("carry", stay * carry) + rounded("carry", enter * candidate))
@@ -62,9 +72,9 @@ def _lstm(cell: Any, inputs: Any, states: Sequence[Any], rounded: Rounding) -> t
 def _gru(cell: Any, inputs: Any, states: Sequence[Any], rounded: Rounding) -> tuple[Any, list[Any]]:
     state, units = states[0], cell.units
     bias, state_bias = (cell.bias, None) if cell.bias is None or not cell.reset_after else (cell.bias[0], cell.bias[1])
-    read = ops.split(rounded("sum", _projected(inputs, cell.kernel, bias)), 3, axis=-1)
+    read = _parts("sum", _projected(inputs, cell.kernel, bias), 3, rounded)
     kernel = cell.recurrent_kernel if cell.reset_after else cell.recurrent_kernel[:, : 2 * units]
-    kept = ops.split(rounded("state_sum", _projected(state, kernel, state_bias)), 3 if cell.reset_after else 2, axis=-1)
+    kept = _parts("state_sum", _projected(state, kernel, state_bias), 3 if cell.reset_after else 2, rounded)
     update, reset = (rounded("gate", cell.recurrent_activation(rounded("sum", read[i] + kept[i]))) for i in (0, 1))
     if cell.reset_after:
         new = rounded("reset", reset * kept[2])
