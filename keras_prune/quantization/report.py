@@ -20,7 +20,7 @@ from keras_prune.text.tables import plain_table
 
 __all__ = ["LEFT_OUT", "QuantizationReport", "Range", "report"]
 
-LEFT_OUT = "left out by filters, inside another layer, or put into the model afterwards"
+LEFT_OUT = "left out by filters, or put into the model afterwards"
 
 
 @dataclasses.dataclass(frozen=True)

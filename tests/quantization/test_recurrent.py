@@ -184,6 +184,15 @@ def test_it_is_saved_cloned_and_stripped_with_its_zeros(trained, tmp_path):
         np.testing.assert_array_equal(one, other)
 
 
+def test_it_is_counted_as_the_plain_model(trained):
+    found = kp.report(trained)
+    lstm, gru = 4 * 4 * 6 * (3 + 6), 4 * 3 * 5 * (6 + 5)  # steps, gates, units, inputs and units
+    assert [(one.path, one.macs) for one in found.counts.layers] == [("lstm", lstm), ("gru", gru), ("head", 5 * 4)]
+    assert found.counts.total.macs == lstm + gru + 5 * 4
+    assert found.counts.total.params == 4 * 6 * (3 + 6 + 1) + 3 * 5 * (6 + 5 + 2) + 4 * (5 + 1)
+    assert not found.counts.not_counted
+
+
 @pytest.mark.parametrize(
     ("make", "reason"),
     [

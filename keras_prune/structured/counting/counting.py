@@ -11,7 +11,9 @@ import numpy as np
 
 from keras_prune.graph.graph import Node
 from keras_prune.layer_kinds import altered
+from keras_prune.models.stand_ins import stand_ins_in
 from keras_prune.scope import Skipped
+from keras_prune.strip import strip
 from keras_prune.structured.analysis.groups import Analysis, analyse
 from keras_prune.structured.analysis.widths import Kept, Products, Widths
 from keras_prune.structured.counting.memory import Memory
@@ -169,6 +171,8 @@ def _not_counted(analysis: Analysis, node: Node) -> str:
 def count(model: keras.Model, input_shape: Any = None) -> Counts:
     """Count a model's parameters, multiplications and bytes of activations, layer by layer.
 
+    A model that trains quantization-aware is counted as the plain one that it becomes.
+
     Args:
         model: built.
         input_shape: as for `trace`.
@@ -185,7 +189,7 @@ def count(model: keras.Model, input_shape: Any = None) -> Counts:
         >>> found.total
         Count(path='net', params=23, macs=18, activations=20, peak=28)
     """
-    analysis = analyse(model, input_shape=input_shape)
+    analysis = analyse(strip(model) if stand_ins_in(model) else model, input_shape=input_shape)
     counter = Counter(analysis)
     calls = {node.path: node for node in analysis.graph.walk() if node.body is None}
     not_counted = tuple(Skipped(path, why) for path, node in calls.items() if (why := _not_counted(analysis, node)))
