@@ -1,7 +1,7 @@
 """Shared weights: accuracy against the number of values and where k-means begins, at once and trained.
 
     python -m benchmarks.weight_sharing
-    python -m benchmarks.weight_sharing --samples 6000 --dense-epochs 4      small, that all of it runs
+    python -m benchmarks.weight_sharing --samples 6000 --dense-epochs 4      the figures of docs/design/sharing.md
 
 A small convolutional network on Fashion-MNIST is trained once for each seed. For each number of values (zero counted)
 and each start, the weights of a copy share values by `kp.share`, one codebook for each kernel; "once" is its accuracy
