@@ -1,7 +1,7 @@
 """A step of a recurrent cell as the operators of an int8 file compute it, each of their results rounded.
 
-A sum and what is added to it have one range: in a first step, whose state is zero, TFLite's converter leaves the
-addition out, and refuses two ranges for what is then one tensor.
+A sum and what is added to it share a range: there are fewer, and where the converter leaves out the addition of a first
+state, which is zero, one tensor has one range.
 """
 
 from __future__ import annotations
