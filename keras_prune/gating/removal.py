@@ -15,10 +15,9 @@ from keras_prune.keras_seam import layers_in
 from keras_prune.layers.gated import Gated
 from keras_prune.models.agreement import check_agreement
 from keras_prune.models.masked_layers import HoldsMasks
-from keras_prune.scope import Scope
 from keras_prune.statistics.batches import Batches
 from keras_prune.structured.analysis.groups import Analysis, Keep, Slot, analyse
-from keras_prune.structured.surgery.shrink import rebuild_bare, refuse_masks
+from keras_prune.structured.surgery.shrink import reading_axes, rebuild_bare, refuse_masks
 
 __all__ = ["remove_closed"]
 
@@ -97,7 +96,7 @@ def _removable(analysis: Analysis, closed: list[tuple[Gated, npt.NDArray[np.bool
             slot = logits[id(layer)][0]
             _keep(gone, why, slot.units[~never], f"{slot.path} opens it, or a channel that goes with it")
     mine = {id(variable) for layer, _ in closed for variable in layer.weights}
-    readers = _readers(analysis, closed)
+    readers = reading_axes(analysis) | {(id(layer.head.hidden_kernel), 0) for layer, _ in closed}
     for slot in analysis.slots:
         variable = slot.variable
         if variable is not None and id(variable) not in mine and (id(variable), slot.axis) not in readers:
@@ -133,14 +132,3 @@ def _reason(analysis: Analysis, layer: Gated) -> str:
     labels = entries[-1].labels if entries else np.zeros(0, np.int64)
     unknown = next((one.reason for one in analysis.skipped if one.path == node.path), "they go with its input's")
     return analysis.reason(labels) if (labels > OPAQUE).any() else unknown
-
-
-def _readers(analysis: Analysis, closed: list[tuple[Gated, npt.NDArray[np.bool_]]]) -> set[tuple[int, int]]:
-    """Axes of kernels along which inputs are summed: what is 0 there needs no weight."""
-    found = {
-        (id(target.variable), axis)
-        for target in Scope().survey(analysis.graph.model).targets
-        for axis in target.layout.inputs
-        if axis not in target.layout.outputs
-    }
-    return found | {(id(layer.head.hidden_kernel), 0) for layer, _ in closed}

@@ -30,7 +30,7 @@ from keras_prune.quantization.kinds import (
     name_of_activation,
     refusal_of,
 )
-from keras_prune.quantization.layers import FakeQuantize, QuantizedKernels, Seen
+from keras_prune.quantization.layers import FakeQuantize, QuantizedKernels, RoundedLayer, Seen
 from keras_prune.quantization.recurrent import QuantizedRecurrent
 from keras_prune.quantization.steps import refusal_of_recurrent
 from keras_prune.statistics.batches import Batches
@@ -91,7 +91,7 @@ def quantize_aware(
     _check(model, filters)
     plain = strip(model)
     made = _Placement(_chosen_by(filters), ranges, momentum).model(plain, inputs=True)
-    if not any(isinstance(layer, QuantizedKernels | QuantizedRecurrent) for layer in stand_ins_in(made)):
+    if not any(isinstance(layer, RoundedLayer) for layer in stand_ins_in(made)):
         names = [layer.name for layer in plain.layers]
         raise ValueError(f"quantize_aware: filters={filters!r} leave no layer with a kernel. There are: {names}")
     _begin_ranges(made, data)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -17,7 +18,7 @@ from keras_prune.models.variables import read
 from keras_prune.quantization.kinds import refusal_of, scaled_kernels
 from keras_prune.quantization.rounding import round_range, round_weights
 
-__all__ = ["RANGES", "FakeQuantize", "QuantizedKernels", "Seen", "extremes", "rounded_kernels"]
+__all__ = ["RANGES", "FakeQuantize", "QuantizedKernels", "RoundedLayer", "Seen", "extremes", "rounded_kernels"]
 
 RANGES = ("moving", "trained")
 """How a range comes about in training."""
@@ -185,8 +186,39 @@ def rounded_kernels(layer: keras.Layer, add_loss: Callable[[Any], None]) -> Iter
         add_loss(loss)
 
 
+class RoundedLayer(StandIn, Around):
+    """Base of the wrappers that run a layer rounded, and leave it in their place.
+
+    Args:
+        layer: the layer to wrap; if it is built, its weights are kept.
+        **kwargs: what any Keras layer takes; `dtype` is the wrapped layer's.
+
+    Raises:
+        ValueError: the layer is one that is not rounded so, with the reason.
+    """
+
+    def __init__(self, layer: keras.Layer, **kwargs: Any) -> None:
+        if isinstance(layer, keras.Layer):
+            reason = self.refusal(layer)
+            if reason:
+                raise ValueError(
+                    f"{type(self).__name__}: {type(layer).__name__} {layer.name!r} cannot be wrapped: {reason}."
+                )
+        super().__init__(layer, **kwargs)
+
+    @staticmethod
+    @abc.abstractmethod
+    def refusal(layer: keras.Layer) -> str:
+        """Return why a layer is not rounded so; empty where it is."""
+
+    @property
+    def plain(self) -> keras.Layer:
+        """The layer inside."""
+        return self.layer
+
+
 @keras.saving.register_keras_serializable(package="keras_prune")
-class QuantizedKernels(StandIn, Around):
+class QuantizedKernels(RoundedLayer):
     """Runs a layer with its kernels rounded as an int8 file holds them: symmetrically, with one scale a channel.
 
     The kernels themselves stay as they are and learn by the gradient of the rounded ones. Zeros stay zero, and equal
@@ -210,20 +242,14 @@ class QuantizedKernels(StandIn, Around):
     """
 
     def __init__(self, layer: keras.Layer, **kwargs: Any) -> None:
-        if isinstance(layer, keras.Layer):
-            reason = refusal_of(layer)
-            if reason:
-                raise ValueError(
-                    f"QuantizedKernels: {type(layer).__name__} {layer.name!r} cannot be wrapped: {reason}."
-                )
         super().__init__(layer, **kwargs)
         if layer.built:
             self.build()
 
-    @property
-    def plain(self) -> keras.Layer:
-        """The layer inside."""
-        return self.layer
+    @staticmethod
+    def refusal(layer: keras.Layer) -> str:
+        """Return why a layer has no kernel that is rounded so; empty where it has."""
+        return refusal_of(layer)
 
     def build_around(self) -> None:
         """Nothing: scales follow from the kernels."""

@@ -9,16 +9,14 @@ import keras
 from keras import layers as kl
 from keras import ops
 
-from keras_prune.layers.around import Around
-from keras_prune.models.stand_ins import StandIn
-from keras_prune.quantization.layers import FakeQuantize, extremes, rounded_kernels
+from keras_prune.quantization.layers import FakeQuantize, RoundedLayer, extremes, rounded_kernels
 from keras_prune.quantization.steps import STEPS, refusal_of_recurrent, tensors_of
 
 __all__ = ["QuantizedRecurrent"]
 
 
 @keras.saving.register_keras_serializable(package="keras_prune")
-class QuantizedRecurrent(StandIn, Around):
+class QuantizedRecurrent(RoundedLayer):
     """Runs an LSTM, GRU or SimpleRNN step by step as an int8 file does: both kernels and each tensor of a step rounded.
 
     Kernels are rounded symmetrically with one scale for each unit of each gate. A tensor of the step has one range for
@@ -43,22 +41,15 @@ class QuantizedRecurrent(StandIn, Around):
     """
 
     def __init__(self, layer: keras.Layer, ranges: str = "moving", momentum: float = 0.99, **kwargs: Any) -> None:
-        if isinstance(layer, keras.Layer):
-            known = isinstance(layer, kl.RNN)
-            reason = refusal_of_recurrent(layer) if known else "it is no LSTM, GRU or SimpleRNN"
-            if reason:
-                raise ValueError(
-                    f"QuantizedRecurrent: {type(layer).__name__} {layer.name!r} cannot be wrapped: {reason}."
-                )
         super().__init__(layer, **kwargs)
         self.ranges, self.momentum = ranges, float(momentum)
         if layer.built:
             self.build()
 
-    @property
-    def plain(self) -> keras.Layer:
-        """The layer inside."""
-        return self.layer
+    @staticmethod
+    def refusal(layer: keras.Layer) -> str:
+        """Return why a layer's steps are not rounded; empty where they are."""
+        return refusal_of_recurrent(layer) if isinstance(layer, kl.RNN) else "it is no LSTM, GRU or SimpleRNN"
 
     def build_around(self) -> None:
         """Make the ranges."""

@@ -78,6 +78,8 @@ class TFLiteFile:
             FlatbufferError: this file is damaged, or the new one would be too large.
             ExportError: an edit renamed an input or an output, which is a mistake of the edit.
         """
+        if not edits:
+            return self, ()
         model = _copy(self.model)
         changes: tuple[Change, ...] = ()
         for edit in edits:

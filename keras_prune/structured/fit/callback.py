@@ -7,7 +7,7 @@ from typing import Any
 
 import keras
 
-from keras_prune.devices import Device, resolve_device
+from keras_prune.devices import Device
 from keras_prune.in_step.parts import TrainingPart, check_parts
 from keras_prune.schedules import PolynomialDecay, Schedule
 from keras_prune.scope import Skipped
@@ -17,7 +17,7 @@ from keras_prune.structured.fit.regularise import GrowingRegularisation
 from keras_prune.structured.fit.structured_run import Goal, StructuredRun
 from keras_prune.structured.importances.importance import Importance
 from keras_prune.structured.importances.names import resolve_importance
-from keras_prune.structured.planning.unit_choice import OPTIONS
+from keras_prune.structured.planning.unit_choice import OPTIONS, multiples_for
 from keras_prune.training.stepped_callback import SteppedCallback
 
 __all__ = ["StructuredPruning"]
@@ -103,8 +103,7 @@ class StructuredPruning(SteppedCallback[StructuredRun]):
         )
         if scope not in ("local", "global"):
             raise ValueError(f"StructuredPruning: scope must be 'local' or 'global'. Received: {scope!r}")
-        if round_to is None:
-            round_to = 1 if target is None else resolve_device(target).multiple
+        round_to = multiples_for(round_to, target)
         for name, number in (("round_to", round_to), ("min_width", min_width)):
             if not isinstance(number, Mapping) and (not isinstance(number, int) or number < 1):
                 raise ValueError(f"StructuredPruning: {name} must be a whole number from 1. Received: {number!r}")

@@ -25,7 +25,14 @@ from keras_prune.structured.analysis.widths import Kept
 from keras_prune.structured.counting.counting import Count, Counter
 from keras_prune.structured.importances.names import resolve_importance
 from keras_prune.structured.planning.latency import Latency, Measure, Trials, find_measure
-from keras_prune.structured.planning.unit_choice import Ranking, check_reachable, keep_best, kept_after, limits_of
+from keras_prune.structured.planning.unit_choice import (
+    Ranking,
+    check_reachable,
+    keep_best,
+    kept_after,
+    limits_of,
+    multiples_for,
+)
 from keras_prune.structured.surgery.rewrite import rebuild
 from keras_prune.text.plaintext import printable
 from keras_prune.text.progress import progress
@@ -202,7 +209,7 @@ def plan(
     _check(model, {"params": params, "flops": flops, "memory": memory, "latency": latency}, threshold, measure, scope)
     device = None if target is None else resolve_device(target)
     analysis = analyse(model, exact=exact, frozen=frozen, input_shape=input_shape)
-    counter, limits = Counter(analysis), limits_of(analysis, max_share, min_width, round_to, device)
+    counter, limits = Counter(analysis), limits_of(analysis, max_share, min_width, multiples_for(round_to, device))
     targets = {"params": params, "macs": flops, "peak": memory}
     check_reachable(analysis, counter, targets, limits.least)
     chosen = resolve_importance(importance, data)

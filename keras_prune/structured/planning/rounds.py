@@ -10,14 +10,13 @@ import keras
 from rich import box
 from rich.table import Table
 
-from keras_prune.devices import resolve_device
 from keras_prune.monitoring.metric import Metric, Score
 from keras_prune.strategy import check_fraction
 from keras_prune.structured.analysis.groups import analyse
 from keras_prune.structured.counting.counting import Count, Counter
 from keras_prune.structured.planning.distill import Distillation
 from keras_prune.structured.planning.plan import WIDTH, Plan, plan, remove
-from keras_prune.structured.planning.unit_choice import check_reachable, limits_of
+from keras_prune.structured.planning.unit_choice import check_reachable, limits_of, multiples_for
 from keras_prune.text.tables import plain_lines
 
 __all__ = ["PruningHistory", "Round", "iterate"]
@@ -240,9 +239,8 @@ class _Goal:
         counter = Counter(analysis)
         most = limits.get("max_share", 1.0)  # of each round
         most = {k: self._in_all(v) for k, v in most.items()} if isinstance(most, Mapping) else self._in_all(most)
-        target = limits.get("target")
-        device = None if target is None else resolve_device(target)
-        least = limits_of(analysis, most, limits.get("min_width", 1), limits.get("round_to"), device).least
+        multiples = multiples_for(limits.get("round_to"), limits.get("target"))
+        least = limits_of(analysis, most, limits.get("min_width", 1), multiples).least
         check_reachable(analysis, counter, {self.field: self.share}, least)
         return counter.total(counter.sizes)
 

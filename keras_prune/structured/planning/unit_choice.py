@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from keras_prune.devices import Device
+from keras_prune.devices import Device, resolve_device
 from keras_prune.strategy import check_fraction
 from keras_prune.structured.analysis.groups import Analysis, Keep, labels_of_layer
 from keras_prune.structured.analysis.widths import Kept
@@ -23,6 +24,7 @@ __all__ = [
     "keep_best",
     "kept_after",
     "limits_of",
+    "multiples_for",
     "order_units",
     "why_not_more",
 ]
@@ -46,12 +48,23 @@ class Limits:
     multiples: Kept
 
 
+def multiples_for(round_to: PerLayer | None, target: str | Device | Mapping[str, Any] | None) -> PerLayer:
+    """Return the multiples that were given; without any, what the device likes that the model is for, else 1.
+
+    Example:
+        >>> multiples_for(None, "ethos-u55"), multiples_for(4, "ethos-u55"), multiples_for(None, None)
+        (8, 4, 1)
+    """
+    if round_to is not None:
+        return round_to
+    return 1 if target is None else resolve_device(target).multiple
+
+
 def limits_of(
     analysis: Analysis,
     max_share: float | Mapping[str, float],
     min_width: PerLayer,
-    round_to: PerLayer | None,
-    device: Device | None = None,
+    round_to: PerLayer,
 ) -> Limits:
     """Return the limits of all groups.
 
@@ -60,7 +73,6 @@ def limits_of(
         max_share: as for `plan`.
         min_width: as for `plan`.
         round_to: as for `plan`; layers of one group share the least common multiple.
-        device: what the model is for; its multiple is that of all layers where `round_to` is None.
 
     Raises:
         ValueError: a number is out of its range, no layer has that name, or a layer named in `max_share` makes no units
@@ -76,8 +88,6 @@ def limits_of(
         check_fraction("plan: max_share", max_share, below_one=False)
         share[:] = max_share
     sizes = np.array([group.size for group in analysis.groups], np.int64)
-    if round_to is None:
-        round_to = 1 if device is None else device.multiple
     multiples = _numbers(analysis, "round_to", round_to, math.lcm)
     width = _numbers(analysis, "min_width", min_width, max)
     least = np.maximum(np.ceil(sizes * (1.0 - share) - 1e-9).astype(np.int64), width)

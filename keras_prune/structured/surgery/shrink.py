@@ -63,12 +63,7 @@ def unread_units(analysis: Analysis) -> Keep:
         >>> unread_units(analyse(model))
         array([ True, False, False])
     """
-    inputs = {
-        (id(target.variable), axis)
-        for target in Scope().survey(analysis.graph.model).targets
-        for axis in target.layout.inputs
-        if axis not in target.layout.outputs
-    }
+    inputs = reading_axes(analysis)
     readers = [slot for slot in analysis.slots if (id(slot.variable), slot.axis) in inputs]
     multiplied, read_by = np.zeros(analysis.size, bool), np.zeros(analysis.size, bool)
     for slot in readers:
@@ -77,6 +72,16 @@ def unread_units(analysis: Analysis) -> Keep:
         read_by[slot.units[on & _rows(slot).any(axis=1)]] = True
     read_by[_summed_without_weights(analysis, readers)] = True
     return _one_left(analysis, multiplied & ~read_by)
+
+
+def reading_axes(analysis: Analysis) -> set[tuple[int, int]]:
+    """Return the axes of kernels along which inputs are summed, where a 0 needs no weight: (id of variable, axis)."""
+    return {
+        (id(target.variable), axis)
+        for target in Scope().survey(analysis.graph.model).targets
+        for axis in target.layout.inputs
+        if axis not in target.layout.outputs
+    }
 
 
 def _summed_without_weights(analysis: Analysis, readers: list[Slot]) -> npt.NDArray[np.int64]:
