@@ -17,7 +17,7 @@ from keras_prune.strategy import check_fraction
 
 __all__ = ["Paying"]
 
-LEAST = 0.75
+LEAST = 0.7
 """Share of the whole model's density that a tensor keeps under `Paying`, whatever its work."""
 
 
@@ -30,7 +30,7 @@ class Paying(Allocation):
     multiplications are brought to that share first, as many as the target has zeros for; $b_l = 0$ for the others. What
     is left of the target goes to the lowest scores of the whole model for their work, $s / m_l^{1/2}$ with $m_l$
     multiplications a weight: of all ways to stay below so many multiplications, leaving out the lowest
-    $|w| / m_l^{1/2}$ keeps $\sum w^2$ the largest. Where the $m_l$ differ, each tensor keeps at least 0.75 of the
+    $|w| / m_l^{1/2}$ keeps $\sum w^2$ the largest. Where the $m_l$ differ, each tensor keeps at least 0.7 of the
     share that all keep, as far as that can be, since early layers have the most work and few weights. While the
     schedule rises, so do the $b_l$: at s(t) they are $b_l \cdot s(t) / s_f$.
 
