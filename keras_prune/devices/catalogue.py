@@ -5,6 +5,7 @@ To add a device, add an instance here, with a line in `DEVICES`: nothing else te
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -171,6 +172,9 @@ _ARM_KERNELS = (
 
 _NEVER = (2.0, 2.0)
 
+_CHANNELS = 8
+"""Output channels that XNNPACK's dense kernels compute at a time, or half of them, and that an Ethos-U likes."""
+
 _ARM_CLUSTERS = Clusters(
     SWITCHES_ON,
     ((0.70, 1.51), (0.80, 2.10), (0.90, 3.46)),
@@ -193,14 +197,20 @@ ANY = Device(
     runs_on=("*",),
     note="no particular device: kernels are used where they gain or keep up on x86 and on ARM",
     stands_in=("web",),
+    multiple=_CHANNELS,
 )
 """What an export without a target is made for."""
 
-ARM64 = Device("arm64", _ARM_KERNELS, _ARM_CLUSTERS, runs_on=("aarch64", "arm64"), stands_in=("arm64", "web"))
-ANDROID = Device(
-    "android", _ARM_KERNELS, _ARM_CLUSTERS, note="64-bit ARM: the figures of arm64", stands_in=("arm64", "web")
+ARM64 = Device(
+    "arm64",
+    _ARM_KERNELS,
+    _ARM_CLUSTERS,
+    runs_on=("aarch64", "arm64"),
+    stands_in=("arm64", "web"),
+    multiple=_CHANNELS,
 )
-IOS = Device("ios", _ARM_KERNELS, _ARM_CLUSTERS, note="64-bit ARM: the figures of arm64", stands_in=("arm64", "web"))
+ANDROID = dataclasses.replace(ARM64, name="android", runs_on=(), note="64-bit ARM: the figures of arm64")
+IOS = dataclasses.replace(ANDROID, name="ios")
 WEB = Device(
     "web",
     _WEB_KERNELS,
@@ -211,9 +221,14 @@ WEB = Device(
     ),
     fixed_sizes="LiteRT.js refuses files with free sizes",
     stands_in=("web",),
+    multiple=_CHANNELS,
 )
 X86 = Device(
-    "x86", _X86_KERNELS, runs_on=("x86_64", "AMD64"), note="XNNPACK has no sparse convolutions on x86 with AVX"
+    "x86",
+    _X86_KERNELS,
+    runs_on=("x86_64", "AMD64"),
+    note="XNNPACK has no sparse convolutions on x86 with AVX",
+    multiple=_CHANNELS,
 )
 MCU = Device(
     "mcu",
@@ -240,6 +255,7 @@ def _ethos(name: str, npu: Npu, note: str) -> Device:
         integer_io=True,
         lists_weights=False,
         npu=npu,
+        multiple=_CHANNELS,
     )
 
 

@@ -24,7 +24,7 @@ from keras_prune.devices.gains import (
     pays_from,
 )
 from keras_prune.devices.npu import Npu
-from keras_prune.strategy import Strategy
+from keras_prune.strategy import Strategy, to_integers
 
 __all__ = ["STAND_INS", "Clusters", "Device", "Kernel"]
 
@@ -159,6 +159,8 @@ class Device(Strategy):
             "micro" each file is run in TensorFlow Lite Micro too.
         lists_weights: a file for it lists in its metadata how each weight is stored; False spares the flash.
         npu: the neural processing unit that its files are compiled for; None where a processor runs them as they are.
+        multiple: units that layers are made in multiples of: its dense kernels compute so many output channels at a
+            time, and what is left over takes as long as a whole multiple.
 
     Source: XNNPACK `src/subgraph.c`; LiteRT `tflite/delegates/xnnpack/README.md`, "Sparse inference".
 
@@ -186,6 +188,7 @@ class Device(Strategy):
     lists_weights: bool = True
     npu: Npu | None = None
     decode: bool = False
+    multiple: int = 1
 
     def __post_init__(self) -> None:
         for field in ("name", "fixed_sizes", "note"):
@@ -196,6 +199,9 @@ class Device(Strategy):
         _to_tuple(self, "stands_in", str)
         if self.quantize is not None:
             _to_tuple(self, "quantize", str, type(None))
+        to_integers(self, "multiple")
+        if self.multiple < 1:
+            raise ValueError(f"Device: multiple is counted from 1. Received: {self.multiple}")
         if not isinstance(self.clusters, Clusters | None):
             raise TypeError(f"Device: clusters must be a Clusters or None. Received: {self.clusters!r}")
         if not isinstance(self.npu, Npu | None):
@@ -222,11 +228,6 @@ class Device(Strategy):
     def packs_zeros(self) -> bool:
         """Whether zeros take less flash there, without a kernel that skips them."""
         return self.npu is not None or self.decode
-
-    @property
-    def multiple(self) -> int:
-        """Units that layers are made in multiples of for it: those that its NPU likes, else 1."""
-        return 1 if self.npu is None else self.npu.multiple
 
     @property
     def runs_here(self) -> bool:

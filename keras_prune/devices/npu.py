@@ -1,4 +1,4 @@
-"""What is known of a neural processing unit: what its compiler is told, and the shapes and zeros that it likes."""
+"""What is known of a neural processing unit: what its compiler is told, and the zeros that it likes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from keras.saving import register_keras_serializable
 
-from keras_prune.strategy import Strategy, to_integers
+from keras_prune.strategy import Strategy
 
 __all__ = ["Npu"]
 
@@ -22,7 +22,6 @@ class Npu(Strategy):
         system: the system configuration, of Vela's configuration file: clocks, and where memories are.
         memory: the memory mode, likewise.
         config: that file, as Vela's `--config` takes it: the path of one's own, or a name of Vela's.
-        multiple: units that layers are made in multiples of: what is left over occupies the hardware like a whole one.
         fast_zeros: (n, m) where the hardware is faster for kernels in which at most n of each m neighbouring input
             channels are not zero; None where zeros save only what is read of them.
 
@@ -30,7 +29,7 @@ class Npu(Strategy):
         >>> from keras_prune.devices import DEVICES
         >>> small = dataclasses.replace(DEVICES["ethos-u55"].npu, accelerator="ethos-u55-32")
         >>> board = dataclasses.replace(DEVICES["ethos-u55"], name="board", npu=small)
-        >>> board.npu.multiple, board.packs_zeros
+        >>> board.multiple, board.packs_zeros
         (8, True)
     """
 
@@ -40,16 +39,12 @@ class Npu(Strategy):
     system: str
     memory: str
     config: str = "Arm/vela.ini"
-    multiple: int = 8
     fast_zeros: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         for field in ("accelerator", "system", "memory", "config"):
             if not isinstance(value := getattr(self, field), str) or not value:
                 raise TypeError(f"Npu: {field} must be a text. Received: {value!r}")
-        to_integers(self, "multiple")
-        if self.multiple < 1:
-            raise ValueError(f"Npu: multiple is counted from 1. Received: {self.multiple}")
         if self.fast_zeros is not None:
             kept, of = self.fast_zeros
             if not 1 <= kept < of:

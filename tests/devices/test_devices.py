@@ -635,3 +635,9 @@ def test_a_kernel_that_never_pays_is_warned_of():
         UserWarning, match=r"skips single zeros is not faster .* for any matrix. By the target's figures"
     ):
         kp.prune(dense_net(64), 0.9, target=never)
+
+
+@pytest.mark.parametrize("multiple", [0, -8, 2.5])
+def test_a_multiple_is_counted_from_one(multiple):
+    with pytest.raises((TypeError, ValueError), match=rf"multiple.*{multiple}"):
+        Device("board", multiple=multiple)

@@ -10,7 +10,7 @@ whether a weight may be stored sparse at all.
 | size, flash | where a file can store them, single ones in all kernels | all |
 | size, flash, on a microcontroller or an NPU | in the kernels where they save flash | int8 |
 
-Of the units that structured shares leave, an NPU gets multiples of those that it likes.
+Structured shares leave units in the multiples of the device (`Device.multiple`) where time is minimised, and on an NPU.
 
 Values that weights share are tried where few of them take less room: in records of a microcontroller, and in what an
 NPU's compiler packs. Everywhere else a weight takes its byte, whatever the others are.
@@ -77,6 +77,7 @@ class Space:
         shares: that may be left, falling from 1.
         lines: of candidates.
         zeros_for: the device whose kernels choose pattern and tensors of zeros; None: single zeros in all kernels.
+        units_for: the device in whose multiples units are kept; None: any number is.
         notes: what is not searched, and why.
     """
 
@@ -87,6 +88,7 @@ class Space:
     shares: tuple[float, ...]
     lines: tuple[Line, ...]
     zeros_for: Device | None = None
+    units_for: Device | None = None
     notes: tuple[str, ...] = ()
 
     @property
@@ -170,6 +172,7 @@ def space_for(device: Device, objective: str, model: keras.Model) -> Space:
         shares,
         lines,
         zeros_for,
+        device if device.multiple > 1 and (fast or device.npu is not None) else None,
         tuple(notes),
     )
 

@@ -162,8 +162,7 @@ def steps_for(candidate: Candidate, space: Space, model: keras.Model) -> tuple[S
     again: tuple[Step, ...] = (Recalibrate(),) if normalised else ()
     steps: tuple[Step, ...] = ()
     if candidate.keep < 1:
-        target = space.device if space.device.multiple > 1 else None
-        steps += (RemoveUnits(space.goal, candidate.keep, target), *again)
+        steps += (RemoveUnits(space.goal, candidate.keep, space.units_for), *again)
     if candidate.sparsity:
         steps += (Zero(candidate.sparsity, space.zeros_for), *again)
     if candidate.values is not None:

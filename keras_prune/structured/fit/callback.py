@@ -52,7 +52,7 @@ class StructuredPruning(SteppedCallback[StructuredRun]):
         scope: "local" takes the same share of units in each group, "global" the lowest of the whole model.
         target: the device that the model is for, as for `kp.structured.plan`.
         round_to: groups that shrink keep a multiple of this many units, if they have as many; or numbers by layer.
-            None: what the NPU of the `target` likes (8 on an Ethos-U), else 1.
+            None: the multiple of the `target` (8 for XNNPACK and the Ethos-U), else 1.
         min_width: units that each group keeps at least; or numbers by layer (name or path).
         max_share: the share of units that may go in each group; or shares by layer (name or path), 0 to keep all.
         frozen: layers or nested models that stay as they are: names, paths or regular expressions.

@@ -49,11 +49,11 @@ class Limits:
 
 
 def multiples_for(round_to: PerLayer | None, target: str | Device | Mapping[str, Any] | None) -> PerLayer:
-    """Return the multiples that were given; without any, what the device likes that the model is for, else 1.
+    """Return the multiples that were given; without any, those of the device that the model is for, else 1.
 
     Example:
-        >>> multiples_for(None, "ethos-u55"), multiples_for(4, "ethos-u55"), multiples_for(None, None)
-        (8, 4, 1)
+        >>> multiples_for(None, "web"), multiples_for(4, "web"), multiples_for(None, "mcu"), multiples_for(None, None)
+        (8, 4, 1, 1)
     """
     if round_to is not None:
         return round_to

@@ -74,14 +74,14 @@ def test_multiples_widths_and_limits_hold():
     assert plan(net(), params=0.7, max_share=0.5).kept.min() >= 8
 
 
-def test_a_target_with_an_npu_likes_multiples():
-    npu = dataclasses.replace(DEVICES["ethos-u55"].npu, multiple=6)
-    board = dataclasses.replace(DEVICES["ethos-u55"], name="board", npu=npu)
-    assert plan(net(20), flops=0.5, target="ethos-u55").kept.tolist() == [8, 24]
+def test_a_target_has_multiples():
+    board = dataclasses.replace(DEVICES["ethos-u55"], name="board", multiple=6)
+    for target in ("ethos-u55", "android", "web", "x86"):
+        assert plan(net(20), flops=0.5, target=target).kept.tolist() == [8, 24]
     assert plan(net(20), flops=0.5, target=board).kept.tolist() == [12, 30]
-    # What the user states, and devices that like no multiple, leave any number of units.
+    # What the user states, and devices without a multiple, leave any number of units.
     assert (plan(net(20), flops=0.5, target="ethos-u55", round_to=1).kept == plan(net(20), flops=0.5).kept).all()
-    assert (plan(net(20), flops=0.5, target="web").kept == plan(net(20), flops=0.5).kept).all()
+    assert (plan(net(20), flops=0.5, target="mcu").kept == plan(net(20), flops=0.5).kept).all()
     with pytest.raises(ValueError, match=r"Unknown device: 'ethos-u99'"):
         plan(net(), flops=0.5, target="ethos-u99")
 

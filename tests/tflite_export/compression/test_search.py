@@ -7,8 +7,10 @@ import keras
 import pytest
 
 from keras_prune.devices import DEVICES
+from tflite_export.compression.candidate import Candidate
 from tflite_export.compression.search import Bounds, Search
 from tflite_export.compression.space import SHARES, Line, Space, space_for
+from tflite_export.compression.steps import steps_for
 from tflite_export.compression.tried import STAGES, Tried
 from tflite_export.measures.measure import Cost
 
@@ -260,3 +262,14 @@ def test_on_a_microcontroller_no_weight_is_decoded_where_time_counts():
     found = {what: space_for(DEVICES["mcu"], what, model).optimize for what in ("latency", "flash", "size")}
     assert found == {"latency": "portable", "flash": "size", "size": "size"}
     assert space_for(DEVICES["ethos-u55"], "latency", model).optimize == "speed"
+
+
+@pytest.mark.parametrize(
+    ("name", "objective", "kept"),
+    [("web", "latency", True), ("web", "size", False), ("mcu", "flash", False), ("ethos-u55", "flash", True)],
+)
+def test_units_are_kept_in_multiples_where_these_cost_less(name, objective, kept):
+    model = keras.Sequential([keras.Input((64,)), keras.layers.Dense(64, "relu"), keras.layers.Dense(2)])
+    space = space_for(DEVICES[name], objective, model)
+    (step,) = steps_for(Candidate(0.5), space, model)
+    assert (f"target='{name}'" in step.code(None)) == kept
