@@ -50,9 +50,9 @@ Floats = npt.NDArray[np.float32]
 
 
 def cnn() -> keras.Model:
-    """Three convolutions with batch normalizations and a Dense: 23,824 kernel weights."""
+    """Three convolutions with batch normalizations and a Dense: 93,728 kernel weights."""
     net = keras.Sequential([keras.Input((28, 28), name="x"), kl.Reshape((28, 28, 1))])
-    for filters, strides in ((16, 2), (32, 2), (64, 1)):
+    for filters, strides in ((32, 2), (64, 2), (128, 1)):
         net.add(kl.Conv2D(filters, 3, strides, "same", use_bias=False))
         net.add(kl.BatchNormalization(momentum=0.9))
         net.add(kl.ReLU())
@@ -62,8 +62,8 @@ def cnn() -> keras.Model:
 
 
 def lstm() -> keras.Model:
-    """An LSTM of 64 units over 28 rows of 28 pixels, and a Dense: 24,192 kernel weights."""
-    return keras.Sequential([keras.Input((28, 28), name="x"), kl.LSTM(64), kl.Dense(10)])
+    """An LSTM of 128 units over 28 rows of 28 pixels, and a Dense: 81,152 kernel weights."""
+    return keras.Sequential([keras.Input((28, 28), name="x"), kl.LSTM(128), kl.Dense(10)])
 
 
 NETS: dict[str, Callable[[], keras.Model]] = {"cnn": cnn, "lstm": lstm}
