@@ -77,7 +77,6 @@ class Space:
         shares: that may be left, falling from 1.
         lines: of candidates.
         zeros_for: the device whose kernels choose pattern and tensors of zeros; None: single zeros in all kernels.
-        units_for: the device in whose multiples units are kept; None: any number is.
         notes: what is not searched, and why.
     """
 
@@ -88,8 +87,13 @@ class Space:
     shares: tuple[float, ...]
     lines: tuple[Line, ...]
     zeros_for: Device | None = None
-    units_for: Device | None = None
     notes: tuple[str, ...] = ()
+
+    @property
+    def units_for(self) -> Device | None:
+        """The device in whose multiples units are kept, where time is minimised and on an NPU; None: any number is."""
+        kept = self.device.multiple > 1 and (self.goal == "flops" or self.device.npu is not None)
+        return self.device if kept else None
 
     @property
     def reference(self) -> Candidate:
@@ -172,7 +176,6 @@ def space_for(device: Device, objective: str, model: keras.Model) -> Space:
         shares,
         lines,
         zeros_for,
-        device if device.multiple > 1 and (fast or device.npu is not None) else None,
         tuple(notes),
     )
 

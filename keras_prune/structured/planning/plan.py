@@ -184,7 +184,8 @@ def plan(
         data: `(x, y)` or batches of it, for an importance that takes data and has none of its own, and to run files on
             when latency is measured.
         scope: "local" takes the same share of units in each group, "global" the lowest of the whole model.
-        target: the device that the model is for: "ethos-u55", or a `Device` of your own. None: no particular one.
+        target: the device that the model is for: "android", "ethos-u55", or a `Device` of your own: units are kept in
+            its multiple, and a latency is estimated for its NPU. None: no particular one.
         round_to: groups that shrink keep a multiple of this many units, if they have as many; or numbers by layer.
             None: the multiple of the `target` (8 for XNNPACK and the Ethos-U), else 1.
         min_width: units that each group keeps at least; or numbers by layer (name or path).
