@@ -169,7 +169,7 @@ def measure(target: str, options: argparse.Namespace) -> tuple[list[list[str]], 
         epochs=options.on,
         batch_size=64,
         seed=options.seed,
-        distill=kp.structured.Distillation() if options.distill else None,
+        distill=not options.labels_only,
         verbose=2 if sys.stdout.isatty() else 0,
     )
     minutes = (time.perf_counter() - start) / 60
@@ -204,7 +204,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--tests", type=int, default=10_000, help="of the 10,000 for testing")
     parser.add_argument("--epochs", type=int, default=15, help="of dense training")
     parser.add_argument("--on", type=int, default=8, help="epochs of a full fine-tuning")
-    parser.add_argument("--distill", action="store_true", help="candidates learn from the dense model, too")
+    parser.add_argument("--labels-only", action="store_true", help="candidates do not learn from the dense model")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--folder", type=Path, help="of files, models and journals; by default in the cache of data sets"

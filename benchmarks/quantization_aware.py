@@ -19,7 +19,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,11 +81,24 @@ def unrolled(model: keras.Model) -> keras.Model:
     return copy
 
 
-def fit(model: keras.Model, x: Floats, y: Any, epochs: int, rate: float, batch: int, callbacks: list[Any]) -> None:
-    """Train by Adam, with a cosine decay of the learning rate."""
-    decay = keras.optimizers.schedules.CosineDecay(rate, max(1, epochs * (len(x) // batch)))
+def fit(
+    model: keras.Model,
+    x: Floats,
+    y: Any,
+    epochs: int,
+    rate: float,
+    batch: int,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
+    teacher: keras.Model | None = None,
+) -> None:
+    """Train by Adam, with a cosine decay of the learning rate; beside the labels, a teacher's answers are learnt."""
+    decay = keras.optimizers.schedules.CosineDecay(rate, max(1, epochs * -(-len(x) // batch)))
     model.compile(keras.optimizers.Adam(decay), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-    model.fit(x, y, batch_size=batch, epochs=epochs, verbose=0, callbacks=callbacks)
+    options = {"batch_size": batch, "epochs": epochs, "verbose": 0, "callbacks": list(callbacks)}
+    if teacher is None:
+        model.fit(x, y, **options)
+    else:
+        kp.structured.Distillation(teacher, temperature=3.0, alpha=0.3).fit(model, x=x, y=y, **options)
 
 
 def written(model: keras.Model, quantize: str | None, x: Floats) -> bytes:
@@ -104,7 +117,7 @@ def accuracy(file: bytes, images: Images) -> float:
 
 def scaled(pictures: npt.NDArray[np.uint8]) -> Floats:
     """Return pixels in [0, 1]."""
-    return pictures.astype(np.float32) / 255
+    return pictures.astype(np.float32) / np.float32(255)
 
 
 def zeros(file: bytes) -> float:
@@ -133,13 +146,15 @@ def measure(name: str, images: Images, seed: int, options: argparse.Namespace) -
     x, y = scaled(images.x_train[drawn]), images.y_train[drawn].astype(np.int32)
     model = NETS[name]()
     dense, pruning, aware = options.epochs
-    fit(model, x, y, dense, 2e-3, options.batch, [])
+    fit(model, x, y, dense, 2e-3, options.batch)
     found = [accuracy(written(model, None, x), images)]
-    fit(model, x, y, pruning, 2e-3, options.batch, [kp.Pruning(SPARSITY)])
+    teacher = keras.models.clone_model(model)
+    teacher.set_weights(model.get_weights())
+    fit(model, x, y, pruning, 2e-3, options.batch, [kp.Pruning(SPARSITY, allocation=options.allocation)], teacher)
     model = unrolled(kp.strip(model))
     found += [accuracy(written(model, quantize, x), images) for quantize in (None, "int8")]
     model = kp.quantize_aware(model, data=x[:CALIBRATION])
-    fit(model, x, y, aware, 5e-4, options.batch, [])
+    fit(model, x, y, aware, 5e-4, options.batch, teacher=teacher)
     file = written(model, "int8", x)
     answers = model.predict(scaled(images.x_test), batch_size=500, verbose=0)
     own = 100.0 * float(np.mean(answers.argmax(-1) == images.y_test))
@@ -155,6 +170,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--images", type=int, default=60_000, help="training pictures")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--epochs", type=int, nargs=3, default=[6, 6, 3], help="dense, pruning, quantization-aware")
+    parser.add_argument("--allocation", default="uniform", help="how the zeros are shared out between the kernels")
     options = parser.parse_args(arguments)
     images = fashion_mnist()
     rows, met = [], True

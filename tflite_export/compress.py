@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 import re
@@ -52,7 +53,7 @@ def compress(
     mode: str = "auto",
     epochs: int | None = None,
     batch_size: int | None = None,
-    distill: Distillation | None = None,
+    distill: Distillation | bool = True,
     seed: int = 0,
     folder: str | os.PathLike[str] | None = None,
     measure: Measure | None = None,
@@ -90,7 +91,9 @@ def compress(
         mode: "max", "min", or "auto" as Keras finds it; a function's value rises with "auto".
         epochs: of the full fine-tuning; the short one is a quarter of it, one at least. None: 8. 0: nothing is trained.
         batch_size: of fine-tuning, where data are arrays; None: 32.
-        distill: candidates learn from the plain model too, with this temperature and these weights.
+        distill: whether candidates learn from the plain model's answers beside the labels. True: where these are
+            classes, and Keras's Distiller can train the model; otherwise from labels alone, and the report says why.
+            A `keras_prune.structured.Distillation` says how. False: from labels alone.
         seed: of Python's, NumPy's and TensorFlow's generators, set before each fine-tuning.
         folder: of the search; None: `NAME-search` beside the path.
         measure: how cost is measured; None: by what the device is and what is installed.
@@ -126,6 +129,7 @@ def compress(
     if not given.trains:
         bounds = _untrained(bounds, epochs)
     judge = Judge(model, validation, metric, mode)
+    taught, untaught = _distillation(distill, plain, given)
     space = space_for(device, minimize, plain)
     place = Path(folder) if folder is not None else Path(path).with_name(f"{Path(path).stem}-search")
     asked = {
@@ -136,7 +140,7 @@ def compress(
         "mode": mode,
         "epochs": bounds.epochs,
         "batch_size": batch_size,
-        "distill": None if distill is None else [distill.temperature, distill.alpha, distill.outputs],
+        "distill": None if taught is None else [taught.temperature, taught.alpha, taught.outputs],
         "seed": seed,
         "measure": None if measure is None else type(measure).__name__,
         "data": digest_of_data(data),
@@ -147,7 +151,7 @@ def compress(
         Journal(place, asked) as journal,
         SearchProgress(bounds.seconds or bounds.trials or 1, shown=verbose > 0) as progress,
     ):
-        lab = Workshop(plain, space, given, judge, measuring, journal, seed=seed, distill=distill, say=progress.doing)
+        lab = Workshop(plain, space, given, judge, measuring, journal, seed=seed, distill=taught, say=progress.doing)
         search = Search(space, lab, bounds, after=lambda: progress.done(*_so_far(search, lab, bounds)))
         interrupted = False
         try:
@@ -162,7 +166,7 @@ def compress(
     assert judge.metric is not None
     epochs_of_best = search.epochs_of(best)
     write_atomically(path, (place / best.file).read_bytes())
-    notes = [*space.notes, *search.notes, *([judge.note] if judge.note else [])]
+    notes = [*space.notes, *search.notes, *(note for note in (untaught, judge.note) if note)]
     if not bounds.epochs:
         notes.append("nothing was trained")
     if interrupted:
@@ -247,6 +251,31 @@ def _check_model(model: Any, validation: Any, epochs: int) -> None:
             "a model that is not compiled",
             "Call compile(...) on it; or pass epochs=0 and validation= as a function.",
         )
+
+
+def _distillation(
+    distill: Distillation | bool, plain: keras.Model, given: TrainingData
+) -> tuple[Distillation | None, str]:
+    """Return how candidates learn from the plain model; or None, and why they do not where that was not asked for."""
+    if not isinstance(distill, Distillation | bool):
+        raise ExportError(
+            "distill",
+            "must be True, False or a keras_prune.structured.Distillation",
+            repr(distill),
+            "Leave it out: candidates then learn from the plain model where they can.",
+        )
+    if distill is False or not given.trains:
+        return None, ""
+    chosen = Distillation() if distill is True else distill
+    taught = chosen if chosen.teacher is not None else dataclasses.replace(chosen, teacher=plain)
+    reason = "samples have weights" if given.weighted else taught.refusal(plain, **given.fit)
+    if distill is not True:
+        if reason:
+            raise ExportError("distill", "must be able to train the model", reason, "Pass distill=False.")
+        return taught, ""
+    if not reason and taught.kind_of(plain) == "values":
+        reason = "by its loss, the model's outputs are values and not classes"
+    return (None, f"candidates learned from labels alone: {reason}") if reason else (taught, "")
 
 
 def _untrained(bounds: Bounds, epochs: int | None) -> Bounds:

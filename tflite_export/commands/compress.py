@@ -44,6 +44,9 @@ def compress(
     mode: Annotated[str, typer.Option(help="Whether the metric should rise: max, min, or auto.")] = "auto",
     epochs: Annotated[int, typer.Option(min=0, help="Epochs of the full fine-tuning.")] = EPOCHS,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Samples in a batch of fine-tuning.")] = None,
+    distill: Annotated[
+        bool, typer.Option(help="Candidates learn from the plain model's answers too, where these are classes.")
+    ] = True,
     seed: Annotated[int, typer.Option(min=0, help="Set before each fine-tuning.")] = 0,
     folder: Annotated[
         Path | None, typer.Option(help="Folder of the search, from which it goes on. Default: beside the file.")
@@ -81,6 +84,7 @@ def compress(
         mode=mode,
         epochs=epochs,
         batch_size=batch_size,
+        distill=distill,
         seed=seed,
         folder=folder,
         measure=measure,

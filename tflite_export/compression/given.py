@@ -32,12 +32,14 @@ class TrainingData:
         inputs: the first samples of x, in the structure of the model's inputs.
         code: lines that make `inputs` of `data`, for the recipe.
         arguments: the options of `fit` that hold the data, as code.
+        weighted: whether samples have weights.
     """
 
     fit: dict[str, Any]
     inputs: Any
     code: tuple[str, ...]
     arguments: str
+    weighted: bool = False
 
     @property
     def trains(self) -> bool:
@@ -85,7 +87,7 @@ class TrainingData:
             _refuse_list(data)
             fit, code, arguments = {"x": data}, _FIRST, "x=data"
         labelled = len(parts) > 1
-        return cls(fit if labelled else {}, inputs, tuple(code), arguments)
+        return cls(fit if labelled else {}, inputs, tuple(code), arguments, weighted=len(parts) > 2)
 
 
 _FIRST = [

@@ -7,7 +7,9 @@ share cannot beat the best file so far are not looked at again:
 1. single means are tried first: what they cost says what combinations will;
 2. the line whose next share promises the lowest cost is tried at that share. Without training first: a file that
    costs no less than the best so far goes no further. Then with a short fine-tuning;
-3. those that hold, or nearly, are fine-tuned fully, the cheapest first, until one holds; then 2 again, from there;
+3. one that holds, or nearly, and costs no more than the next share promises is fine-tuned fully: nothing cheaper is in
+   sight, and what full training brings, or does not, says which others are near. Where it misses, and as large a step
+   again would make it hold, it is trained on;
 4. time that a budget has left then goes to the nearest misses: the cheaper candidate with the smallest drop is trained
    on, as long as the time allows and the drop falls; where one holds, 2 again, from there.
 
@@ -30,16 +32,18 @@ __all__ = ["Bounds", "Search"]
 
 GAIN = 1.02
 """A candidate is worth a trial if it promises so much more than the best so far: less is noise."""
-FULL = 3
-"""Candidates in a row that are trained fully without one that holds."""
-NEAR = 3.0
+NEAR = 4.0
 """Times `max_drop` that a candidate may be below the plain file after a short fine-tuning to be trained fully,"""
-NEAR_SHARE = 0.02
+NEAR_SHARE = 0.04
 """or this share of the plain file's metric, if that is more."""
+ON = 2
+"""Times the epochs of the full fine-tuning that a candidate is trained on for as large a step again."""
 LONG = 4
-"""Times the epochs of the full fine-tuning that a near miss is trained on at most: each more brings less."""
+"""Times these epochs that a near miss is trained on at most, in time that is left: each more brings less."""
 RECOVERS = 2.0
 """Times what full fine-tuning has brought at most that it is trusted to bring again."""
+LEAST_LEFT = 0.2
+"""The least share of a drop that full fine-tuning is trusted to leave."""
 
 
 class Laboratory(Protocol):
@@ -106,9 +110,13 @@ class Search:
             else:
                 self._try(candidate, always=True)
         while True:
-            while self._allows() and (following := self._next()) is not None:
+            following = self._next() if self._allows() else None
+            ready = self._promising()
+            if ready and (following is None or ready[0].ratio >= self._promised(following)):
+                self._train_fully(ready[0])
+            elif following is not None:
                 self._try(following)
-            if not self._train_the_best() and not self._train_near_misses():
+            elif not self._train_near_misses():
                 return
 
     # -- results ------------------------------------------------------------------------------------------------------
@@ -234,23 +242,17 @@ class Search:
 
     # -- the last stage -----------------------------------------------------------------------------------------------
 
-    def _train_the_best(self) -> bool:
-        """Train fully what holds or nearly does, the cheapest first, until one holds; gives whether one does."""
-        promising = self._promising() if self._bounds.epochs else []
-        best = self.best()
-        first = promising[:FULL]
-        for tried in (*first, *(each for each in promising[FULL:] if best and each.candidate == best.candidate)):
-            epochs = self._affordable(self._bounds.epochs)
-            if epochs < 1:
-                self._note("the budget left no time to train the best candidates fully")
-                return False
-            if epochs < self._bounds.epochs:
-                self._note(f"the budget left time for {epochs} of {self._bounds.epochs} epochs of full fine-tuning")
-            if tried.stage == "untrained":  # it held without training
-                self._train(tried.candidate, self._bounds.short)
-            if self._train(tried.candidate, epochs).holds(self._bounds.max_drop):
-                return True
-        return False
+    def _train_fully(self, tried: Tried) -> None:
+        """Train a candidate fully, or on, as far as the budget allows."""
+        if tried.stage == "full":
+            self._train(tried.candidate, ON * self._bounds.epochs)
+            return
+        epochs = self._affordable(self._bounds.epochs)
+        if epochs < self._bounds.epochs:
+            self._note(f"the budget left time for {epochs} of {self._bounds.epochs} epochs of full fine-tuning")
+        if tried.stage == "untrained":  # it held without training
+            self._train(tried.candidate, self._bounds.short)
+        self._train(tried.candidate, epochs)
 
     def _train_near_misses(self) -> bool:
         """Train on what misses by least, in the time that is left, until one holds; gives whether one does."""
@@ -266,7 +268,7 @@ class Search:
 
     def _misses(self) -> list[Tried]:
         """Return the cheaper candidates that do not hold yet, the smallest drop first."""
-        near = self._near()
+        near = self._within_reach()
         found = [
             each
             for each in self._cheaper()
@@ -275,16 +277,31 @@ class Search:
         return sorted(found, key=lambda each: (_drop(each), str(each.candidate)))
 
     def _promising(self) -> list[Tried]:
-        """Return the candidates to train fully, the cheapest first."""
+        """Return the candidates to train fully, the cheapest first: the best so far, and others that are near."""
+        if not self._bounds.epochs:
+            return []
         near = self._near()
         found = [
             each
             for each in self._cheaper()
             if not each.candidate.is_plain
-            and each.stage not in _TRAINED
-            and (each.holds(self._bounds.max_drop) or (each.stage == "short" and _drop(each) <= near))
+            and (
+                (each.stage in ("untrained", "short") and each.holds(self._bounds.max_drop))
+                or (each.stage == "short" and _drop(each) <= near)
+                or (each.stage == "full" and self._is_worth_more(each))
+            )
         ]
+        if found and self._affordable(self._bounds.epochs) < 1:
+            self._note("the budget left no time to train the best candidates fully")
+            return []
         return sorted(found, key=lambda each: (-each.ratio, str(each.candidate)))
+
+    def _is_worth_more(self, tried: Tried) -> bool:
+        """Whether a fully trained candidate would hold if more training took the same share of its drop once more."""
+        if self._bounds.seconds is None or self._affordable(ON * self._bounds.epochs) < ON * self._bounds.epochs:
+            return False
+        short, last = _drop(self._lab.tried[tried.candidate, "short"]), _drop(tried)
+        return self._bounds.max_drop < last < short and last * last / short <= self._bounds.max_drop
 
     def _cheaper(self) -> list[Tried]:
         """Return the best candidate and those with a file that costs less, each as far as it was trained."""
@@ -297,22 +314,37 @@ class Search:
             and (best is None or each.candidate == best.candidate or each.ratio > GAIN * best.ratio)
         ]
 
-    def _brought(self) -> list[float]:
-        """Return by how much more training made the drop of a short one smaller, for each that was trained more."""
+    def _brought(self) -> list[tuple[float, float]]:
+        """Return the drop after the short training and after the last one, for each that was trained more."""
         tried = self._lab.tried
         more = [candidate for candidate, stage in tried if stage == "full"]
-        found = [_drop(tried[candidate, "short"]) - _drop(self._stages(candidate)[-1]) for candidate in more]
-        return [each for each in found if math.isfinite(each)]
+        found = [(_drop(tried[candidate, "short"]), _drop(self._stages(candidate)[-1])) for candidate in more]
+        return [(short, last) for short, last in found if math.isfinite(short) and math.isfinite(last)]
 
     def _near(self) -> float:
         """Return the drop after a short fine-tuning that a full one may make good.
 
-        Once some were trained fully, it is by what that brought, with room for as much again.
+        Once one that was trained fully did not hold, nothing is expected that was not seen.
         """
         brought, most = self._brought(), self._bounds.max_drop
-        if brought:
-            return most + RECOVERS * max(0.0, *brought)
-        return max(NEAR * most, NEAR_SHARE * abs(self._lab.tried[Candidate(), "untrained"].metric or 0.0))
+        failed = [short for short, last in brought if last > most]
+        if not failed:
+            return self._within_reach()
+        gained = max(0.0, *(short - last for short, last in brought))
+        left = min((last / short for short, last in brought if short > most), default=1.0)
+        return min(max(most + gained, most / max(LEAST_LEFT, left)), *failed)
+
+    def _within_reach(self) -> float:
+        """Return the drop that training may make good at the best.
+
+        Once some were trained fully, it is by what that brought: with room for as much again, or to the least share.
+        """
+        brought, most = self._brought(), self._bounds.max_drop
+        if not brought:
+            return max(NEAR * most, NEAR_SHARE * abs(self._lab.tried[Candidate(), "untrained"].metric or 0.0))
+        gained = max(0.0, *(short - last for short, last in brought))
+        left = min((last / short for short, last in brought if short > most), default=1.0)
+        return max(most + RECOVERS * gained, most / min(1.0, max(LEAST_LEFT, left)))
 
     def _affordable(self, wanted: int) -> int:
         """Return how many of the wanted epochs of training the budget still allows."""

@@ -24,7 +24,7 @@ from tflite_export.compression.candidate import Candidate
 from tflite_export.compression.given import TrainingData
 from tflite_export.compression.space import Space
 
-__all__ = ["Step", "Training", "steps_for", "target_as_code"]
+__all__ = ["Step", "Training", "distillation_as_code", "steps_for", "target_as_code"]
 
 
 class Step(ABC):
@@ -173,6 +173,15 @@ def steps_for(candidate: Candidate, space: Space, model: keras.Model) -> tuple[S
 def target_as_code(device: Device) -> str:
     """Return a device as code: its name, or the variable `device` for one of the user's own."""
     return repr(device.name) if DEVICES.get(device.name) == device else "device"
+
+
+def distillation_as_code(distill: Distillation, model: keras.Model) -> str:
+    """Return the line that makes the variable `distill`: of the variable `model`, where that is the teacher."""
+    if distill.teacher is not model or distill.losses is not None:
+        return "# distill: the Distillation that the search was given, its teacher and its losses"
+    outputs = "" if distill.outputs is None else f", outputs={distill.outputs!r}"
+    settings = f"temperature={distill.temperature!r}, alpha={distill.alpha!r}{outputs}"
+    return f"distill = kp.structured.Distillation(model, {settings})"
 
 
 def learning_rate(model: Any) -> float | None:

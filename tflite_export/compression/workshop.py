@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import time
 import warnings
@@ -25,7 +24,14 @@ from tflite_export.compression.given import TrainingData
 from tflite_export.compression.journal import Journal
 from tflite_export.compression.judging import Judge
 from tflite_export.compression.space import Space
-from tflite_export.compression.steps import Step, Training, learning_rate, steps_for, target_as_code
+from tflite_export.compression.steps import (
+    Step,
+    Training,
+    distillation_as_code,
+    learning_rate,
+    steps_for,
+    target_as_code,
+)
 from tflite_export.compression.tried import STAGES, Tried
 from tflite_export.errors import ExportError
 from tflite_export.export import export
@@ -51,7 +57,7 @@ class Workshop:
         measure: gives their cost.
         journal: of what is done.
         seed: set before each fine-tuning.
-        distill: how candidates learn from the plain model; None where they do not.
+        distill: how candidates learn from a teacher; None where they learn from labels alone.
 
     Attributes:
         tried: what was tried, by candidate and stage, in the order of the search.
@@ -77,7 +83,7 @@ class Workshop:
         self._judge, self._measure, self._journal = judge, measure, journal
         self._seed, self._say = seed, say
         self._rate = learning_rate(model)
-        self._distill = distill if distill is None or distill.teacher else dataclasses.replace(distill, teacher=model)
+        self._distill = distill
         self.tried: dict[tuple[Candidate, str], Tried] = {}
         self.spent = 0.0
         self.making_seconds = 0.0
@@ -284,8 +290,7 @@ class Workshop:
         optimize = "" if self._space.optimize == "speed" else f", optimize={self._space.optimize!r}"
         lines = ["import keras", "import keras_prune as kp", "import tflite_export as tx", "", *self._data.code]
         if self._distill is not None and epochs:
-            settings = f"temperature={self._distill.temperature!r}, alpha={self._distill.alpha!r}"
-            lines.append(f"distill = kp.structured.Distillation(model, {settings})")
+            lines.append(distillation_as_code(self._distill, self._plain))
         lines.append("model = kp.strip(model)  # a copy, its optimizer fresh")
         lines += [step.code(self._data) for step in self.steps(tried.candidate, epochs)]
         few = "inputs" if not tree.is_nested(self._data.inputs) else "first"

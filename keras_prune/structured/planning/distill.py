@@ -8,7 +8,7 @@ from typing import Any
 import keras
 from keras import ops, tree
 
-from keras_prune.keras_seam import loss_arguments, output_structure
+from keras_prune.keras_seam import from_keras, loss_arguments, output_structure
 from keras_prune.strategy import check_fraction
 from keras_prune.strip import strip
 
@@ -24,6 +24,9 @@ LOSSES = {
 """What outputs are by the name of the loss: without, and with `from_logits=True`."""
 
 UNUSED = ("sample_weight", "class_weight")
+"""Options of `fit` that Keras's Distiller ignores."""
+OWN_STEPS = ("train_step", "compute_loss", "stateless_compute_loss")
+"""Methods by which a class of the user's trains in a way of its own, which the Distiller does not call."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,27 +86,65 @@ class Distillation:
 
         Raises:
             ValueError: there is no teacher; the student is not compiled, or in a way that Keras's Distiller cannot
-                train with: weighted samples, classes or outputs.
+                train with: weighted samples, classes or outputs, metrics that are no list, or a class with a
+                `train_step` or `compute_loss` of its own.
         """
+        return self._distiller(student, options).fit(**options)
+
+    def refusal(self, student: keras.Model, **options: Any) -> str:
+        """Return why `fit` would refuse a student and options; empty where it trains.
+
+        Args:
+            student: as for `fit`; it stays as it is.
+            **options: as for `fit`. Weights in a data set are seen only while it is read.
+
+        Example:
+            >>> student = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)], name="small")
+            >>> Distillation(student).refusal(student)[:54]
+            "Distillation: 'small' must be compiled with a loss, in"
+        """
+        try:
+            self._distiller(student, options)
+        except ValueError as error:
+            return str(error)
+        return ""
+
+    def kind_of(self, student: keras.Model) -> str:
+        """Return what the outputs of a compiled student are: `outputs`, or what its loss says.
+
+        Raises:
+            ValueError: its losses take outputs of different kinds.
+        """
+        return self.outputs or _outputs_of(student)
+
+    def _distiller(self, student: keras.Model, options: dict[str, Any]) -> keras.Model:
+        """Return the compiled model that trains the student on both losses."""
         if self.teacher is None:
             raise ValueError("Distillation: fit needs a teacher. Received: teacher=None. Give Distillation one.")
+        own = [step for step in OWN_STEPS if not from_keras(getattr(type(student), step))]
+        if own:
+            raise ValueError(
+                f"Distillation: the class of {student.name!r} must be trained as Keras trains a model. Received: "
+                f"{type(student).__name__}, which has its own {', '.join(own)}. Train it without a teacher."
+            )
         config = _compile_config(student)
         given = [name for name in UNUSED if options.get(name) is not None]
         if given or config.get("loss_weights") or config.get("weighted_metrics"):
+            raise _weights_are_unknown(given or "loss_weights or weighted_metrics in compile")
+        if not isinstance(config["metrics"], list | tuple | None):
             raise ValueError(
-                "Distillation: Keras's Distiller knows no weights of samples, classes or outputs. Received: "
-                f"{given or 'loss_weights or weighted_metrics in compile'}. Train without them, or give iterate a "
-                "function as retrain."
+                "Distillation: metrics must be a list: Keras's Distiller knows no others. Received: "
+                f"{type(config['metrics']).__name__}. Compile the model with a list of metrics."
             )
         losses = self.losses if self.losses is not None else self._losses(student)
         distiller = _Distiller(strip(self.teacher), student, losses, student_loss_weight=self.alpha)
         settings = {name: config[name] for name in ("run_eagerly", "steps_per_execution", "jit_compile")}
         metrics = keras.saving.deserialize_keras_object(config["metrics"])
         distiller.compile(optimizer=student.optimizer, loss=student.loss, metrics=metrics, **settings)
-        return distiller.fit(**options)
+        return distiller
 
     def _losses(self, student: keras.Model) -> Any:
-        kind = self.outputs or _outputs_of(student)
+        kind = self.kind_of(student)
         # By name, Keras 3.15 finds the function, and then leaves out the softmax that it keeps for the class.
         made = keras.losses.MeanSquaredError if kind == "values" else keras.losses.KLDivergence
         outputs = output_structure(student)
@@ -111,6 +152,13 @@ class Distillation:
         if kind == "values":
             return keras.distillation.FeatureDistillation(loss=each)
         return _Classes(kind, self.temperature, each)
+
+
+def _weights_are_unknown(received: Any) -> ValueError:
+    return ValueError(
+        f"Distillation: Keras's Distiller knows no weights of samples, classes or outputs. Received: {received}. "
+        "Train without them, or give iterate a function as retrain."
+    )
 
 
 def _compile_config(student: keras.Model) -> dict[str, Any]:
@@ -168,5 +216,7 @@ class _Distiller(keras.distillation.Distiller):
     def compute_loss(
         self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
     ) -> Any:
+        if sample_weight is not None:
+            raise _weights_are_unknown("samples with weights in the data set")
         total = super().compute_loss(x, y, y_pred, sample_weight, training)
         return ops.sum(ops.stack([total, *self.student.losses])) if self.student.losses else total

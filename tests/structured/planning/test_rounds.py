@@ -4,6 +4,7 @@ import json
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from keras import layers as kl
 from keras import ops
 from sklearn.datasets import load_digits
@@ -288,3 +289,26 @@ def test_what_the_distiller_cannot_do_is_refused(digits):
     plain = keras.Sequential([keras.Input((64,)), kl.Dense(10)])
     with pytest.raises(ValueError, match=r"must be compiled with a loss"):
         Distillation(mlp()).fit(plain, x=x, y=y)
+
+
+def test_what_the_distiller_would_ignore_is_refused_too(digits):
+    """Weights in a data set, metrics by name of output, a class that trains in its own way."""
+    (x, y), _ = digits
+    student = mlp()
+    weighted = tf.data.Dataset.from_tensor_slices((x[:32], y[:32], np.ones(32, "float32"))).batch(16)
+    assert Distillation(mlp()).refusal(student, x=weighted) == ""
+    with pytest.raises(ValueError, match=r"no weights of samples.*Received: samples with weights in the data set"):
+        Distillation(mlp()).fit(student, x=weighted, verbose=0)
+    student.compile("sgd", student.loss, metrics={student.layers[-1].name: ["accuracy"]})
+    with pytest.raises(ValueError, match=r"metrics must be a list.*Received: dict"):
+        Distillation(mlp()).fit(student, x=x, y=y)
+
+    class Own(keras.Model):
+        def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+            return 2.0 * super().compute_loss(x, y, y_pred, sample_weight, training)
+
+    own = Own(student.inputs, student.outputs)
+    own.compile("sgd", student.loss)
+    assert "Received: Own, which has its own compute_loss" in Distillation(mlp()).refusal(own, x=x, y=y)
+    with pytest.raises(ValueError, match=r"as Keras trains a model.*its own compute_loss\. Train it without"):
+        Distillation(mlp()).fit(own, x=x, y=y)

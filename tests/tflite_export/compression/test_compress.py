@@ -6,6 +6,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from keras import layers as kl
 
 import keras_prune as kp
@@ -317,20 +318,92 @@ def test_ctrl_c_ends_with_the_best_so_far(small, rows, tmp_path, monkeypatch, st
     assert "interrupted" not in " ".join(call(small, rows, path, **options).notes)
 
 
-def test_candidates_may_learn_from_the_plain_model(small, rows, tmp_path, monkeypatch, stub):
-    taught = []
+@pytest.fixture
+def taught(monkeypatch):
+    """What each distillation is given: temperature, weights of teacher and student, epochs."""
+    found = []
     fit = kp.structured.Distillation.fit
 
     def watched(self, student, **options):
-        taught.append((self.temperature, self.teacher.count_params(), student.count_params(), options["epochs"]))
+        found.append((self.temperature, self.teacher.count_params(), student.count_params(), options["epochs"]))
         return fit(self, student, **options)
 
     monkeypatch.setattr(kp.structured.Distillation, "fit", watched)
-    rows = rows[0], answers(*rows[1])
-    options = {"measure": Bytes(), "target": "x86", "trials": 1, "max_drop": 1.0}
-    call(small, rows, tmp_path / "m.tflite", distill=kp.structured.Distillation(temperature=2.0), **options)
-    assert {(each[0], each[1], each[3]) for each in taught} == {(2.0, small.count_params(), 1)}
+    return found
+
+
+TEACHING = {"measure": Bytes(), "target": "x86", "trials": 1, "max_drop": 1.0}
+
+
+def test_candidates_learn_from_the_plain_model_and_the_code_does_the_same(small, rows, tmp_path, stub, taught):
+    report = call(small, (rows[0], answers(*rows[1])), tmp_path / "m.tflite", **TEACHING)
+    assert {(each[0], each[1], each[3]) for each in taught} == {(3.0, small.count_params(), 1)}
     assert all(student < small.count_params() / 2 for _, _, student, _ in taught)
+    assert "labels alone" not in " ".join(report.notes)
+    known = {"model": small, "data": rows[0]}
+    code = report.recipe.rsplit("print(tx.export", 1)[0]
+    assert "distill = kp.structured.Distillation(model, temperature=3.0, alpha=0.5)" in code
+    exec(compile(code, "recipe", "exec"), known)
+    for one, other in zip(known["model"].get_weights(), report.model.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_how_candidates_learn_can_be_said(small, rows, tmp_path, stub, taught):
+    judged = rows[0], answers(*rows[1])
+    distill = kp.structured.Distillation(temperature=2.0, outputs="logits")
+    report = call(small, judged, tmp_path / "own.tflite", distill=distill, **TEACHING)
+    assert {each[0] for each in taught} == {2.0}
+    assert "kp.structured.Distillation(model, temperature=2.0, alpha=0.5, outputs='logits')" in report.recipe
+    taught.clear()
+    report = call(small, judged, tmp_path / "labels.tflite", distill=False, **TEACHING)
+    assert not taught
+    assert "model.fit(" in report.recipe
+    other = kp.structured.Distillation(keras.models.clone_model(small))
+    report = call(small, judged, tmp_path / "other.tflite", distill=other, **TEACHING)
+    assert "# distill: the Distillation that the search was given" in report.recipe
+    with pytest.raises(ExportError, match=r"distill: must be True, False or a keras_prune.structured.Distillation"):
+        call(small, judged, tmp_path / "m.tflite", distill="yes", **TEACHING)
+
+
+@pytest.mark.parametrize("kind", ["values", "weights", "weights in a data set", "its own train_step"])
+def test_where_the_plain_model_cannot_teach_labels_do_and_it_is_said(kind, small, rows, tmp_path, stub, taught):
+    class Own(keras.Model):
+        def train_step(self, data):
+            return super().train_step(data)
+
+    x, y = rows[0]
+    train, loss, build = (x, y), small.loss, keras.Model
+    weights = np.ones(len(x), "float32")
+    if kind == "values":
+        train, loss = (x, np.eye(4, dtype="float32")[y]), "mse"
+    elif kind == "weights":
+        train = (x, y, weights)
+    elif kind == "weights in a data set":
+        train = tf.data.Dataset.from_tensor_slices((x, y, weights)).batch(64)
+    else:
+        build = Own
+    model = build(small.inputs, small.outputs)
+    model.compile(keras.optimizers.Adam(0.01), loss, run_eagerly=True)
+    options = {**TEACHING, "batch_size": None if kind.endswith("set") else 64}
+    report = call(model, (train, answers(*rows[1])), tmp_path / "m.tflite", **options)
+    words = {
+        "values": "are values and not classes",
+        "weights": "samples have weights",
+        "weights in a data set": "samples have weights",
+        "its own train_step": "its own train_step",
+    }
+    (note,) = [note for note in report.notes if "labels alone" in note]
+    assert words[kind] in note
+    assert not taught
+    if kind != "values":
+        with pytest.raises(ExportError, match=r"distill: must be able to train the model.*Pass distill=False"):
+            call(
+                model,
+                (train, answers(*rows[1])),
+                tmp_path / "n.tflite",
+                distill=kp.structured.Distillation(),
+                **options,
+            )
 
 
 class Flash(Bytes):

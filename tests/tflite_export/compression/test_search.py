@@ -108,7 +108,7 @@ def test_the_narrowing_finds_the_best_of_all_with_few_trials(name):
     best, optimum = search.best(), lab.optimum(WEB, 0.01)
     assert lab.ratio(best.candidate) * 1.02 >= lab.ratio(optimum)
     assert best.holds(0.01)
-    assert search.count() <= 16, "of 41 combinations"
+    assert search.count() <= 9, "of 41 combinations"
     assert len([epochs for _, epochs in lab.trained if len(epochs) == 2]) <= 6
 
 
@@ -159,8 +159,8 @@ def test_a_budget_is_kept_and_leaves_time_for_the_last_stage(seconds):
     assert lab.spent <= max(seconds, baselines)
     full = [epochs for _, epochs in lab.trained if len(epochs) == 2]
     if seconds >= 200:
-        assert full, "the best is trained fully"
-        assert search.best().stage == "full"
+        assert full, "what promised most was trained fully"
+        assert search.best().stage == "full" or seconds < 400
     else:
         assert not full
         assert "left no time" in " ".join(search.notes)
@@ -171,6 +171,32 @@ def test_more_budget_finds_no_worse():
     ratios = [lab.ratio(each.candidate) for each in found]
     assert ratios == sorted(ratios)
     assert ratios[-1] > ratios[0]
+
+
+def test_what_full_training_did_not_make_good_is_not_trained_again():
+    """The drop after a short training is 0.012 above that after a full one: the first failures show how much it is."""
+    lab = Figures(untrained=(0.5, 0.012))
+    search = searched(lab)
+    assert lab.ratio(search.best().candidate) * 1.02 >= lab.ratio(lab.optimum(WEB, 0.01))
+    assert search.count() <= 9, "of 41 combinations"
+    full = [candidate for candidate, epochs in lab.trained if len(epochs) == 2]
+    failed = [lab.drop(candidate, 1) for candidate in full if lab.drop(candidate) > 0.01]
+    assert failed == sorted(failed, reverse=True), "each after one that failed was nearer"
+
+
+def test_where_more_training_makes_it_worse_the_short_one_counts():
+    lab = Figures(untrained=(0.5, -0.004))
+    best = searched(lab).best()
+    assert (best.stage, best.holds(0.01)) == ("short", True)
+    assert lab.ratio(best.candidate) * 1.02 >= lab.ratio(lab.optimum(WEB, 0.01, stages=1))
+
+
+def test_the_cheapest_in_sight_is_trained_fully_before_more_is_tried():
+    lab = Figures(int8=6.0)
+    searched(lab)
+    order = [(candidate, stage) for candidate, stage in lab.tried]
+    first = next(place for place, (_, stage) in enumerate(order) if stage == "full")
+    assert len({candidate for candidate, _ in order[:first]} - set(WEB.baselines)) <= 2
 
 
 def test_without_training_candidates_are_judged_as_they_are():
@@ -207,6 +233,19 @@ def test_time_that_is_left_goes_to_the_nearest_misses():
     assert search.epochs_of(best) == (2, 8, 32)
     long = [candidate for candidate, epochs in lab.trained if len(epochs) == 3]
     assert all(lab.drop(candidate) > 0.01 for candidate in long), "what held already is not trained on"
+
+
+def test_a_miss_that_as_large_a_step_would_mend_is_trained_on_at_once():
+    """A quarter is 0.0335 off after the short training, 0.0135 after the full one: a step as large leads to 0.0054."""
+    lab = Figures(lost=0.0045, untrained=(0.5, 0.02), long=0.006, int8=0.4, zeros=dict.fromkeys((0.7, 0.8, 0.9), 1.0))
+    best = searched(lab, seconds=1000.0).best()
+    quarter = Candidate(0.25)
+    assert (best.candidate, best.stage) == (quarter, "long")
+    assert [epochs for candidate, epochs in lab.trained if candidate == quarter] == [(2,), (2, 8), (2, 8, 16)]
+    places = [place for place, (candidate, _) in enumerate(lab.trained) if candidate == quarter]
+    assert places[2] == places[1] + 1
+    bounded = searched(dataclasses.replace(lab), trials=30)
+    assert "long" not in {stage for _, stage in bounded._lab.tried}, "without a clock there is no end to it"
 
 
 def test_training_on_keeps_the_budget_and_asks_for_time_not_trials():
