@@ -110,7 +110,7 @@ class Search:
             else:
                 self._try(candidate, always=True)
         while True:
-            following = self._next() if self._allows() else None
+            following = self._next()
             ready = self._promising()
             if ready and (following is None or ready[0].ratio >= self._promised(following)):
                 self._train_fully(ready[0])
@@ -143,7 +143,15 @@ class Search:
     # -- one trial ----------------------------------------------------------------------------------------------------
 
     def _try(self, candidate: Candidate, *, always: bool = False) -> None:
-        """Try a candidate without training, then with a little, if that is worth it."""
+        """Try a candidate without training, then with a little, if that is worth it.
+
+        Where its model was trained already, for another number type, it is tried as far as that one was.
+        """
+        if twin := self._twin(candidate):
+            self._epochs[candidate] = twin
+            self._lab.try_candidate(candidate, twin)
+            self._after()
+            return
         tried = self._lab.try_candidate(candidate)
         self._after()
         worth = always or tried.cost is None or tried.ratio > GAIN * self._lowest()
@@ -162,7 +170,12 @@ class Search:
         best = self.best()
         return 1.0 if best is None else best.ratio
 
-    def _allows(self) -> bool:
+    def _twin(self, candidate: Candidate) -> tuple[int, ...]:
+        """Return the epochs that the model of a candidate was trained for, for another number type; or none."""
+        twins = [epochs for other, epochs in self._epochs.items() if other.shape == candidate.shape]
+        return max(twins, key=len, default=())
+
+    def _allows(self, candidate: Candidate) -> bool:
         """Whether the limits allow another candidate, and still the full fine-tuning of one."""
         bounds, lab = self._bounds, self._lab
         if bounds.trials is not None:
@@ -170,6 +183,8 @@ class Search:
         if bounds.seconds is None:
             return True
         file = self._file_seconds()
+        if self._twin(candidate):
+            return lab.spent + file <= bounds.seconds
         trial = lab.making_seconds + 2 * file + lab.epoch_seconds * bounds.short
         return lab.spent + trial + file + lab.epoch_seconds * bounds.epochs <= bounds.seconds
 
@@ -180,9 +195,12 @@ class Search:
     # -- which next ---------------------------------------------------------------------------------------------------
 
     def _next(self) -> Candidate | None:
-        """Return the candidate that promises the lowest cost, of each line's next share; None if none promises more."""
+        """Return the candidate that promises the lowest cost, of each line's next share.
+
+        None if none promises more, or the limits allow none.
+        """
         lines = [line for line in self._space.lines if line.values is None or self._pays(line.values)]
-        found = [candidate for line in lines if (candidate := self._next_of(line)) is not None]
+        found = [candidate for line in lines if (candidate := self._next_of(line)) and self._allows(candidate)]
         return max(found, key=self._promised, default=None)
 
     def _pays(self, values: int) -> bool:
@@ -191,19 +209,21 @@ class Search:
         return all(_gains(each) and each.ratio > GAIN for each in self._stages(alone))
 
     def _next_of(self, line: Line) -> Candidate | None:
-        """Return the candidate of a line in the middle of the shares that may hold and would gain."""
+        """Return the candidate of a line in the middle of the shares that may hold and would gain.
+
+        Before that those whose model was trained already, for another number type: they take a file and no more.
+        """
         shares = self._space.shares
         first = max((place + 1 for place, keep in enumerate(shares) if self._held(line.at(keep))), default=0)
         last = min((place for place, keep in enumerate(shares) if self._failed(line.at(keep))), default=len(shares))
         least = GAIN * self._lowest()
         open_ = [
-            keep
-            for keep in shares[first:last]
-            if not line.at(keep).is_plain
-            and line.at(keep) not in self._known()
-            and self._promised(line.at(keep)) > least
+            candidate
+            for candidate in map(line.at, shares[first:last])
+            if not candidate.is_plain and candidate not in self._known() and self._promised(candidate) > least
         ]
-        return line.at(open_[(len(open_) - 1) // 2]) if open_ else None
+        twins = [candidate for candidate in open_ if self._twin(candidate)]
+        return twins[-1] if twins else open_[(len(open_) - 1) // 2] if open_ else None
 
     def _known(self) -> set[Candidate]:
         return {candidate for candidate, _ in self._lab.tried}
@@ -300,7 +320,10 @@ class Search:
         """Whether a fully trained candidate would hold if more training took the same share of its drop once more."""
         if self._bounds.seconds is None or self._affordable(ON * self._bounds.epochs) < ON * self._bounds.epochs:
             return False
-        short, last = _drop(self._lab.tried[tried.candidate, "short"]), _drop(tried)
+        before = self._lab.tried.get((tried.candidate, "short"))
+        short, last = math.inf if before is None else _drop(before), _drop(tried)
+        if not math.isfinite(short):
+            return False
         return self._bounds.max_drop < last < short and last * last / short <= self._bounds.max_drop
 
     def _cheaper(self) -> list[Tried]:
@@ -317,7 +340,7 @@ class Search:
     def _brought(self) -> list[tuple[float, float]]:
         """Return the drop after the short training and after the last one, for each that was trained more."""
         tried = self._lab.tried
-        more = [candidate for candidate, stage in tried if stage == "full"]
+        more = [each for each, stage in tried if stage == "full" and (each, "short") in tried]
         found = [(_drop(tried[candidate, "short"]), _drop(self._stages(candidate)[-1])) for candidate in more]
         return [(short, last) for short, last in found if math.isfinite(short) and math.isfinite(last)]
 

@@ -43,7 +43,7 @@ class Figures:
 
     def __post_init__(self):
         self.tried, self.spent, self.making_seconds, self.epoch_seconds = {}, 0.0, 5.0, 0.0
-        self.trained = []
+        self.trained, self.made = [], {(Candidate().shape, ())}
 
     def ratio(self, candidate):
         zeros = self.zeros[candidate.sparsity] if candidate.sparsity else 1.0
@@ -58,7 +58,10 @@ class Figures:
 
     def _note(self, candidate, epochs):
         if (candidate, self._stage(epochs)) not in self.tried:
-            self.spent += 3.0 + (0.0 if epochs else self.making_seconds) + self.epoch * (epochs[-1] if epochs else 0)
+            self.spent += 3.0
+        if (candidate.shape, epochs) not in self.made:  # number types share a model
+            self.made.add((candidate.shape, epochs))
+            self.spent += self.epoch * epochs[-1] if epochs else self.making_seconds
             self.epoch_seconds = self.epoch if epochs else self.epoch_seconds
             self.trained += [(candidate, epochs)] if epochs else []
         drop = self.drop(candidate, len(epochs))
@@ -246,6 +249,18 @@ def test_a_miss_that_as_large_a_step_would_mend_is_trained_on_at_once():
     assert places[2] == places[1] + 1
     bounded = searched(dataclasses.replace(lab), trials=30)
     assert "long" not in {stage for _, stage in bounded._lab.tried}, "without a clock there is no end to it"
+
+
+def test_a_model_that_was_trained_is_tried_in_another_number_type_as_far_as_it_was():
+    """That takes a file, so it is done even where the budget has no time for training any more."""
+    lab = Figures(int8=1.2, zeros=dict.fromkeys((0.7, 0.8, 0.9), 1.0))
+    search = searched(lab, seconds=75.0)
+    best, eight_bits = search.best(), Candidate(0.25, quantize="int8")
+    assert (best.candidate, best.stage, best.epochs) == (eight_bits, "short", 2)
+    assert not any(candidate == eight_bits for candidate, _ in lab.trained), "its model is the float32 file's"
+    assert [stage for candidate, stage in lab.tried if candidate == eight_bits] == ["short"]
+    assert search.count() == 1
+    assert lab.spent <= 75.0
 
 
 def test_training_on_keeps_the_budget_and_asks_for_time_not_trials():
