@@ -164,7 +164,6 @@ def compress(
     if best is None:
         raise _nothing_found(lab, judge, bounds, minimize, place)
     assert judge.metric is not None
-    epochs_of_best = search.epochs_of(best)
     write_atomically(path, (place / best.file).read_bytes())
     notes = [*space.notes, *search.notes, *(note for note in (untaught, judge.note) if note)]
     if not bounds.epochs:
@@ -183,7 +182,7 @@ def compress(
         objective=minimize,
         shares_of="multiplications" if space.goal == "flops" else "parameters",
         folder=os.fspath(place),
-        recipe=lab.recipe(best, epochs_of_best, os.fspath(path)),
+        recipe=lab.recipe(best, search.route_to(best), os.fspath(path)),
         model=lab.model_of(best),
         seconds=lab.spent,
         notes=tuple(notes),

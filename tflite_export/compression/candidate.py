@@ -1,4 +1,4 @@
-"""What is tried: how much of a model is left, how many zeros and values are in it, and in which number type it is."""
+"""What is tried: how much of a model is left, its zeros, values and number type; and the way to such a model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,11 @@ from keras.saving import register_keras_serializable
 from keras_prune.strategy import Strategy, check_fraction
 from tflite_export.convert.number_types import resolve_number_type
 
-__all__ = ["Candidate"]
+__all__ = ["STAGES", "Candidate", "Route"]
+
+STAGES = ("untrained", "short", "full", "long")
+"""How far a candidate is trained: not at all; a little, to see whether it holds; as far as the best ones are; on, in
+what is left of a budget, where the drop was a little too large."""
 
 
 @register_keras_serializable(package="tflite_export")
@@ -70,3 +74,62 @@ class Candidate(Strategy):
         zeros = [f"{100 * self.sparsity:g} % zeros"] if self.sparsity else []
         values = [f"{self.values} values"] if self.values else []
         return ", ".join([*left, *zeros, *values, self.number_type])
+
+
+@dataclasses.dataclass(frozen=True)
+class Route:
+    """The way from the plain model to that of a candidate.
+
+    Args:
+        candidate: what it leads to; all its number types share the model.
+        epochs: of each stage of fine-tuning, in the order of `STAGES`.
+        start: the way to the larger model that this one is made of; None: the plain one.
+
+    Example:
+        >>> half = Route(Candidate(0.5), (2, 8))
+        >>> less = Route(Candidate(0.25), start=half).trained(2)
+        >>> less.name, less.stage, less.total
+        ('keep0.25-zeros0-2-from-keep0.5-zeros0-2+8', 'short', 12)
+    """
+
+    candidate: Candidate
+    epochs: tuple[int, ...] = ()
+    start: Route | None = None
+
+    @property
+    def name(self) -> str:
+        """What its files are called after."""
+        return self.name_as(self.candidate.shape)
+
+    def name_as(self, shape: str) -> str:
+        """Return the name with other words for the shape."""
+        own = f"{shape}-{'+'.join(map(str, self.epochs)) or 'untrained'}"
+        return own if self.start is None else f"{own}-from-{self.start.name}"
+
+    @property
+    def stage(self) -> str:
+        """How far it is trained, of `STAGES`."""
+        return STAGES[len(self.epochs)]
+
+    @property
+    def total(self) -> int:
+        """Epochs of fine-tuning from the plain model on."""
+        return sum(self.epochs) + (0 if self.start is None else self.start.total)
+
+    @property
+    def before(self) -> tuple[Route, ...]:
+        """The routes to the models that lead to this one, the first first, this one last."""
+        begun = () if self.start is None else self.start.before
+        return (*begun, *(self.until(place) for place in range(len(self.epochs) + 1)))
+
+    def trained(self, epochs: int) -> Route:
+        """Return the route with one more stage of training."""
+        return dataclasses.replace(self, epochs=(*self.epochs, epochs))
+
+    def until(self, stages: int) -> Route:
+        """Return the route up to so many stages of training."""
+        return dataclasses.replace(self, epochs=self.epochs[:stages])
+
+    def leading_to(self, candidate: Candidate) -> Route:
+        """Return the same route for another number type."""
+        return dataclasses.replace(self, candidate=candidate)

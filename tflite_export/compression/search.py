@@ -23,10 +23,10 @@ import math
 from collections.abc import Callable
 from typing import Protocol
 
-from tflite_export.compression.candidate import Candidate
+from tflite_export.compression.candidate import STAGES, Candidate, Route
 from tflite_export.compression.forecast import promised
 from tflite_export.compression.space import Line, Space
-from tflite_export.compression.tried import STAGES, Tried
+from tflite_export.compression.tried import Tried
 
 __all__ = ["Bounds", "Search"]
 
@@ -52,13 +52,15 @@ class Laboratory(Protocol):
     tried: dict[tuple[Candidate, str], Tried]
     spent: float
     making_seconds: float
-    epoch_seconds: float
+
+    def epoch_seconds(self, candidate: Candidate) -> float:
+        """Return what an epoch of a candidate takes at most, by those that were; 0 before any was."""
 
     def try_plain(self, candidate: Candidate) -> Tried:
         """Try the model as it is, in a number type."""
 
-    def try_candidate(self, candidate: Candidate, epochs: tuple[int, ...] = ()) -> Tried:
-        """Try a candidate after stages of fine-tuning."""
+    def try_candidate(self, route: Route) -> Tried:
+        """Try the candidate that a route leads to."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +100,7 @@ class Search:
 
     def __init__(self, space: Space, lab: Laboratory, bounds: Bounds, after: Callable[[], None] = lambda: None) -> None:
         self._space, self._lab, self._bounds, self._after = space, lab, bounds, after
-        self._epochs: dict[Candidate, tuple[int, ...]] = {}
+        self._routes: dict[Candidate, Route] = {}
         self.notes: list[str] = []
 
     def run(self) -> None:
@@ -132,9 +134,9 @@ class Search:
                 stages[each.candidate] = each
         return max(stages.values(), key=lambda each: each.ratio, default=None)
 
-    def epochs_of(self, tried: Tried) -> tuple[int, ...]:
-        """Return the epochs of each stage that a candidate has gone through at this one."""
-        return self._epochs.get(tried.candidate, ())[: STAGES.index(tried.stage)]
+    def route_to(self, tried: Tried) -> Route:
+        """Return how the model of a candidate came to be at this stage."""
+        return self._routes.get(tried.candidate, Route(tried.candidate)).until(STAGES.index(tried.stage))
 
     def count(self) -> int:
         """Return how many candidates were tried besides the baselines."""
@@ -147,13 +149,11 @@ class Search:
 
         Where its model was trained already, for another number type, it is tried as far as that one was.
         """
-        if twin := self._twin(candidate):
-            self._epochs[candidate] = twin
-            self._lab.try_candidate(candidate, twin)
-            self._after()
+        twin = self._twin(candidate)
+        if twin is not None:
+            self._go(twin.leading_to(candidate))
             return
-        tried = self._lab.try_candidate(candidate)
-        self._after()
+        tried = self._go(Route(candidate, start=self._start(candidate)))
         worth = always or tried.cost is None or tried.ratio > GAIN * self._lowest()
         made = tried.model != "" or tried.file != ""
         if self._bounds.short and made and worth and not tried.holds(self._bounds.max_drop):
@@ -161,19 +161,39 @@ class Search:
 
     def _train(self, candidate: Candidate, epochs: int) -> Tried:
         """Try a candidate after one more stage of training."""
-        self._epochs[candidate] = (*self._epochs.get(candidate, ()), epochs)
-        tried = self._lab.try_candidate(candidate, self._epochs[candidate])
+        return self._go(self._routes[candidate].trained(epochs))
+
+    def _go(self, route: Route) -> Tried:
+        """Try what a route leads to, and remember it."""
+        self._routes[route.candidate] = route
+        tried = self._lab.try_candidate(route)
         self._after()
         return tried
+
+    def _start(self, candidate: Candidate) -> Route | None:
+        """Return the route to the smallest larger model that was trained fully and holds; None: the plain one.
+
+        Units and zeros are taken out of what is left of it, so that its training is not lost.
+        """
+        found = [
+            route
+            for other, route in self._routes.items()
+            if len(route.epochs) > STAGES.index("short")
+            and self._lab.tried[other, route.stage].holds(self._bounds.max_drop)
+            and other.sparsity == 0
+            and other.values is None
+            and other.keep >= candidate.keep
+        ]
+        return min(found, key=lambda route: route.candidate.keep, default=None)
 
     def _lowest(self) -> float:
         best = self.best()
         return 1.0 if best is None else best.ratio
 
-    def _twin(self, candidate: Candidate) -> tuple[int, ...]:
-        """Return the epochs that the model of a candidate was trained for, for another number type; or none."""
-        twins = [epochs for other, epochs in self._epochs.items() if other.shape == candidate.shape]
-        return max(twins, key=len, default=())
+    def _twin(self, candidate: Candidate) -> Route | None:
+        """Return the route of the same model in another number type, if it was trained; None where it was not."""
+        twins = [route for other, route in self._routes.items() if other.shape == candidate.shape and route.epochs]
+        return max(twins, key=lambda route: len(route.epochs), default=None)
 
     def _allows(self, candidate: Candidate) -> bool:
         """Whether the limits allow another candidate, and still the full fine-tuning of one."""
@@ -183,10 +203,10 @@ class Search:
         if bounds.seconds is None:
             return True
         file = self._file_seconds()
-        if self._twin(candidate):
+        if self._twin(candidate) is not None:
             return lab.spent + file <= bounds.seconds
-        trial = lab.making_seconds + 2 * file + lab.epoch_seconds * bounds.short
-        return lab.spent + trial + file + lab.epoch_seconds * bounds.epochs <= bounds.seconds
+        training = lab.epoch_seconds(candidate) * (bounds.short + bounds.epochs)
+        return lab.spent + lab.making_seconds + training + 3 * file <= bounds.seconds
 
     def _file_seconds(self) -> float:
         """Return how long a file takes at most, from the export to its metric."""
@@ -222,7 +242,7 @@ class Search:
             for candidate in map(line.at, shares[first:last])
             if not candidate.is_plain and candidate not in self._known() and self._promised(candidate) > least
         ]
-        twins = [candidate for candidate in open_ if self._twin(candidate)]
+        twins = [candidate for candidate in open_ if self._twin(candidate) is not None]
         return twins[-1] if twins else open_[(len(open_) - 1) // 2] if open_ else None
 
     def _known(self) -> set[Candidate]:
@@ -267,7 +287,7 @@ class Search:
         if tried.stage == "full":
             self._train(tried.candidate, ON * self._bounds.epochs)
             return
-        epochs = self._affordable(self._bounds.epochs)
+        epochs = self._affordable(tried.candidate, self._bounds.epochs)
         if epochs < self._bounds.epochs:
             self._note(f"the budget left time for {epochs} of {self._bounds.epochs} epochs of full fine-tuning")
         if tried.stage == "untrained":  # it held without training
@@ -279,20 +299,23 @@ class Search:
         if self._bounds.seconds is None:
             return False
         most = self._bounds.epochs
-        while (epochs := self._affordable(LONG * most)) >= max(1, most) and (misses := self._misses()):
+        while misses := self._misses():
             nearest = misses[0]
-            done = self._train(nearest.candidate, most if nearest.stage == "short" else epochs)
-            if done.holds(self._bounds.max_drop):
+            epochs = most if nearest.stage == "short" else self._affordable(nearest.candidate, LONG * most)
+            if self._train(nearest.candidate, epochs).holds(self._bounds.max_drop):
                 return True
         return False
 
     def _misses(self) -> list[Tried]:
-        """Return the cheaper candidates that do not hold yet, the smallest drop first."""
-        near = self._within_reach()
+        """Return the cheaper candidates that do not hold yet and that there is time for, the smallest drop first."""
+        near, epochs = self._within_reach(), self._bounds.epochs
         found = [
             each
             for each in self._cheaper()
-            if each.stage in ("short", "full") and not self._held(each.candidate) and _drop(each) <= near
+            if each.stage in ("short", "full")
+            and not self._held(each.candidate)
+            and _drop(each) <= near
+            and self._affordable(each.candidate, epochs) >= max(1, epochs)
         ]
         return sorted(found, key=lambda each: (_drop(each), str(each.candidate)))
 
@@ -311,14 +334,15 @@ class Search:
                 or (each.stage == "full" and self._is_worth_more(each))
             )
         ]
-        if found and self._affordable(self._bounds.epochs) < 1:
+        there_is_time = [each for each in found if self._affordable(each.candidate, 1) == 1]
+        if len(there_is_time) < len(found):
             self._note("the budget left no time to train the best candidates fully")
-            return []
-        return sorted(found, key=lambda each: (-each.ratio, str(each.candidate)))
+        return sorted(there_is_time, key=lambda each: (-each.ratio, str(each.candidate)))
 
     def _is_worth_more(self, tried: Tried) -> bool:
         """Whether a fully trained candidate would hold if more training took the same share of its drop once more."""
-        if self._bounds.seconds is None or self._affordable(ON * self._bounds.epochs) < ON * self._bounds.epochs:
+        more = ON * self._bounds.epochs
+        if self._bounds.seconds is None or self._affordable(tried.candidate, more) < more:
             return False
         before = self._lab.tried.get((tried.candidate, "short"))
         short, last = math.inf if before is None else _drop(before), _drop(tried)
@@ -369,12 +393,12 @@ class Search:
         left = min((last / short for short, last in brought if short > most), default=1.0)
         return max(most + RECOVERS * gained, most / min(1.0, max(LEAST_LEFT, left)))
 
-    def _affordable(self, wanted: int) -> int:
-        """Return how many of the wanted epochs of training the budget still allows."""
+    def _affordable(self, candidate: Candidate, wanted: int) -> int:
+        """Return how many of the wanted epochs of training a candidate the budget still allows."""
         if self._bounds.seconds is None:
             return wanted
         left = self._bounds.seconds - self._lab.spent - self._file_seconds()
-        per_epoch = self._lab.epoch_seconds
+        per_epoch = self._lab.epoch_seconds(candidate)
         return wanted if per_epoch == 0 else min(wanted, int(left / per_epoch))
 
     def _note(self, words: str) -> None:

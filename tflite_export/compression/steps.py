@@ -150,19 +150,24 @@ class Training(Step):
         return "\n".join(lines)
 
 
-def steps_for(candidate: Candidate, space: Space, model: keras.Model) -> tuple[Step, ...]:
-    """Return the steps that make a candidate of a model, before any training.
+def steps_for(
+    candidate: Candidate, space: Space, model: keras.Model, begun: Candidate | None = None
+) -> tuple[Step, ...]:
+    """Return the steps that make a candidate, before any training.
 
     Args:
         candidate: what is to be made.
         space: what shares and zeros are of.
         model: the plain one.
+        begun: what it is made of: a larger candidate without zeros and shared values; None: the plain model.
     """
     normalised = any(isinstance(layer, keras.layers.BatchNormalization) for layer in layers_in(model))
     again: tuple[Step, ...] = (Recalibrate(),) if normalised else ()
     steps: tuple[Step, ...] = ()
-    if candidate.keep < 1:
-        steps += (RemoveUnits(space.goal, candidate.keep, space.units_for), *again)
+    whole = 1.0 if begun is None else begun.keep
+    if candidate.keep < whole:
+        share = float(f"{candidate.keep / whole:.4g}")  # as the code says it
+        steps += (RemoveUnits(space.goal, share, space.units_for), *again)
     if candidate.sparsity:
         steps += (Zero(candidate.sparsity, space.zeros_for), *again)
     if candidate.values is not None:

@@ -9,11 +9,7 @@ from typing import Any
 from tflite_export.compression.candidate import Candidate
 from tflite_export.measures.measure import Cost
 
-__all__ = ["STAGES", "Tried"]
-
-STAGES = ("untrained", "short", "full", "long")
-"""How far a candidate is trained: not at all; a little, to see whether it holds; as far as the best ones are; on, in
-what is left of a budget, where the drop was a little too large."""
+__all__ = ["Tried"]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,7 +19,7 @@ from keras_prune.monitoring.metric import Metric
 from keras_prune.optimizers.compiling import known_objects
 from keras_prune.strip import strip
 from keras_prune.structured import Distillation
-from tflite_export.compression.candidate import Candidate
+from tflite_export.compression.candidate import STAGES, Candidate, Route
 from tflite_export.compression.given import TrainingData
 from tflite_export.compression.journal import Journal
 from tflite_export.compression.judging import Judge
@@ -32,7 +32,7 @@ from tflite_export.compression.steps import (
     steps_for,
     target_as_code,
 )
-from tflite_export.compression.tried import STAGES, Tried
+from tflite_export.compression.tried import Tried
 from tflite_export.errors import ExportError
 from tflite_export.export import export
 from tflite_export.measures.measure import Cost, Measure
@@ -63,7 +63,6 @@ class Workshop:
         tried: what was tried, by candidate and stage, in the order of the search.
         spent: the seconds that all of it took, whichever process did it.
         making_seconds: the longest that a model took before it was trained.
-        epoch_seconds: the longest epoch of fine-tuning.
     """
 
     def __init__(
@@ -87,7 +86,7 @@ class Workshop:
         self.tried: dict[tuple[Candidate, str], Tried] = {}
         self.spent = 0.0
         self.making_seconds = 0.0
-        self.epoch_seconds = 0.0
+        self._epoch_seconds: dict[float, float] = {}
         self._seen: set[str] = set()
         self._baseline: float | None = None
         self._reference = b""
@@ -105,7 +104,7 @@ class Workshop:
         Raises:
             ExportError: the plain float32 file, or the reference that costs are compared with, cannot be made.
         """
-        made = self._try(candidate, "untrained", ())
+        made = self._try(Route(candidate))
         if (candidate == self._space.reference and made.cost is None) or (candidate.quantize is None and not made.file):
             raise ExportError(
                 f"the {candidate.number_type} file of the model as it is",
@@ -115,35 +114,38 @@ class Workshop:
             )
         return made
 
-    def try_candidate(self, candidate: Candidate, epochs: tuple[int, ...] = ()) -> Tried:
-        """Try a candidate after some stages of fine-tuning.
+    def try_candidate(self, route: Route) -> Tried:
+        """Try the candidate that a route leads to; not a plain one."""
+        return self._try(route)
 
-        Args:
-            candidate: not a plain one.
-            epochs: of each stage of training that it has gone through, in the order of `STAGES`; none for the first.
-        """
-        return self._try(candidate, STAGES[len(epochs)], epochs)
-
-    def _try(self, candidate: Candidate, stage: str, epochs: tuple[int, ...]) -> Tried:
-        key = f"{candidate.shape}-{candidate.number_type}-{'+'.join(map(str, epochs)) or 'untrained'}"
+    def _try(self, route: Route) -> Tried:
+        key = route.name_as(f"{route.candidate.shape}-{route.candidate.number_type}")
         known = self._journal.entries.get(key)
         if known is None:
-            tried = self._make(candidate, stage, epochs, key)
+            tried = self._make(route, key)
             self._journal.append(
                 key, {"tried": tried.to_dict(), "baseline": self._baseline, "metric": _metric(self._judge)}
             )
             known = self._journal.entries[key]
         tried = Tried.from_dict(known["tried"])
-        for model in self._models_before(candidate, epochs):
-            self._count(model)
-        self._count(key)
+        for one in () if route.candidate.is_plain else route.before:
+            self._count(_model_key(one), one.candidate)
+        self._count(key, route.candidate)
         self._baseline = known["baseline"]
         if self._judge.metric is None and known["metric"] is not None:
             self._judge.metric = Metric(**known["metric"])
-        self.tried[candidate, stage] = tried
+        self.tried[route.candidate, route.stage] = tried
         return tried
 
-    def _count(self, key: str) -> None:
+    def epoch_seconds(self, candidate: Candidate) -> float:
+        """Return what an epoch of fine-tuning a candidate takes at most, by those that were; 0 before any was.
+
+        A smaller model takes no longer than a larger one.
+        """
+        larger = [seconds for keep, seconds in self._epoch_seconds.items() if keep >= candidate.keep]
+        return min(larger) if larger else max(self._epoch_seconds.values(), default=0.0)
+
+    def _count(self, key: str, candidate: Candidate) -> None:
         """Add the time of something that is done, once."""
         entry = self._journal.entries.get(key)
         if entry is None or key in self._seen:
@@ -154,21 +156,22 @@ class Workshop:
             return
         self.spent += entry["seconds"]
         if entry["epochs"]:
-            self.epoch_seconds = max(self.epoch_seconds, entry["seconds"] / entry["epochs"])
+            seconds = entry["seconds"] / entry["epochs"]
+            self._epoch_seconds[candidate.keep] = max(seconds, self._epoch_seconds.get(candidate.keep, 0.0))
         else:
             self.making_seconds = max(self.making_seconds, entry["seconds"])
 
     # -- files --------------------------------------------------------------------------------------------------------
 
-    def _make(self, candidate: Candidate, stage: str, epochs: tuple[int, ...], key: str) -> Tried:
+    def _make(self, route: Route, key: str) -> Tried:
         """Export, measure and judge a candidate; an error of these is its reason."""
-        name = ""
+        candidate, stage, name = route.candidate, route.stage, ""
         if not candidate.is_plain:
             self._say(f"{candidate}: {_stage_in_words(stage)}")
             try:
-                name = self._model(candidate, epochs)
+                name = self._model(route)
             except ValueError as error:  # a share that cannot be reached, a layer that cannot be pruned
-                return Tried(candidate, stage, sum(epochs), reason=str(error))
+                return Tried(candidate, stage, route.total, reason=str(error))
         self._say(f"{candidate}: exported, measured and judged")
         start = time.perf_counter()
         file, metric, drop, cost, reason, size = "", None, None, None, "", 0
@@ -190,7 +193,7 @@ class Workshop:
             assert self._baseline is not None
             drop = self._judge.metric.loss_from(self._baseline, metric)
         seconds = time.perf_counter() - start
-        return Tried(candidate, stage, sum(epochs), metric, drop, cost, size, file, name, seconds, reason, tuple(notes))
+        return Tried(candidate, stage, route.total, metric, drop, cost, size, file, name, seconds, reason, tuple(notes))
 
     def _export(self, model: keras.Model, candidate: Candidate, name: str) -> Golden:
         """Write the file of a candidate into the folder, verified; gives the order of its inputs and outputs."""
@@ -232,29 +235,23 @@ class Workshop:
 
     # -- models -------------------------------------------------------------------------------------------------------
 
-    def _models_before(self, candidate: Candidate, epochs: tuple[int, ...]) -> list[str]:
-        """Return the keys of the models that lead to a candidate: one for each stage."""
-        if candidate.is_plain:
-            return []
-        return [_model_key(candidate, epochs[:place]) for place in range(len(epochs) + 1)]
-
-    def _model(self, candidate: Candidate, epochs: tuple[int, ...]) -> str:
+    def _model(self, route: Route) -> str:
         """Return the name of the file of a candidate's model, which all its number types share."""
-        key = _model_key(candidate, epochs)
+        key = _model_key(route)
         known = self._journal.entries.get(key)
         if known is not None:
             if known["reason"]:
                 raise ExportError("the model", "must be made", known["reason"], "Try another share.")
             return str(known["file"])
-        before = self._model(candidate, epochs[:-1]) if epochs else ""
+        before = self._model(route.before[-2]) if len(route.before) > 1 else ""
         start, name, reason = time.perf_counter(), f"{key}.keras", ""
         with _collected() as notes:
             model = self._load(before) if before else strip(self._plain)
             try:
-                for step in self.steps(candidate, epochs)[-1:] if epochs else self.steps(candidate, ()):
+                for step in self._last_steps(route):
                     model = step.do(model, self._data)
             except ValueError as error:
-                if epochs:  # of fit: a mistake in the model or the data, which every candidate would meet
+                if route.epochs:  # of fit: a mistake in the model or the data, which every candidate would meet
                     raise
                 reason = str(error)
             else:
@@ -262,13 +259,13 @@ class Workshop:
                     model.save(path)
         entry = {
             "file": name,
-            "epochs": epochs[-1] if epochs else 0,
+            "epochs": route.epochs[-1] if route.epochs else 0,
             "seconds": time.perf_counter() - start,
             "reason": reason,
             "notes": notes,
         }
         self._journal.append(key, entry)
-        return self._model(candidate, epochs)
+        return self._model(route)
 
     def _load(self, name: str) -> keras.Model:
         with known_objects(self._plain):
@@ -278,21 +275,26 @@ class Workshop:
         """Return the Keras model behind a file, without masks."""
         return strip(self._load(tried.model) if tried.model else self._plain)
 
-    def steps(self, candidate: Candidate, epochs: tuple[int, ...]) -> list[Step]:
-        """Return the steps that make the model of a candidate."""
-        distill = self._distill
-        training = [Training(number, self._seed, self._rate, distill, candidate.values) for number in epochs]
-        return [*steps_for(candidate, self._space, self._plain), *training]
+    def steps(self, route: Route) -> list[Step]:
+        """Return the steps that make the model that a route leads to."""
+        return [step for one in route.before for step in self._last_steps(one)]
 
-    def recipe(self, tried: Tried, epochs: tuple[int, ...], path: str) -> str:
+    def _last_steps(self, route: Route) -> list[Step]:
+        """Return the steps that make it of the model before."""
+        if route.epochs:
+            return [Training(route.epochs[-1], self._seed, self._rate, self._distill, route.candidate.values)]
+        begun = None if route.start is None else route.start.candidate
+        return list(steps_for(route.candidate, self._space, self._plain, begun))
+
+    def recipe(self, tried: Tried, route: Route, path: str) -> str:
         """Return the code that makes a file again: see `CompressReport.recipe`."""
         quantize = "" if tried.candidate.quantize is None else f", quantize={tried.candidate.quantize!r}"
         optimize = "" if self._space.optimize == "speed" else f", optimize={self._space.optimize!r}"
         lines = ["import keras", "import keras_prune as kp", "import tflite_export as tx", "", *self._data.code]
-        if self._distill is not None and epochs:
+        if self._distill is not None and route.total:
             lines.append(distillation_as_code(self._distill, self._plain))
         lines.append("model = kp.strip(model)  # a copy, its optimizer fresh")
-        lines += [step.code(self._data) for step in self.steps(tried.candidate, epochs)]
+        lines += [step.code(self._data) for step in self.steps(route)]
         few = "inputs" if not tree.is_nested(self._data.inputs) else "first"
         if few == "first":
             lines.append(f"first = keras.tree.map_structure(lambda each: each[:{CALIBRATED_ON}], inputs)")
@@ -302,8 +304,8 @@ class Workshop:
         return "\n".join(lines) + "\n"
 
 
-def _model_key(candidate: Candidate, epochs: tuple[int, ...]) -> str:
-    return f"{candidate.shape}-model-{'+'.join(map(str, epochs)) or 'untrained'}"
+def _model_key(route: Route) -> str:
+    return route.name_as(f"{route.candidate.shape}-model")
 
 
 def _stage_in_words(stage: str) -> str:

@@ -15,7 +15,7 @@ from keras_prune.devices import DEVICES
 from tests.tflite_export.installed import missing
 from tflite_export import ExportError
 from tflite_export.compression import workshop
-from tflite_export.compression.candidate import Candidate
+from tflite_export.compression.candidate import Candidate, Route
 from tflite_export.compression.given import TrainingData
 from tflite_export.compression.journal import Journal
 from tflite_export.compression.judging import Judge
@@ -255,6 +255,41 @@ def test_shared_values_are_learned_on_and_the_code_does_the_same(small, rows):
     exec(compile(code, "steps", "exec"), known)
     for one, other in zip(known["model"].get_weights(), model.get_weights(), strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("candidate", "goal"),
+    [(Candidate(0.25), "params=0.5"), (Candidate(0.5, 0.6), ""), (Candidate(0.35, 0.6), "params=0.7")],
+)
+def test_a_candidate_made_of_a_trained_one_takes_the_rest_out_of_it(candidate, goal, small, rows, tmp_path, stub):
+    data = TrainingData.of(rows[0], small, 64)
+    space = space_for(DEVICES["x86"], "size", small)
+    judge = Judge(small, answers(*rows[1]), None, "auto")
+    begun = Route(Candidate(0.5), (1, 1))
+    route = Route(candidate, (1,), begun)
+    with Journal(tmp_path / "search", {}) as journal:
+        lab = Workshop(kp.strip(small), space, data, judge, Bytes(), journal, seed=3)
+        lab.try_plain(Candidate())
+        half = lab.try_candidate(begun)
+        spent = lab.spent
+        tried = lab.try_candidate(route)
+        assert tried.epochs == 3
+        assert lab.spent > spent
+        assert 0 < lab.epoch_seconds(Candidate(0.06)) <= lab.epoch_seconds(Candidate(0.5)) <= lab.spent
+        one, other = lab.model_of(half), lab.model_of(tried)
+        recipe = lab.recipe(tried, route, "m.tflite")
+    if goal:
+        assert other.count_params() <= float(goal[7:]) * one.count_params()
+        assert f"kp.structured.prune(model, {goal}" in recipe
+    else:
+        assert other.count_params() == one.count_params()
+    kernels = np.concatenate([value.ravel() for value in other.get_weights() if value.ndim > 1])
+    assert (kernels == 0).mean() == pytest.approx(candidate.sparsity, abs=0.02)
+    assert (recipe.count("kp.structured.prune"), recipe.count("model.fit(")) == (1 + bool(goal), 3)
+    known = {"model": small, "data": rows[0]}
+    exec(compile(recipe.rsplit("print(tx.export", 1)[0], "recipe", "exec"), known)
+    for mine, again in zip(other.get_weights(), kp.strip(known["model"]).get_weights(), strict=True):
+        np.testing.assert_array_equal(mine, again)
 
 
 # -- kills ------------------------------------------------------------------------------------------------------------

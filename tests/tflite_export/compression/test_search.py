@@ -7,11 +7,11 @@ import keras
 import pytest
 
 from keras_prune.devices import DEVICES
-from tflite_export.compression.candidate import Candidate
+from tflite_export.compression.candidate import Candidate, Route
 from tflite_export.compression.search import Bounds, Search
 from tflite_export.compression.space import SHARES, Line, Space, space_for
 from tflite_export.compression.steps import steps_for
-from tflite_export.compression.tried import STAGES, Tried
+from tflite_export.compression.tried import Tried
 from tflite_export.measures.measure import Cost
 
 LINES = (Line(0.0, None), Line(0.0, "int8"), Line(0.7, None), Line(0.8, None), Line(0.9, None))
@@ -30,6 +30,7 @@ class Figures:
         untrained: what is added to the drop by no training, and by a short one.
         long: what training on takes from the drop.
         shared: ratio of shared values, which lose 0.001.
+        kept: what a model that is made of a trained one loses less.
     """
 
     power: float = 0.8
@@ -39,11 +40,15 @@ class Figures:
     untrained: tuple = (0.5, 0.004)
     long: float = 0.0
     shared: float = 1.0
+    kept: float = 0.0
     epoch: float = 10.0
 
     def __post_init__(self):
-        self.tried, self.spent, self.making_seconds, self.epoch_seconds = {}, 0.0, 5.0, 0.0
-        self.trained, self.made = [], {(Candidate().shape, ())}
+        self.tried, self.spent, self.making_seconds = {}, 0.0, 5.0
+        self.trained, self.made, self.routes = [], {Route(Candidate()).name}, []
+
+    def epoch_seconds(self, candidate):
+        return self.epoch if self.trained else 0.0
 
     def ratio(self, candidate):
         zeros = self.zeros[candidate.sparsity] if candidate.sparsity else 1.0
@@ -56,30 +61,27 @@ class Figures:
         lost += 0.001 if candidate.values else 0.0
         return lost + ((*self.untrained, 0.0, -self.long)[stages] if not candidate.is_plain else 0.0)
 
-    def _note(self, candidate, epochs):
-        if (candidate, self._stage(epochs)) not in self.tried:
+    def _note(self, route):
+        candidate, epochs = route.candidate, route.epochs
+        self.routes.append(route)
+        if (candidate, route.stage) not in self.tried:
             self.spent += 3.0
-        if (candidate.shape, epochs) not in self.made:  # number types share a model
-            self.made.add((candidate.shape, epochs))
+        if route.name not in self.made:  # number types share a model
+            self.made.add(route.name)
             self.spent += self.epoch * epochs[-1] if epochs else self.making_seconds
-            self.epoch_seconds = self.epoch if epochs else self.epoch_seconds
             self.trained += [(candidate, epochs)] if epochs else []
-        drop = self.drop(candidate, len(epochs))
+        drop = self.drop(candidate, len(epochs)) - (self.kept if route.start else 0.0)
         cost = Cost(1 / self.ratio(candidate), "ms", self.ratio(candidate), 0.01, "figures")
-        stage = self._stage(epochs)
-        tried = Tried(candidate, stage, sum(epochs), 0.9 - drop, drop, cost, 1, "file", "model", 3.0)
+        stage = route.stage
+        tried = Tried(candidate, stage, route.total, 0.9 - drop, drop, cost, 1, "file", "model", 3.0)
         self.tried[candidate, stage] = tried
         return tried
 
-    @staticmethod
-    def _stage(epochs):
-        return STAGES[len(epochs)]
-
     def try_plain(self, candidate):
-        return self._note(candidate, ())
+        return self._note(Route(candidate))
 
-    def try_candidate(self, candidate, epochs=()):
-        return self._note(candidate, epochs)
+    def try_candidate(self, route):
+        return self._note(route)
 
     def optimum(self, space, max_drop, stages=2):
         """The best of all candidates, each trained fully."""
@@ -233,7 +235,7 @@ def test_time_that_is_left_goes_to_the_nearest_misses():
     best = search.best()
     assert best.stage == "long"
     assert lab.ratio(best.candidate) * 1.02 >= lab.ratio(more)
-    assert search.epochs_of(best) == (2, 8, 32)
+    assert search.route_to(best).epochs == (2, 8, 32)
     long = [candidate for candidate, epochs in lab.trained if len(epochs) == 3]
     assert all(lab.drop(candidate) > 0.01 for candidate in long), "what held already is not trained on"
 
@@ -261,6 +263,23 @@ def test_a_model_that_was_trained_is_tried_in_another_number_type_as_far_as_it_w
     assert [stage for candidate, stage in lab.tried if candidate == eight_bits] == ["short"]
     assert search.count() == 1
     assert lab.spent <= 75.0
+
+
+def test_what_holds_after_training_is_what_smaller_ones_are_made_of():
+    """A half that was trained is there when a quarter is made: its training is not lost."""
+    lab = Figures(lost=0.002, kept=0.006)
+    best = searched(lab).best()
+    begun = [route for route in lab.routes if route.start is not None]
+    assert begun
+    for route in begun:
+        start = route.start
+        assert start.stage in ("full", "long")
+        assert (start.candidate.sparsity, start.candidate.values) == (0.0, None)
+        assert start.candidate.keep >= route.candidate.keep
+        assert start.candidate.shape != route.candidate.shape
+        assert lab.tried[start.candidate, start.stage].holds(0.01)
+    assert lab.ratio(best.candidate) > 1.02 * lab.ratio(lab.optimum(WEB, 0.01)), "more than all made of the plain one"
+    assert best.epochs == 20, "ten of the model that it is made of, ten of its own"
 
 
 def test_training_on_keeps_the_budget_and_asks_for_time_not_trials():
@@ -291,9 +310,9 @@ def test_what_failed_by_chance_does_not_close_the_way_past_a_smaller_one_that_ho
 
 def test_files_that_are_refused_after_training_close_their_line():
     class Refused(Figures):
-        def _note(self, candidate, epochs):
-            tried = super()._note(candidate, epochs)
-            if candidate.sparsity and epochs:
+        def _note(self, route):
+            tried, candidate = super()._note(route), route.candidate
+            if candidate.sparsity and route.epochs:
                 tried = dataclasses.replace(tried, metric=None, drop=None, cost=None, file="", reason="it is wrong")
                 self.tried[candidate, tried.stage] = tried
             return tried
