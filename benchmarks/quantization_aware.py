@@ -19,7 +19,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -81,24 +81,11 @@ def unrolled(model: keras.Model) -> keras.Model:
     return copy
 
 
-def fit(
-    model: keras.Model,
-    x: Floats,
-    y: Any,
-    epochs: int,
-    rate: float,
-    batch: int,
-    callbacks: Sequence[keras.callbacks.Callback] = (),
-    teacher: keras.Model | None = None,
-) -> None:
-    """Train by Adam, with a cosine decay of the learning rate; beside the labels, a teacher's answers are learnt."""
-    decay = keras.optimizers.schedules.CosineDecay(rate, max(1, epochs * -(-len(x) // batch)))
+def fit(model: keras.Model, x: Floats, y: Any, epochs: int, rate: float, batch: int, callbacks: list[Any]) -> None:
+    """Train by Adam, with a cosine decay of the learning rate."""
+    decay = keras.optimizers.schedules.CosineDecay(rate, max(1, epochs * (len(x) // batch)))
     model.compile(keras.optimizers.Adam(decay), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-    options = {"batch_size": batch, "epochs": epochs, "verbose": 0, "callbacks": list(callbacks)}
-    if teacher is None:
-        model.fit(x, y, **options)
-    else:
-        kp.structured.Distillation(teacher, temperature=3.0, alpha=0.3).fit(model, x=x, y=y, **options)
+    model.fit(x, y, batch_size=batch, epochs=epochs, verbose=0, callbacks=callbacks)
 
 
 def written(model: keras.Model, quantize: str | None, x: Floats) -> bytes:
@@ -146,15 +133,13 @@ def measure(name: str, images: Images, seed: int, options: argparse.Namespace) -
     x, y = scaled(images.x_train[drawn]), images.y_train[drawn].astype(np.int32)
     model = NETS[name]()
     dense, pruning, aware = options.epochs
-    fit(model, x, y, dense, 2e-3, options.batch)
+    fit(model, x, y, dense, 2e-3, options.batch, [])
     found = [accuracy(written(model, None, x), images)]
-    teacher = keras.models.clone_model(model)
-    teacher.set_weights(model.get_weights())
-    fit(model, x, y, pruning, 2e-3, options.batch, [kp.Pruning(SPARSITY, allocation=options.allocation)], teacher)
+    fit(model, x, y, pruning, 2e-3, options.batch, [kp.Pruning(SPARSITY, allocation=options.allocation)])
     model = unrolled(kp.strip(model))
     found += [accuracy(written(model, quantize, x), images) for quantize in (None, "int8")]
     model = kp.quantize_aware(model, data=x[:CALIBRATION])
-    fit(model, x, y, aware, 5e-4, options.batch, teacher=teacher)
+    fit(model, x, y, aware, 5e-4, options.batch, [])
     file = written(model, "int8", x)
     answers = model.predict(scaled(images.x_test), batch_size=500, verbose=0)
     own = 100.0 * float(np.mean(answers.argmax(-1) == images.y_test))
@@ -170,7 +155,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--images", type=int, default=60_000, help="training pictures")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--epochs", type=int, nargs=3, default=[6, 6, 3], help="dense, pruning, quantization-aware")
-    parser.add_argument("--allocation", default="uniform", help="how the zeros are shared out between the kernels")
+    parser.add_argument("--allocation", default="global", help="how the zeros are shared out between the kernels")
     options = parser.parse_args(arguments)
     images = fashion_mnist()
     rows, met = [], True

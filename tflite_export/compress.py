@@ -93,7 +93,8 @@ def compress(
         batch_size: of fine-tuning, where data are arrays; None: 32.
         distill: whether candidates learn from the plain model's answers beside the labels. True: where these are
             classes, and Keras's Distiller can train the model; otherwise from labels alone, and the report says why.
-            A `keras_prune.structured.Distillation` says how. False: from labels alone.
+            A `keras_prune.structured.Distillation` says how. False: from labels alone, which is better where the plain
+            model is not trained to its end.
         seed: of Python's, NumPy's and TensorFlow's generators, set before each fine-tuning.
         folder: of the search; None: `NAME-search` beside the path.
         measure: how cost is measured; None: by what the device is and what is installed.
