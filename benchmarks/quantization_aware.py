@@ -154,8 +154,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--images", type=int, default=60_000, help="training pictures")
     parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--epochs", type=int, nargs=3, default=[6, 6, 3], help="dense, pruning, quantization-aware")
-    parser.add_argument("--allocation", default="global", help="how the zeros are shared out between the kernels")
+    parser.add_argument("--epochs", type=int, nargs=3, default=[6, 12, 3], help="dense, pruning, quantization-aware")
+    parser.add_argument("--allocation", default="lamp", help="how the zeros are shared out between the kernels")
     options = parser.parse_args(arguments)
     images = fashion_mnist()
     rows, met = [], True
