@@ -4,7 +4,7 @@
     python -m benchmarks.quantization_aware --nets cnn --seeds 0
 
 Two networks on Fashion-MNIST: a small CNN with batch normalizations, and an LSTM that reads a picture row by row. Each
-is trained dense, pruned to 90 % zeros by `kp.Pruning` and trained on with its masks, then made quantization-aware by
+is trained dense, pruned to 90 % zeros by `kp.Pruning` with LAMP's shares, then made quantization-aware by
 `kp.quantize_aware` and trained further. Accuracy is that of the written files in LiteRT, on all 10,000 test pictures:
 dense and pruned in float32, the pruned one as int8 with calibrated ranges (post-training), and the one that was trained
 quantization-aware. Asked: the last is at most 0.5 points below the dense float file, and 0.2 points from its own Keras
