@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from keras_prune.keras_seam import (
-    from_keras,
     layers_in,
+    own_methods,
 )
 from keras_prune.layers.carrying import carry_state
 from keras_prune.layers.plain_copies import Copier, has_graph, is_plain_functional, masked_in, signatures, sources
@@ -106,7 +106,7 @@ def _filled(model: keras.Model, plain: keras.Model, made: list[tuple[Any, Any]])
 
 
 def _warn_reduced(model: Any) -> None:
-    own = [name for name in STEPS if not from_keras(getattr(type(model), name))]
+    own = own_methods(model, STEPS)
     if own:
         warnings.warn(
             f"strip: {type(model).__name__} {model.name!r} cannot be rebuilt from its configuration, so its graph "

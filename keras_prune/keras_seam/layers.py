@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import keras
@@ -38,6 +38,7 @@ __all__ = [
     "loss_arguments",
     "loss_of_batch",
     "metrics_given",
+    "own_methods",
     "own_state",
     "own_variables",
     "print_msg",
@@ -91,6 +92,19 @@ def from_keras(thing: Any) -> bool:
         (True, False, True)
     """
     return str(getattr(thing, "__module__", "")).split(".")[0] == "keras"
+
+
+def own_methods(model: Any, names: Iterable[str]) -> list[str]:
+    """Return those of the named methods that the class of a model defines itself, or takes from no class of Keras.
+
+    Example:
+        >>> class Mine(keras.Model):
+        ...     def train_step(self, data):
+        ...         return {}
+        >>> own_methods(Mine(), ("train_step", "compute_loss"))
+        ['train_step']
+    """
+    return [name for name in names if not from_keras(getattr(type(model), name))]
 
 
 def is_operation(operation: Any) -> bool:

@@ -1,4 +1,7 @@
-"""What a candidate promises to cost, by what was measured of others: it orders trials, and decides nothing else."""
+"""What a candidate promises, by what was measured of others: its cost, and which drop its training may make good.
+
+It orders trials, and decides nothing else.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,72 @@ from tflite_export.compression.candidate import Candidate
 from tflite_export.compression.space import HALF_THE_WIDTH
 from tflite_export.compression.tried import Tried
 
-__all__ = ["promised"]
+__all__ = ["expected", "hoped", "promised"]
 
 COST_BY_SHARE = 0.8
 """cost = share ^ this, before anything is measured."""
 COST_OF_ZEROS = 0.6
 """cost = 1 - this * sparsity, before anything is measured."""
+
+NEAR = 4.0
+"""Times `max_drop` that a candidate may be below the plain file after a short fine-tuning to be trained fully,"""
+NEAR_SHARE = 0.04
+"""or this share of the plain file's metric, if that is more."""
+RECOVERS = 2.0
+"""Times what full fine-tuning has brought at most that it is trusted to bring again."""
+LEAST_LEFT = 0.2
+"""The least share of a drop that full fine-tuning is trusted to leave."""
+
+Brought = Sequence[tuple[float, float]]
+"""The drop after the short training and after the last one, for each candidate that was trained more."""
+
+
+def hoped(brought: Brought, most: float, plain: float) -> float:
+    """Return the drop that training may make good at the best.
+
+    Once some were trained fully, it is by what that brought: with room for as much again, or to the least share.
+
+    Args:
+        brought: what training brought.
+        most: the drop that is allowed.
+        plain: the plain file's metric.
+
+    Example:
+        >>> hoped([], 0.01, 0.9), round(hoped([(0.03, 0.01)], 0.01, 0.9), 3)
+        (0.04, 0.05)
+    """
+    if not brought:
+        return max(NEAR * most, NEAR_SHARE * abs(plain))
+    gained, left = _seen(brought, most)
+    return max(most + RECOVERS * gained, most / left)
+
+
+def expected(brought: Brought, most: float, plain: float) -> float:
+    """Return the drop after a short training that a full one may make good.
+
+    As `hoped`, until one that was trained fully did not hold: then nothing is expected that was not seen.
+
+    Args:
+        brought: what training brought.
+        most: the drop that is allowed.
+        plain: the plain file's metric.
+
+    Example:
+        >>> round(expected([(0.04, 0.02)], 0.01, 0.9), 3)
+        0.03
+    """
+    failed = [short for short, last in brought if last > most]
+    if not failed:
+        return hoped(brought, most, plain)
+    gained, left = _seen(brought, most)
+    return min(max(most + gained, most / left), *failed)
+
+
+def _seen(brought: Brought, most: float) -> tuple[float, float]:
+    """Return the most that training took from a drop, and the least share of one that it left."""
+    gained = max(0.0, *(short - last for short, last in brought))
+    left = min((last / short for short, last in brought if short > most), default=1.0)
+    return gained, min(1.0, max(LEAST_LEFT, left))
 
 
 def promised(candidate: Candidate, tried: Iterable[Tried], reference: str | None) -> float:

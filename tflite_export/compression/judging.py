@@ -14,7 +14,7 @@ import numpy as np
 from keras import ops, tree
 from numpy.typing import NDArray
 
-from keras_prune.keras_seam import from_keras
+from keras_prune.keras_seam import own_methods
 from keras_prune.monitoring.metric import Metric, Score, check_mode, value_of
 from keras_prune.optimizers.compiling import known_objects
 from keras_prune.statistics.batches import Batches
@@ -64,7 +64,7 @@ class Judge:
                 "Keras model; the file was verified to answer as that does, within the tolerance of its number type"
             )
             return
-        own = [step for step in OWN_STEPS if not from_keras(getattr(type(model), step))]
+        own = own_methods(model, OWN_STEPS)
         if own:
             self._score = Score("compress", validation, name, mode)
             self.note = (

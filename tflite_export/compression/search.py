@@ -24,7 +24,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from tflite_export.compression.candidate import STAGES, Candidate, Route
-from tflite_export.compression.forecast import promised
+from tflite_export.compression.forecast import expected, hoped, promised
 from tflite_export.compression.space import Line, Space
 from tflite_export.compression.tried import Tried
 
@@ -32,18 +32,10 @@ __all__ = ["Bounds", "Search"]
 
 GAIN = 1.02
 """A candidate is worth a trial if it promises so much more than the best so far: less is noise."""
-NEAR = 4.0
-"""Times `max_drop` that a candidate may be below the plain file after a short fine-tuning to be trained fully,"""
-NEAR_SHARE = 0.04
-"""or this share of the plain file's metric, if that is more."""
 ON = 2
 """Times the epochs of the full fine-tuning that a candidate is trained on for as large a step again."""
 LONG = 4
 """Times these epochs that a near miss is trained on at most, in time that is left: each more brings less."""
-RECOVERS = 2.0
-"""Times what full fine-tuning has brought at most that it is trusted to bring again."""
-LEAST_LEFT = 0.2
-"""The least share of a drop that full fine-tuning is trusted to leave."""
 
 
 class Laboratory(Protocol):
@@ -86,7 +78,7 @@ class Bounds:
 
 
 class Search:
-    """The search, whose only state is what the laboratory has tried.
+    """The search, whose only state is what the laboratory has tried, and the routes that led there.
 
     Args:
         space: what is searched.
@@ -369,29 +361,15 @@ class Search:
         return [(short, last) for short, last in found if math.isfinite(short) and math.isfinite(last)]
 
     def _near(self) -> float:
-        """Return the drop after a short fine-tuning that a full one may make good.
-
-        Once one that was trained fully did not hold, nothing is expected that was not seen.
-        """
-        brought, most = self._brought(), self._bounds.max_drop
-        failed = [short for short, last in brought if last > most]
-        if not failed:
-            return self._within_reach()
-        gained = max(0.0, *(short - last for short, last in brought))
-        left = min((last / short for short, last in brought if short > most), default=1.0)
-        return min(max(most + gained, most / max(LEAST_LEFT, left)), *failed)
+        """Return the drop after a short fine-tuning that a full one may make good."""
+        return expected(self._brought(), self._bounds.max_drop, self._plain_metric())
 
     def _within_reach(self) -> float:
-        """Return the drop that training may make good at the best.
+        """Return the drop that training may make good at the best."""
+        return hoped(self._brought(), self._bounds.max_drop, self._plain_metric())
 
-        Once some were trained fully, it is by what that brought: with room for as much again, or to the least share.
-        """
-        brought, most = self._brought(), self._bounds.max_drop
-        if not brought:
-            return max(NEAR * most, NEAR_SHARE * abs(self._lab.tried[Candidate(), "untrained"].metric or 0.0))
-        gained = max(0.0, *(short - last for short, last in brought))
-        left = min((last / short for short, last in brought if short > most), default=1.0)
-        return max(most + RECOVERS * gained, most / min(1.0, max(LEAST_LEFT, left)))
+    def _plain_metric(self) -> float:
+        return self._lab.tried[Candidate(), "untrained"].metric or 0.0
 
     def _affordable(self, candidate: Candidate, wanted: int) -> int:
         """Return how many of the wanted epochs of training a candidate the budget still allows."""

@@ -104,7 +104,7 @@ class Workshop:
         Raises:
             ExportError: the plain float32 file, or the reference that costs are compared with, cannot be made.
         """
-        made = self._try(Route(candidate))
+        made = self.try_candidate(Route(candidate))
         if (candidate == self._space.reference and made.cost is None) or (candidate.quantize is None and not made.file):
             raise ExportError(
                 f"the {candidate.number_type} file of the model as it is",
@@ -115,10 +115,7 @@ class Workshop:
         return made
 
     def try_candidate(self, route: Route) -> Tried:
-        """Try the candidate that a route leads to; not a plain one."""
-        return self._try(route)
-
-    def _try(self, route: Route) -> Tried:
+        """Try the candidate that a route leads to."""
         key = route.name_as(f"{route.candidate.shape}-{route.candidate.number_type}")
         known = self._journal.entries.get(key)
         if known is None:

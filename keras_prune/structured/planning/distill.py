@@ -8,7 +8,7 @@ from typing import Any
 import keras
 from keras import ops, tree
 
-from keras_prune.keras_seam import from_keras, loss_arguments, output_structure
+from keras_prune.keras_seam import loss_arguments, output_structure, own_methods
 from keras_prune.strategy import check_fraction
 from keras_prune.strip import strip
 
@@ -121,7 +121,7 @@ class Distillation:
         """Return the compiled model that trains the student on both losses."""
         if self.teacher is None:
             raise ValueError("Distillation: fit needs a teacher. Received: teacher=None. Give Distillation one.")
-        own = [step for step in OWN_STEPS if not from_keras(getattr(type(student), step))]
+        own = own_methods(student, OWN_STEPS)
         if own:
             raise ValueError(
                 f"Distillation: the class of {student.name!r} must be trained as Keras trains a model. Received: "
