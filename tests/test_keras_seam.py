@@ -37,6 +37,24 @@ def test_keras_own_classes_and_functions_are_known():
     assert [seam.from_keras(one) for one in (Mine, Mine.call, np.abs, None)] == [False] * 4
 
 
+class Trained(keras.Model):
+    def train_step(self, data):
+        return super().train_step(data)
+
+
+class TrainedToo(Trained):
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        return super().compute_loss(x, y, y_pred, sample_weight, training)
+
+
+def test_methods_of_ones_own_are_found_in_the_class_and_in_those_it_inherits_from():
+    names = ("train_step", "test_step", "compute_loss")
+    found = [seam.own_methods(kind(), names) for kind in (keras.Model, Trained, TrainedToo)]
+    assert found == [[], ["train_step"], ["train_step", "compute_loss"]]
+    assert seam.own_methods(nested(), names) == []
+    assert seam.own_methods(TrainedToo(), ("compute_loss",)) == ["compute_loss"]
+
+
 def test_operations_of_keras_ops_are_known():
     x = keras.KerasTensor((None, 3))
     found = [seam.origin_of(made) for made in (x + 1, keras.ops.mean(x), keras.ops.relu(x), kl.ReLU()(x))]
