@@ -26,7 +26,7 @@ demo: $(VENV)/.installed-demo
 # so that no process is left alone with it. Where npm is there, LiteRT.js is fetched once, and files are run in
 # WebAssembly too; without it those tests are skipped, with the reason.
 test: lint types
-	@if command -v npm >/dev/null; then $(BIN)/python -m tflite_export.runtimes.litertjs || echo "nothing is run in WebAssembly"; else echo "no npm: nothing is run in WebAssembly"; fi
+	@if command -v npm >/dev/null; then $(BIN)/tflite-export install web || echo "nothing is run in WebAssembly"; else echo "no npm: nothing is run in WebAssembly"; fi
 	$(PYTEST) --doctest-modules --nbmake $(wildcard notebooks) keras_prune tflite_export tests
 
 bench: $(VENV)/.installed-tfmot $(VENV)/.installed-search
@@ -41,7 +41,7 @@ bench: $(VENV)/.installed-tfmot $(VENV)/.installed-search
 	$(BIN)/python -m benchmarks.learned_importance
 	$(BIN)/python -m benchmarks.lenet_small
 	$(BIN)/python -m benchmarks.resnet56
-	$(BIN)/python -m tflite_export.runtimes.litertjs
+	$(BIN)/tflite-export install web
 	$(BIN)/python -m benchmarks.web_models
 	$(BIN)/python -m benchmarks.target_defaults
 	$(BIN)/python -m benchmarks.strategy_search

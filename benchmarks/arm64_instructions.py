@@ -1,6 +1,6 @@
 r"""Guest instructions on aarch64 at 90 % zeros: MobileNet by us against the same network dense.
 
-    python -m tflite_export.runtimes.arm64           once: LiteRT for aarch64, under qemu
+    tflite-export install arm64                      once: LiteRT for aarch64, under qemu
     python -m benchmarks.arm64_instructions
 
 The files are those of `benchmarks.web_models`, ours exported for `target="arm64"`. What is counted are the instructions

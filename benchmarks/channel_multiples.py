@@ -1,7 +1,7 @@
 r"""What multiples of channels are worth: a network with a quarter of its multiplications, in multiples of 1, 4, 8, 16.
 
-    python -m tflite_export.runtimes.litertjs        once, for "web": LiteRT.js, by npm
-    python -m tflite_export.runtimes.arm64           once, for "arm64": LiteRT for aarch64, under qemu
+    tflite-export install web                        once, for "web": LiteRT.js, by npm
+    tflite-export install arm64                      once, for "arm64": LiteRT for aarch64, under qemu
     python -m benchmarks.channel_multiples --runtimes litert web arm64
 
 MobileNetV2 of keras.applications, half as wide, 96 pixels, weights as they are drawn. `kp.structured.prune(flops=0.25,

@@ -1,7 +1,7 @@
 r"""`tx.compress` on a MobileNetV2 for the web and for 64-bit ARM, and on a keyword spotter for a microcontroller.
 
-    python -m tflite_export.runtimes.litertjs        once: LiteRT.js, by npm
-    python -m tflite_export.runtimes.arm64           once: LiteRT for aarch64, under qemu
+    tflite-export install web                        once: LiteRT.js, by npm
+    tflite-export install arm64                      once: LiteRT for aarch64, under qemu
     python -m benchmarks.compress                    all three, an hour each at most
     python -m benchmarks.compress --targets web
     python -m benchmarks.compress --quick            no figures to speak of: that all of it runs

@@ -1,6 +1,6 @@
 r"""What a target makes of a network by default: 80 % zeros while `fit` trains on, then accuracy and time beside dense.
 
-    python -m tflite_export.runtimes.litertjs        once: LiteRT.js, by npm
+    tflite-export install web                        once: LiteRT.js, by npm
     python -m benchmarks.target_defaults             three networks
     python -m benchmarks.target_defaults --quick     no accuracy to speak of: that all of it runs
 

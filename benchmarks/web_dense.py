@@ -1,6 +1,6 @@
 r"""What the sparse FULLY_CONNECTED kernels gain in WebAssembly: the table of the target "web".
 
-    python -m tflite_export.runtimes.litertjs        once: LiteRT.js, by npm
+    tflite-export install web                        once: LiteRT.js, by npm
     python -m benchmarks.web_dense
 
 Three Dense(n) in a row, with zeros of which the kernel can skip each: 1x4 blocks, 1x16 blocks (int8), or single ones.

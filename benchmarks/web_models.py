@@ -1,6 +1,6 @@
 r"""Stock networks at 90 % zeros in WebAssembly: ours against the same network dense, and beside the stock converter's.
 
-    python -m tflite_export.runtimes.litertjs        once: LiteRT.js, by npm
+    tflite-export install web                        once: LiteRT.js, by npm
     python -m benchmarks.web_models
 
 Each network of keras.applications has random weights, 90 % of its 1x1 convolutions' weights zero. It is written three

@@ -22,7 +22,9 @@ from tflite_export.export import export as export_model
 from tflite_export.file.reading import read_arrays
 from tflite_export.inspection import inspect as inspect_source
 from tflite_export.model.inputs import SAMPLES
+from tflite_export.runtimes.arm64 import install_arm64_runtime
 from tflite_export.runtimes.limits import Limits
+from tflite_export.runtimes.litertjs import install_web_runtime
 from tflite_export.stages.checks import check_places
 from tflite_export.tflm.verifying import verify as verify_file
 
@@ -41,6 +43,7 @@ __all__ = [
     "bench",
     "export",
     "inspect",
+    "install",
     "load_data",
     "main",
     "options",
@@ -92,6 +95,7 @@ Seconds = Annotated[
 Memory = Annotated[
     float, typer.Option(help="Memory of the child process in GiB; at least 8 times the size of the files.")
 ]
+_INSTALLERS = {"web": install_web_runtime, "arm64": install_arm64_runtime}
 SECONDS, GIB = Limits().seconds, Limits().memory / 2**30
 
 
@@ -274,6 +278,21 @@ def serve(
         limits=_limits(seconds, memory),
         say=typer.echo,
     )
+
+
+@app.command()
+def install(
+    runtime: Annotated[
+        str,
+        typer.Argument(
+            help="web: LiteRT.js for Node, by npm. arm64: LiteRT for aarch64; needs qemu, debootstrap, gcc."
+        ),
+    ],
+) -> None:
+    """Install a runtime into the cache, so that files are verified and measured in it; print where it is."""
+    if runtime not in _INSTALLERS:
+        raise ExportError("runtime", f"must be one of {tuple(_INSTALLERS)}", repr(runtime), "Choose one of these.")
+    typer.echo(_INSTALLERS[runtime]())
 
 
 def _limits(seconds: float, gib: float) -> Limits:

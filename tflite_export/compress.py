@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import os
 import re
 from pathlib import Path
 from typing import Any
 
 import keras
-import numpy as np
 
 from keras_prune.devices import DEVICES, Device
-from keras_prune.models.variables import weights_digest
 from keras_prune.strip import strip
 from keras_prune.structured import Distillation
-from tflite_export.compression.given import TrainingData, digest_of_data
+from tflite_export.compression.given import TrainingData, digest_of_data, digest_of_model
 from tflite_export.compression.journal import Journal
 from tflite_export.compression.judging import Judge
 from tflite_export.compression.progress import SearchProgress
-from tflite_export.compression.report import CompressReport
+from tflite_export.compression.report import CompressReport, names_of_baselines, nothing_found, rows_of
 from tflite_export.compression.search import Bounds, Search
-from tflite_export.compression.space import HALF_THE_WIDTH, Space, space_for
-from tflite_export.compression.tried import Tried
+from tflite_export.compression.space import space_for
 from tflite_export.compression.workshop import Workshop
 from tflite_export.errors import ExportError
 from tflite_export.file.atomic import check_writable, write_atomically
@@ -111,6 +107,7 @@ def compress(
 
     Example:
         >>> import tempfile
+        >>> import numpy as np
         >>> keras.utils.set_random_seed(0)
         >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(64, "relu"), keras.layers.Dense(1)])
         >>> model.compile("adam", "mse")
@@ -134,7 +131,7 @@ def compress(
     space = space_for(device, minimize, plain)
     place = Path(folder) if folder is not None else Path(path).with_name(f"{Path(path).stem}-search")
     asked = {
-        "model": _digest(model),
+        "model": digest_of_model(model),
         "target": device.name if DEVICES.get(device.name) == device else repr(device),
         "minimize": minimize,
         "metric": metric,
@@ -163,7 +160,7 @@ def compress(
             interrupted = True
     best = search.best()
     if best is None:
-        raise _nothing_found(lab, judge, bounds, minimize, place)
+        raise nothing_found(lab.tried.values(), judge.metric, bounds.max_drop, minimize, place)
     assert judge.metric is not None
     write_atomically(path, (place / best.file).read_bytes())
     notes = [*space.notes, *search.notes, *(note for note in (untaught, judge.note) if note)]
@@ -173,9 +170,9 @@ def compress(
         notes.append("interrupted: the best of what was tried until then; the same call goes on from there")
     report = CompressReport(
         path=os.fspath(path),
-        rows=_rows(lab, best),
+        rows=rows_of(lab.tried.values(), best),
         chosen=best,
-        baselines=_names(space),
+        baselines=names_of_baselines(space),
         metric=judge.metric,
         baseline=_baseline(lab),
         max_drop=max_drop,
@@ -284,22 +281,6 @@ def _untrained(bounds: Bounds, epochs: int | None) -> Bounds:
     return Bounds(bounds.max_drop, 0, bounds.trials, bounds.seconds)
 
 
-def _digest(model: keras.Model) -> str:
-    """Return what a model is told from another by: weights, layers and settings of `compile`."""
-    found = hashlib.sha256(weights_digest(model).encode())
-    for layer in model.layers:
-        found.update(type(layer).__name__.encode())
-    found.update(str(_nameless(model.get_compile_config()) if model.compiled else None).encode())
-    return found.hexdigest()[:16]
-
-
-def _nameless(config: Any) -> Any:
-    """Return a configuration without names: Keras counts them up, so that the same code gives others the next time."""
-    if isinstance(config, dict):
-        return {key: _nameless(value) for key, value in config.items() if key != "name"}
-    return [_nameless(value) for value in config] if isinstance(config, list | tuple) else config
-
-
 def _so_far(search: Search, lab: Workshop, bounds: Bounds) -> tuple[float, str]:
     best = search.best()
     words = "" if best is None else f"best {best.ratio:.2f} x at {best.metric:.4f}"
@@ -310,60 +291,3 @@ def _baseline(lab: Workshop) -> float:
     plain = next(each for each in lab.tried.values() if each.candidate.is_plain and each.candidate.quantize is None)
     assert plain.metric is not None
     return plain.metric
-
-
-def _names(space: Space) -> dict[str, str]:
-    """Return what baselines are called, by candidate."""
-    names = {}
-    for candidate in space.baselines:
-        if candidate.is_plain:
-            names[str(candidate)] = f"plain {candidate.number_type}"
-        elif candidate.keep == HALF_THE_WIDTH:
-            names[str(candidate)] = "about half the width alone"
-        elif candidate.values:
-            names[str(candidate)] = "shared values alone"
-        else:
-            names[str(candidate)] = "zeros alone"
-    return names
-
-
-def _rows(lab: Workshop, best: Tried) -> tuple[Tried, ...]:
-    """Return one row for each candidate: its last stage, of the best one the stage that was chosen."""
-    rows = {}
-    for each in lab.tried.values():
-        rows[each.candidate] = each
-    rows[best.candidate] = best
-    return tuple(rows.values())
-
-
-def _nothing_found(lab: Workshop, judge: Judge, bounds: Bounds, minimize: str, folder: Path) -> ExportError:
-    """Say that nothing cheaper is within the drop, and what is nearest."""
-    cheaper = [
-        each for each in lab.tried.values() if each.cost is not None and each.ratio > 1.0 and each.drop is not None
-    ]
-    name = judge.metric.name if judge.metric is not None else "the metric"
-    if not cheaper:
-        reasons = sorted({f"{each.candidate}: {each.reason}" for each in lab.tried.values() if each.reason})
-        return ExportError(
-            "compress",
-            f"found no file with less {minimize} than the plain one's",
-            f"{len(lab.tried)} files tried. {'; '.join(reasons)}".strip(),
-            f"All are in '{folder}'. Is the model large enough for its {minimize} to depend on its weights?",
-        )
-    near = min(cheaper, key=lambda each: (each.drop, -each.ratio))
-    return ExportError(
-        "compress",
-        f"found no file with less {minimize} whose {name} is at most {bounds.max_drop:g} worse",
-        f"the nearest, {near.candidate}, is {near.drop:.4g} worse; nothing was written",
-        f"max_drop={_above(near.drop)} would give {near.ratio:.2g}x. A longer budget= or more trials= or epochs= may "
-        "find better ones; what was tried counts.",
-    )
-
-
-def _above(drop: float | None) -> str:
-    """Return a drop with two digits, rounded up."""
-    assert drop is not None
-    if drop <= 0:
-        return "0"
-    step = 10.0 ** (np.floor(np.log10(drop)) - 1)
-    return f"{np.ceil(drop / step - 1e-9) * step:.2g}"

@@ -7,6 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from tflite_export.cli import app, main
+from tflite_export.runtimes.litertjs import VERSION
 
 
 @pytest.fixture
@@ -53,6 +54,17 @@ def test_an_error_is_one_line_and_code_1(saved, tmp_path, run):
     assert (code, out) == (1, "")
     assert err.startswith("error: path '")
     assert "its folder must exist" in err
+
+
+def test_a_runtime_is_installed_once_and_found(tmp_path, run, monkeypatch):
+    monkeypatch.setenv("KERAS_PRUNE_CACHE", str(tmp_path))
+    installed = tmp_path / f"litertjs-{VERSION}"
+    (installed / "node_modules" / "@litertjs" / "core").mkdir(parents=True)
+    (installed / "node_modules" / "@litertjs" / "core" / "package.json").write_text(f'{{"version": "{VERSION}"}}')
+    assert run("install", "web")[:2] == (0, f"{installed}\n")
+    code, out, err = run("install", "wab")
+    assert (code, out) == (1, "")
+    assert err == "error: runtime: must be one of ('web', 'arm64'). Received: 'wab'. Choose one of these.\n"
 
 
 def test_a_missing_extra_is_one_line_and_leaves_no_folder(tmp_path, run, monkeypatch):

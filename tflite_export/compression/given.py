@@ -11,11 +11,12 @@ import keras
 import numpy as np
 from keras import ops, tree
 
+from keras_prune.models.variables import weights_digest
 from keras_prune.statistics.input_shapes import InputShapes, describe, is_array
 from keras_prune.statistics.reading import Reader
 from tflite_export.errors import ExportError
 
-__all__ = ["SAMPLES", "TrainingData", "digest_of_data", "first_samples"]
+__all__ = ["SAMPLES", "TrainingData", "digest_of_data", "digest_of_model", "first_samples"]
 
 SAMPLES = 1024
 """Inputs that kernels are solved on, statistics are estimated on and files are calibrated on."""
@@ -151,3 +152,28 @@ def digest_of_data(data: Any) -> str:
             name = getattr(leaf, "__qualname__", type(leaf).__qualname__)
             found.update(f"{name} {spec}".encode())
     return found.hexdigest()[:16]
+
+
+def digest_of_model(model: keras.Model) -> str:
+    """Return what a model is told from another by: weights, layers and settings of `compile`.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+        >>> copy = keras.models.clone_model(model)  # with other weights
+        >>> before = digest_of_model(copy)
+        >>> copy.set_weights(model.get_weights())
+        >>> before == digest_of_model(model), digest_of_model(copy) == digest_of_model(model)
+        (False, True)
+    """
+    found = hashlib.sha256(weights_digest(model).encode())
+    for layer in model.layers:
+        found.update(type(layer).__name__.encode())
+    found.update(str(_nameless(model.get_compile_config()) if model.compiled else None).encode())
+    return found.hexdigest()[:16]
+
+
+def _nameless(config: Any) -> Any:
+    """Return a configuration without names: Keras counts them up, so that the same code gives others the next time."""
+    if isinstance(config, dict):
+        return {key: _nameless(value) for key, value in config.items() if key != "name"}
+    return [_nameless(value) for value in config] if isinstance(config, list | tuple) else config

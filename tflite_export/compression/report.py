@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 from rich.table import Table
 
 from keras_prune.monitoring.metric import Metric
 from keras_prune.report.plots import plot_front
 from keras_prune.text.plaintext import printable
 from keras_prune.text.tables import plain_text
+from tflite_export.compression.space import HALF_THE_WIDTH, Space
 from tflite_export.compression.tried import Tried
+from tflite_export.errors import ExportError
 
-__all__ = ["CompressReport"]
+__all__ = ["CompressReport", "names_of_baselines", "nothing_found", "rows_of"]
 
 WIDTH = 120
 
@@ -177,3 +182,59 @@ class CompressReport:
             across=f"times less {self.objective} than the plain file",
             up=self.metric.name,
         )
+
+
+def names_of_baselines(space: Space) -> dict[str, str]:
+    """Return what baselines are called, by candidate."""
+    names = {}
+    for candidate in space.baselines:
+        if candidate.is_plain:
+            names[str(candidate)] = f"plain {candidate.number_type}"
+        elif candidate.keep == HALF_THE_WIDTH:
+            names[str(candidate)] = "about half the width alone"
+        elif candidate.values:
+            names[str(candidate)] = "shared values alone"
+        else:
+            names[str(candidate)] = "zeros alone"
+    return names
+
+
+def rows_of(tried: Iterable[Tried], best: Tried) -> tuple[Tried, ...]:
+    """Return one row for each candidate: its last stage, of the best one the stage that was chosen."""
+    rows = {each.candidate: each for each in tried}
+    rows[best.candidate] = best
+    return tuple(rows.values())
+
+
+def nothing_found(
+    tried: Iterable[Tried], metric: Metric | None, max_drop: float, minimize: str, folder: Path
+) -> ExportError:
+    """Say that nothing cheaper is within the drop, and what is nearest."""
+    tried = list(tried)
+    cheaper = [each for each in tried if each.cost is not None and each.ratio > 1.0 and each.drop is not None]
+    name = metric.name if metric is not None else "the metric"
+    if not cheaper:
+        reasons = sorted({f"{each.candidate}: {each.reason}" for each in tried if each.reason})
+        return ExportError(
+            "compress",
+            f"found no file with less {minimize} than the plain one's",
+            f"{len(tried)} files tried. {'; '.join(reasons)}".strip(),
+            f"All are in '{folder}'. Is the model large enough for its {minimize} to depend on its weights?",
+        )
+    near = min(cheaper, key=lambda each: (each.drop, -each.ratio))
+    return ExportError(
+        "compress",
+        f"found no file with less {minimize} whose {name} is at most {max_drop:g} worse",
+        f"the nearest, {near.candidate}, is {near.drop:.4g} worse; nothing was written",
+        f"max_drop={_above(near.drop)} would give {near.ratio:.2g}x. A longer budget= or more trials= or epochs= may "
+        "find better ones; what was tried counts.",
+    )
+
+
+def _above(drop: float | None) -> str:
+    """Return a drop with two digits, rounded up."""
+    assert drop is not None
+    if drop <= 0:
+        return "0"
+    step = 10.0 ** (np.floor(np.log10(drop)) - 1)
+    return f"{np.ceil(drop / step - 1e-9) * step:.2g}"

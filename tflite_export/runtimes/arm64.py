@@ -1,6 +1,6 @@
 """LiteRT for aarch64, run under qemu's user-mode emulation: found in the cache, or installed there on request.
 
-    python -m tflite_export.runtimes.arm64
+    tflite-export install arm64
 
 installs what is needed into the cache: a few packages of Debian for arm64, unpacked and never run on this machine, the
 aarch64 wheels of LiteRT and NumPy, and the counter, compiled from `assets/count_instructions.c`.
@@ -37,12 +37,11 @@ __all__ = [
     "arm64_folder",
     "find_arm64_runtime",
     "install_arm64_runtime",
-    "main",
     "make_root",
-    "require_tool",
+    "require_tools",
 ]
 
-COMMAND = "python -m tflite_export.runtimes.arm64"
+COMMAND = "tflite-export install arm64"
 EMULATOR = "qemu-aarch64"
 TOOLS = {EMULATOR: "qemu-user", "debootstrap": "debootstrap", "dpkg-deb": "dpkg", "tar": "tar", "cc": "gcc"}
 """What the installation runs, and Debian's package that holds it; afterwards only the emulator is needed."""
@@ -75,7 +74,7 @@ def find_arm64_runtime() -> Path:
     Raises:
         ExportError: it is not installed, or qemu is not.
     """
-    require_tool(EMULATOR)
+    require_tools(EMULATOR)
     folder = arm64_folder()
     if not (folder / "complete").exists():
         raise ExportError("LiteRT for aarch64", "must be installed", f"nothing in '{folder}'", f"Run: {COMMAND}")
@@ -89,8 +88,7 @@ def install_arm64_runtime() -> Path:
         ExportError: a tool is missing or fails.
     """
     folder = arm64_folder()
-    for tool in TOOLS:
-        require_tool(tool)
+    require_tools(*TOOLS, *_as_root())
     if (folder / "complete").exists():
         return folder
     if not KEYRING.exists():
@@ -112,16 +110,28 @@ def install_arm64_runtime() -> Path:
     return folder
 
 
-def require_tool(tool: str) -> str:
-    """Return the path of a tool.
+def require_tools(*tools: str) -> list[str]:
+    """Return the paths of tools.
 
     Raises:
-        ExportError: it is not on the PATH.
+        ExportError: some are not on the PATH; the message names all of these.
     """
-    found = shutil.which(tool)
-    if found is None:
-        raise ExportError(f"'{tool}'", "must be on the PATH", "none", f"Run: apt-get install {TOOLS.get(tool, tool)}")
-    return found
+    found = {tool: shutil.which(tool) for tool in tools}
+    missing = [tool for tool in tools if found[tool] is None]
+    if missing:
+        packages = " ".join(TOOLS.get(tool, tool) for tool in missing)
+        raise ExportError(
+            ", ".join(f"'{tool}'" for tool in missing),
+            "must be on the PATH",
+            "none",
+            f"Run: apt-get install {packages}",
+        )
+    return [str(path) for path in found.values()]
+
+
+def _as_root() -> tuple[str, ...]:
+    """What a command for root starts with; nothing of the system is changed."""
+    return () if os.geteuid() == 0 else ("fakeroot",)
 
 
 def _run(command: Sequence[str], what: str) -> None:
@@ -138,7 +148,7 @@ def _unpack_debian(target: Path, downloads: Path) -> None:
     """Unpack the packages of the guest: no script of theirs is run, and only debootstrap asks for root."""
     command = ["debootstrap", "--download-only", "--force-check-gpg", f"--keyring={KEYRING}", "--arch=arm64"]
     command += ["--variant=minbase", f"--include={','.join(PACKAGES)}", RELEASE, str(downloads), MIRROR]
-    _run([*([] if os.geteuid() == 0 else [require_tool("fakeroot")]), *command], "Debian's packages for arm64")
+    _run([*_as_root(), *command], "Debian's packages for arm64")
     # Packages of before the merged /usr hold /lib; the links make it one folder.
     for name in ("lib", "bin"):
         (target / "usr" / name).mkdir(parents=True)
@@ -174,7 +184,7 @@ def _compile_counter(target: Path) -> None:
             timeout=60,
             env={},
             check=False,
-            executable=require_tool(EMULATOR),
+            executable=require_tools(EMULATOR)[0],
         )
         if tried.returncode == 0:
             return
@@ -207,15 +217,3 @@ def make_root(folder: Path, cpu: str) -> Path:
     for name in ("core_id", "physical_package_id", "core_siblings_list", "thread_siblings_list"):
         (topology / name).write_text("0\n")
     return root
-
-
-def main() -> None:
-    """Install the runtime, and say where."""
-    try:
-        print(install_arm64_runtime())
-    except ExportError as error:
-        sys.exit(f"error: {error}")
-
-
-if __name__ == "__main__":
-    main()

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from tflite_export.errors import ExportError
 from tflite_export.processes.child_process import limit_memory
-from tflite_export.runtimes.arm64 import CPU, CPUS, EMULATOR, PYTHON, find_arm64_runtime, require_tool
+from tflite_export.runtimes.arm64 import CPU, CPUS, EMULATOR, PYTHON, find_arm64_runtime, require_tools
 from tflite_export.runtimes.limits import Limits
 from tflite_export.runtimes.litertjs import ASSETS
 from tflite_export.runtimes.opening import open_own
@@ -163,7 +163,7 @@ def _emulate(folder: Path, cpu: str, job: Path, limits: Limits | None) -> None:
         text=True,
         env={},
         cwd=job,  # where the emulator leaves a core file, if a file crashes the guest
-        executable=require_tool(EMULATOR),
+        executable=require_tools(EMULATOR)[0],
     ) as process:
         if limits is not None:
             limit_memory(process.pid, limits.memory, reserves=True)

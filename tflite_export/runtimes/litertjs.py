@@ -1,6 +1,6 @@
 """LiteRT.js, the WebAssembly runtime of .tflite files: found in the cache, or installed there on request.
 
-    python -m tflite_export.runtimes.litertjs
+    tflite-export install web
 
 installs it by npm, at the versions and checksums of `assets/package-lock.json`. Nothing else installs anything.
 """
@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
@@ -25,13 +24,12 @@ __all__ = [
     "find_web_runtime",
     "install_web_runtime",
     "installed",
-    "main",
     "web_runtime_folder",
 ]
 
 VERSION = "2.5.3"
 """Of `@litertjs/core`. Which kernels are sparse, and where it fails silently, was measured with this one."""
-COMMAND = "python -m tflite_export.runtimes.litertjs"
+COMMAND = "tflite-export install web"
 ASSETS = Path(__file__).parent / "assets"
 BUILDS = ("litert_wasm_internal", "litert_wasm_compat_internal")
 """For one thread: with relaxed SIMD, and without."""
@@ -101,15 +99,3 @@ def _failed(command: list[str], received: str) -> ExportError:
     return ExportError(
         "LiteRT.js", f"must install by '{' '.join(command[1:])}'", received, "Check the network and npm's registry."
     )
-
-
-def main() -> None:
-    """Install the runtime, and say where."""
-    try:
-        print(install_web_runtime())
-    except ExportError as error:
-        sys.exit(f"error: {error}")
-
-
-if __name__ == "__main__":
-    main()

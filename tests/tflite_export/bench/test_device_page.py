@@ -317,7 +317,7 @@ def test_what_cannot_be_served_is_refused(files, tmp_path, monkeypatch):
         with pytest.raises(ExportError, match="must be a readable file"):
             serve([tmp_path / "none.tflite"])
     monkeypatch.setenv("KERAS_PRUNE_CACHE", str(tmp_path))
-    with pytest.raises(ExportError, match=r"Run: python -m tflite_export\.runtimes\.litertjs"):
+    with pytest.raises(ExportError, match=r"Run: tflite-export install web"):
         serve([files / "first.tflite"])
 
 

@@ -113,7 +113,7 @@ def test_bytes_are_bytes_wherever_they_lie():
 
 def test_what_is_not_installed_is_an_error_with_the_command(monkeypatch, tmp_path):
     monkeypatch.setenv("KERAS_PRUNE_CACHE", str(tmp_path))
-    with pytest.raises(ExportError, match=r"Run: python -m tflite_export\.runtimes\.litertjs"):
+    with pytest.raises(ExportError, match=r"Run: tflite-export install web"):
         measure_for(DEVICES["web"], "latency")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     for objective in ("latency", "flash"):

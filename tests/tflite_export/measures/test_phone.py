@@ -348,7 +348,7 @@ def test_what_is_missing_or_wrong_is_said_at_once(monkeypatch, tmp_path):
     with pytest.raises(ExportError, match=r"Phone: fallback: must measure latency\. Received: size"):
         tx.Phone(fallback=measure_for(None, "size"))
     monkeypatch.setenv("KERAS_PRUNE_CACHE", str(tmp_path))
-    with pytest.raises(ExportError, match=r"Run: python -m tflite_export\.runtimes\.litertjs"):
+    with pytest.raises(ExportError, match=r"Run: tflite-export install web"):
         tx.Phone()
     monkeypatch.setitem(sys.modules, "segno", None)
     with pytest.raises(ImportError, match=r"pip install \"keras-prune\[phone\]\""):

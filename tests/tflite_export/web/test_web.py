@@ -102,9 +102,7 @@ def host():
 def test_what_is_not_installed_is_refused_with_the_command_that_installs_it(tmp_path, monkeypatch):
     monkeypatch.setenv("KERAS_PRUNE_CACHE", str(tmp_path))
     assert cache_folder() == tmp_path
-    with pytest.raises(
-        ExportError, match=r"must be installed.* Run: python -m tflite_export\.runtimes\.litertjs"
-    ) as caught:
+    with pytest.raises(ExportError, match=r"must be installed.* Run: tflite-export install web") as caught:
         litertjs.find_web_runtime()
     assert caught.value.received == f"nothing of that version in '{tmp_path / 'litertjs-2.5.3'}'"
     assert [sparse_runtime(target) for target in ("web", "android", "x86")] == [None, None, None]
