@@ -7,11 +7,11 @@ share cannot beat the best file so far are not looked at again:
 1. single means are tried first: what they cost says what combinations will;
 2. the line whose next share promises the lowest cost is tried at that share. Without training first: a file that
    costs no less than the best so far goes no further. Then with a short fine-tuning;
-3. one that holds, or nearly, and costs no more than the next share promises is fine-tuned fully: nothing cheaper is in
-   sight, and what full training brings, or does not, says which others are near. Where it misses, and as large a step
-   again would make it hold, it is trained on;
-4. time that a budget has left then goes to the nearest misses: the cheaper candidate with the smallest drop is trained
-   on, as long as the time allows and the drop falls; where one holds, 2 again, from there.
+3. one that holds, or is expected to once it is trained, and costs no more than the next share promises is fine-tuned
+   fully: nothing cheaper is in sight, and what training brings, or does not, says what may be expected of others. Where
+   it misses, and is expected to hold after more, it is trained on;
+4. time that a budget has left then goes to the misses: to those that are expected to hold with it, the cheapest first,
+   then to the smallest drop; where one holds, 2 again, from there.
 
 What is predicted orders the trials and nothing else: a file is chosen by what was measured.
 """
@@ -19,12 +19,13 @@ What is predicted orders the trials and nothing else: a file is chosen by what w
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable
 from typing import Protocol
 
 from tflite_export.compression.candidate import STAGES, Candidate, Route
-from tflite_export.compression.forecast import expected, hoped, promised
+from tflite_export.compression.forecast import POWER, Trained, power_of_training, promised
 from tflite_export.compression.space import Line, Space
 from tflite_export.compression.tried import Tried
 
@@ -33,7 +34,7 @@ __all__ = ["Bounds", "Search"]
 GAIN = 1.02
 """A candidate is worth a trial if it promises so much more than the best so far: less is noise."""
 ON = 2
-"""Times the epochs of the full fine-tuning that a candidate is trained on for as large a step again."""
+"""Times the epochs of the full fine-tuning that a candidate is trained on at once."""
 LONG = 4
 """Times these epochs that a near miss is trained on at most, in time that is left: each more brings less."""
 
@@ -267,7 +268,7 @@ class Search:
         if last.stage == "untrained":  # one that was not worth training says nothing of the metric
             return self._bounds.epochs == 0
         # What full training brings is known once there was one; until then nothing is built on it.
-        return last.stage in _TRAINED or not self._brought() or last.drop > self._near()
+        return last.stage in _TRAINED or not self._trained() or not self._may_hold(last)
 
     def _promised(self, candidate: Candidate) -> float:
         return promised(candidate, self._lab.tried.values(), self._space.number_types[0])
@@ -277,7 +278,7 @@ class Search:
     def _train_fully(self, tried: Tried) -> None:
         """Train a candidate fully, or on, as far as the budget allows."""
         if tried.stage == "full":
-            self._train(tried.candidate, ON * self._bounds.epochs)
+            self._train(tried.candidate, self._affordable(tried.candidate, ON * self._bounds.epochs))
             return
         epochs = self._affordable(tried.candidate, self._bounds.epochs)
         if epochs < self._bounds.epochs:
@@ -287,7 +288,7 @@ class Search:
         self._train(tried.candidate, epochs)
 
     def _train_near_misses(self) -> bool:
-        """Train on what misses by least, in the time that is left, until one holds; gives whether one does."""
+        """Train on what may hold yet, in the time that is left, until one holds; gives whether one does."""
         if self._bounds.seconds is None:
             return False
         most = self._bounds.epochs
@@ -299,48 +300,54 @@ class Search:
         return False
 
     def _misses(self) -> list[Tried]:
-        """Return the cheaper candidates that do not hold yet and that there is time for, the smallest drop first."""
-        near, epochs = self._within_reach(), self._bounds.epochs
-        found = [
-            each
-            for each in self._cheaper()
-            if each.stage in ("short", "full")
-            and not self._held(each.candidate)
-            and _drop(each) <= near
-            and self._affordable(each.candidate, epochs) >= max(1, epochs)
-        ]
-        return sorted(found, key=lambda each: (_drop(each), str(each.candidate)))
+        """Return the cheaper candidates that may hold at the best, if all the time that is left goes to one of them.
+
+        First those that are expected to hold, the cheapest first; then the others, the smallest drop first.
+        """
+        most, full = self._bounds.max_drop, self._bounds.epochs
+        power = power_of_training(self._trained(), most)
+        found: list[tuple[tuple[bool, float, str], Tried]] = []
+        for each in self._cheaper():
+            epochs = self._affordable(each.candidate, LONG * full + (full if each.stage == "short" else 0))
+            if each.stage in ("short", "full") and not self._held(each.candidate) and epochs >= max(1, full):
+                expected = self._drop_after(each, epochs, power) <= most
+                if self._drop_after(each, epochs, max(power, POWER)) <= most:
+                    found.append(((not expected, -each.ratio if expected else _drop(each), str(each.candidate)), each))
+        return [each for _, each in sorted(found, key=lambda pair: pair[0])]
 
     def _promising(self) -> list[Tried]:
-        """Return the candidates to train fully, the cheapest first: the best so far, and others that are near."""
+        """Return the candidates to train fully, the cheapest first: the best so far, and others that may hold then."""
         if not self._bounds.epochs:
             return []
-        near = self._near()
         found = [
             each
             for each in self._cheaper()
             if not each.candidate.is_plain
-            and (
-                (each.stage in ("untrained", "short") and each.holds(self._bounds.max_drop))
-                or (each.stage == "short" and _drop(each) <= near)
-                or (each.stage == "full" and self._is_worth_more(each))
-            )
+            and ((each.stage in ("untrained", "short") and each.holds(self._bounds.max_drop)) or self._may_hold(each))
         ]
         there_is_time = [each for each in found if self._affordable(each.candidate, 1) == 1]
         if len(there_is_time) < len(found):
             self._note("the budget left no time to train the best candidates fully")
         return sorted(there_is_time, key=lambda each: (-each.ratio, str(each.candidate)))
 
-    def _is_worth_more(self, tried: Tried) -> bool:
-        """Whether a fully trained candidate would hold if more training took the same share of its drop once more."""
-        more = ON * self._bounds.epochs
-        if self._bounds.seconds is None or self._affordable(tried.candidate, more) < more:
+    def _may_hold(self, tried: Tried) -> bool:
+        """Whether a candidate that does not hold is expected to, trained fully and on as far as there is time."""
+        full, on = self._bounds.epochs, 0 if self._bounds.seconds is None else ON * self._bounds.epochs
+        planned = {"short": full, "full": on}.get(tried.stage, 0)
+        epochs = self._affordable(tried.candidate, planned)
+        if epochs < 1 or self._held(tried.candidate):
             return False
-        before = self._lab.tried.get((tried.candidate, "short"))
-        short, last = math.inf if before is None else _drop(before), _drop(tried)
-        if not math.isfinite(short):
-            return False
-        return self._bounds.max_drop < last < short and last * last / short <= self._bounds.max_drop
+        power = power_of_training(self._trained(), self._bounds.max_drop)
+        return self._drop_after(tried, epochs, power) <= self._bounds.max_drop
+
+    def _drop_after(self, tried: Tried, epochs: int, power: float) -> float:
+        """Return the drop that is expected after so many more epochs."""
+        done = self._epochs(tried)
+        return float(_drop(tried) * ((done + epochs) / done) ** -power)
+
+    def _epochs(self, tried: Tried) -> int:
+        """Return how long a candidate was trained since its units and zeros are gone."""
+        return sum(self.route_to(tried).epochs)
 
     def _cheaper(self) -> list[Tried]:
         """Return the best candidate and those with a file that costs less, each as far as it was trained."""
@@ -353,23 +360,16 @@ class Search:
             and (best is None or each.candidate == best.candidate or each.ratio > GAIN * best.ratio)
         ]
 
-    def _brought(self) -> list[tuple[float, float]]:
-        """Return the drop after the short training and after the last one, for each that was trained more."""
-        tried = self._lab.tried
-        more = [each for each, stage in tried if stage == "full" and (each, "short") in tried]
-        found = [(_drop(tried[candidate, "short"]), _drop(self._stages(candidate)[-1])) for candidate in more]
-        return [(short, last) for short, last in found if math.isfinite(short) and math.isfinite(last)]
-
-    def _near(self) -> float:
-        """Return the drop after a short fine-tuning that a full one may make good."""
-        return expected(self._brought(), self._bounds.max_drop, self._plain_metric())
-
-    def _within_reach(self) -> float:
-        """Return the drop that training may make good at the best."""
-        return hoped(self._brought(), self._bounds.max_drop, self._plain_metric())
-
-    def _plain_metric(self) -> float:
-        return self._lab.tried[Candidate(), "untrained"].metric or 0.0
+    def _trained(self) -> list[Trained]:
+        """Return what each further training brought."""
+        found = []
+        for candidate in dict.fromkeys(candidate for candidate, _ in self._lab.tried):
+            stages = [each for each in self._stages(candidate) if each.stage != "untrained" and each.drop is not None]
+            found += [
+                Trained(_drop(before), _drop(after), self._epochs(after) / self._epochs(before))
+                for before, after in itertools.pairwise(stages)
+            ]
+        return found
 
     def _affordable(self, candidate: Candidate, wanted: int) -> int:
         """Return how many of the wanted epochs of training a candidate the budget still allows."""
