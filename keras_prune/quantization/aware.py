@@ -295,7 +295,7 @@ def _begin_ranges(model: Any, data: Any) -> None:
 
 @contextlib.contextmanager
 def _watched(layers: Sequence[FakeQuantize]) -> Iterator[list[Seen]]:
-    seen = [Seen() for _ in layers]
+    seen = [Seen(layer.steps) for layer in layers]
     with contextlib.ExitStack() as stack:
         for layer, extremes in zip(layers, seen, strict=True):
             stack.enter_context(replaced(layer, "watch", extremes))

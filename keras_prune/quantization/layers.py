@@ -24,18 +24,36 @@ RANGES = ("moving", "trained")
 """How a range comes about in training."""
 NARROWEST = 1e-6
 """Width of the range of values that are all zero."""
+SHARE_OF_WIDEST = 1 / 256
+"""The least width of the range of a step, as a share of the widest: what is finer is lost where the two are added."""
 
 
 class Seen:
-    """The extremes of values that a layer was given, 0 among them."""
+    """The extremes of values that a layer was given, 0 among them.
 
-    def __init__(self) -> None:
-        self.low = self.high = 0.0
+    Args:
+        steps: how many steps have extremes of their own; None: there are no steps.
+    """
 
-    def add(self, values: Any) -> None:
-        """Take a batch of values into account."""
-        self.low = min(self.low, float(ops.min(values)))
-        self.high = max(self.high, float(ops.max(values)))
+    def __init__(self, steps: int | None = None) -> None:
+        self.low, self.high = np.zeros(_shape(steps)), np.zeros(_shape(steps))
+
+    def add(self, values: Any, step: int | None) -> None:
+        """Take a batch of values into account, those of a step."""
+        at = () if step is None else step
+        self.low[at] = min(self.low[at], float(ops.min(values)))
+        self.high[at] = max(self.high[at], float(ops.max(values)))
+
+
+def _shape(steps: int | None) -> tuple[int, ...]:
+    return () if steps is None else (steps,)
+
+
+def _held_apart(low: Any, high: Any) -> tuple[Any, Any]:
+    """Return the ends of ranges, moved apart where they do not hold 0 or are too near."""
+    low, high = ops.minimum(low, 0.0), ops.maximum(high, 0.0)
+    width = ops.maximum(SHARE_OF_WIDEST * (ops.max(high) - ops.min(low)), NARROWEST)
+    return low, ops.maximum(high, low + width)
 
 
 def extremes(values: Any) -> tuple[Any, Any]:
@@ -56,6 +74,8 @@ class FakeQuantize(StandIn, keras.layers.Layer):
             value. "trained": they are weights, which the optimizer moves.
         momentum: of the moving averages.
         fixed: the two ends, of a range that never changes; None: one that does.
+        steps: how many ranges there are, one for each step of a sequence, whose last one later steps have too; None:
+            one for all values.
         **kwargs: what any Keras layer takes.
 
     Example:
@@ -69,6 +89,7 @@ class FakeQuantize(StandIn, keras.layers.Layer):
         ranges: str = "moving",
         momentum: float = 0.99,
         fixed: tuple[float, float] | None = None,
+        steps: int | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -78,8 +99,14 @@ class FakeQuantize(StandIn, keras.layers.Layer):
             raise ValueError(f"FakeQuantize: momentum must be a fraction in [0, 1). Received: {momentum}")
         if fixed is not None and not fixed[0] <= 0.0 <= fixed[1] != fixed[0]:
             raise ValueError(f"FakeQuantize: fixed must be the ends of a range that holds 0. Received: {fixed}")
+        if steps is not None and (steps < 1 or fixed is not None):
+            raise ValueError(
+                "FakeQuantize: steps must be 1 or more, each with a range that is not fixed. "
+                f"Received: steps={steps}, fixed={fixed}"
+            )
         self.ranges, self.momentum = ranges, float(momentum)
         self.fixed = None if fixed is None else (float(fixed[0]), float(fixed[1]))
+        self.steps = steps
         self.supports_masking = True
         self.watch: Seen | None = None
 
@@ -90,7 +117,7 @@ class FakeQuantize(StandIn, keras.layers.Layer):
         for name, end in (("low", -6.0), ("high", 6.0)):
             variable = self.add_weight(
                 name=name,
-                shape=(),
+                shape=_shape(self.steps),
                 initializer=keras.initializers.Constant(end),
                 dtype="float32",
                 trainable=self.ranges == "trained",
@@ -100,40 +127,54 @@ class FakeQuantize(StandIn, keras.layers.Layer):
 
     @property
     def ends(self) -> tuple[float, float]:
-        """The ends of the range."""
-        return self.fixed if self.fixed is not None else (float(read(self.low)), float(read(self.high)))
+        """The ends of the range, of several the outermost."""
+        return self.fixed if self.fixed is not None else (float(read(self.low).min()), float(read(self.high).max()))
 
-    def set_range(self, low: float, high: float) -> None:
-        """Set the ends of the range; they are moved apart to hold 0.
+    @property
+    def ends_by_step(self) -> tuple[tuple[float, float], ...]:
+        """The ends of the range of each step; none where there is one range."""
+        if self.steps is None:
+            return ()
+        return tuple(zip(read(self.low).tolist(), read(self.high).tolist(), strict=True))
+
+    def set_range(self, low: Any, high: Any) -> None:
+        """Set the ends of the range, or of all ranges: scalars, or `[steps]`; they are moved apart to hold 0.
 
         Raises:
             ValueError: the range is fixed, or an end is not a finite number.
         """
-        if self.fixed is not None or not np.isfinite([low, high]).all():
+        if self.fixed is not None or not (np.isfinite(low).all() and np.isfinite(high).all()):
             raise ValueError(
                 f"FakeQuantize {self.name!r}: a range has two finite ends, and none is fixed. "
                 f"Received: {low}, {high}, and fixed={self.fixed}"
             )
-        self.low.assign(min(low, 0.0))
-        self.high.assign(max(high, min(low, 0.0) + NARROWEST, 0.0))
+        shape = _shape(self.steps)
+        low, high = _held_apart(*(np.broadcast_to(np.asarray(end, "float32"), shape) for end in (low, high)))
+        self.low.assign(low)
+        self.high.assign(high)
 
-    def call(self, inputs: Any, training: bool | None = None) -> Any:
-        """Return the values rounded; in training, move the range first."""
+    def call(self, inputs: Any, training: bool | None = None, step: int = 0) -> Any:
+        """Return the values rounded; in training, move the range first, where there is one.
+
+        Args:
+            inputs: any shape.
+            training: whether the range moves.
+            step: whose range it is, where each has one.
+        """
+        at = None if self.steps is None else min(step, self.steps - 1)
         if self.watch is not None:
-            self.watch.add(inputs)
+            self.watch.add(inputs, at)
             return inputs
         if self.at_rest:
             return inputs
         if self.fixed is not None:
             return round_range(inputs, *self.fixed)
-        if self.moves and training:
+        if self.moves and training and at is None:
             return round_range(inputs, *self.move(*extremes(inputs)))
-        if self.ranges == "moving":
-            return round_range(inputs, self.low, self.high)
-        # An optimizer knows nothing of 0, which has to be in the range.
-        low = ops.minimum(self.low, 0.0)
-        high = ops.maximum(self.high, low + NARROWEST)
-        return round_range(inputs, low, ops.maximum(high, 0.0))
+        low, high = self.low, self.high
+        if self.ranges == "trained":  # an optimizer knows nothing of 0, which has to be in the range
+            low, high = _held_apart(low, high)
+        return round_range(inputs, *((low, high) if at is None else (low[at], high[at])))
 
     @property
     def moves(self) -> bool:
@@ -141,9 +182,11 @@ class FakeQuantize(StandIn, keras.layers.Layer):
         return self.fixed is None and self.ranges == "moving"
 
     def move(self, smallest: Any, largest: Any) -> tuple[Any, Any]:
-        """Move the ends of the range towards the extremes of a batch; return them."""
-        low = self.low * self.momentum + smallest * (1.0 - self.momentum)
-        high = self.high * self.momentum + largest * (1.0 - self.momentum)
+        """Move the ends of the range, or of all ranges, towards the extremes of a batch; return them."""
+        low, high = _held_apart(
+            self.low * self.momentum + smallest * (1.0 - self.momentum),
+            self.high * self.momentum + largest * (1.0 - self.momentum),
+        )
         self.low.assign(low)
         self.high.assign(high)
         return low, high
@@ -154,7 +197,7 @@ class FakeQuantize(StandIn, keras.layers.Layer):
 
     def get_config(self) -> dict[str, Any]:
         """Return the arguments of the constructor."""
-        own = {"ranges": self.ranges, "momentum": self.momentum, "fixed": self.fixed}
+        own = {"ranges": self.ranges, "momentum": self.momentum, "fixed": self.fixed, "steps": self.steps}
         return {**super().get_config(), **own}
 
 

@@ -9,6 +9,7 @@ import keras
 from keras import layers as kl
 from keras import ops
 
+from keras_prune.keras_seam import built_shapes
 from keras_prune.quantization.layers import FakeQuantize, RoundedLayer, extremes, rounded_kernels
 from keras_prune.quantization.steps import STEPS, refusal_of_recurrent, tensors_of
 
@@ -19,9 +20,10 @@ __all__ = ["QuantizedRecurrent"]
 class QuantizedRecurrent(RoundedLayer):
     """Runs an LSTM, GRU or SimpleRNN step by step as an int8 file does: both kernels and each tensor of a step rounded.
 
-    Kernels are rounded symmetrically with one scale for each unit of each gate. A tensor of the step has one range for
-    all steps; a moving one follows the extremes of all of them. Sequences have a fixed length, since each step is
-    computed apart, as with `unroll=True`: that is what TFLite's converter makes int8 numbers of.
+    Kernels are rounded symmetrically with one scale for each unit of each gate. Sums and carries have a range for each
+    step, since they grow along a sequence; states and what activation functions make have one for all steps, of which
+    a moving one follows the extremes. Sequences have a fixed length, since each step is computed apart, as with
+    `unroll=True`: that is what TFLite's converter makes int8 numbers of.
 
     Args:
         layer: an LSTM, GRU or SimpleRNN, or an RNN around one of their cells; if it is built, its weights are kept.
@@ -53,11 +55,19 @@ class QuantizedRecurrent(RoundedLayer):
 
     def build_around(self) -> None:
         """Make the ranges."""
+        cell = self.layer.cell
+        shape = next(iter(built_shapes(self.layer).values()), None)
+        steps = shape[1] if shape else 1
         self.tensors = {
             name: FakeQuantize(
-                self.ranges, self.momentum, ends, name=f"{self.layer.name}_{name}_range", dtype=self.dtype_policy
+                self.ranges,
+                self.momentum,
+                ends,
+                steps if name in STEPS[type(cell)].by_step else None,
+                name=f"{self.layer.name}_{name}_range",
+                dtype=self.dtype_policy,
             )
-            for name, ends in tensors_of(self.layer.cell).items()
+            for name, ends in tensors_of(cell).items()
         }
         for tensor in self.tensors.values():
             tensor.build(())
@@ -108,12 +118,15 @@ class _Step:
     def __init__(self, cell: Any, tensors: dict[str, FakeQuantize], *, watched: bool) -> None:
         self.cell, self.tensors = cell, tensors
         self.state_size, self.output_size, self.compute_dtype = cell.state_size, cell.output_size, cell.compute_dtype
-        self.seen: dict[str, list[tuple[Any, Any]]] = {
-            name: [] for name, one in tensors.items() if watched and one.moves
+        self.seen: dict[str, list[list[tuple[Any, Any]]]] = {
+            name: [[] for _ in range(one.steps or 1)] for name, one in tensors.items() if watched and one.moves
         }
+        self.step = 0
 
     def call(self, inputs: Any, states: Any) -> tuple[Any, list[Any]]:
-        return STEPS[type(self.cell)].run(self.cell, inputs, states, self._round)
+        found = STEPS[type(self.cell)].run(self.cell, inputs, states, self._round)
+        self.step += 1
+        return found
 
     __call__ = call
 
@@ -124,13 +137,21 @@ class _Step:
         if name not in self.tensors:
             return values
         if isinstance(values, list):
-            return [self.tensors[name].call(part) for part in values]
+            return [self.tensors[name].call(part, step=self.step) for part in values]
         if name in self.seen:
-            self.seen[name].append(extremes(values))
-        return self.tensors[name].call(values)
+            self.seen[name][min(self.step, len(self.seen[name]) - 1)].append(extremes(values))
+        return self.tensors[name].call(values, step=self.step)
 
     def move(self) -> None:
-        """Move each range towards the extremes that its tensor had in all steps together."""
+        """Move each range towards the extremes that its tensor had in its step, or in all steps together."""
         for name, found in self.seen.items():
-            smallest, largest = zip(*found, strict=True)
-            self.tensors[name].move(ops.min(ops.stack(smallest)), ops.max(ops.stack(largest)))
+            tensor = self.tensors[name]
+            smallest, largest = [], []
+            for step, pairs in enumerate(found):  # a shorter sequence has not all steps: their ranges stay
+                lows, highs = zip(*(pairs or [(tensor.low[step], tensor.high[step])]), strict=True)
+                smallest.append(ops.min(ops.stack(lows)))
+                largest.append(ops.max(ops.stack(highs)))
+            if tensor.steps is None:
+                tensor.move(smallest[0], largest[0])
+            else:
+                tensor.move(ops.stack(smallest), ops.stack(largest))

@@ -29,14 +29,20 @@ class Range:
 
     Attributes:
         name: of the layer that rounds it.
-        low, high: its ends.
+        low, high: its ends; of several ranges the outermost.
         source: how it comes about: "moving", "trained" or "fixed".
+        steps: the ends of the range of each step, where each has one of its own.
     """
 
     name: str
     low: float
     high: float
     source: str
+    steps: tuple[tuple[float, float], ...] = ()
+
+    def __str__(self) -> str:
+        steps = f", {len(self.steps)} ranges, one for each step" if self.steps else ""
+        return f"{self.low:.4g} to {self.high:.4g} ({self.source}{steps})"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +65,7 @@ class QuantizationReport:
 
     def __str__(self) -> str:
         rows = [(path, "kernel", "int8, a scale for each output") for path in self.kernels]
-        rows += [(one.name, "tensor", f"int8, {one.low:.4g} to {one.high:.4g} ({one.source})") for one in self.ranges]
+        rows += [(one.name, "tensor", f"int8, {one}") for one in self.ranges]
         rows += [(one.path, "kernel", f"not rounded: {one.reason}") for one in self.skipped]
         columns = zip(*rows, strict=True) if rows else ((), (), ())
         return plain_table("Quantization", dict(zip(("name", "what", "how"), map(list, columns), strict=True)))
@@ -91,7 +97,7 @@ def report(model: keras.Model) -> QuantizationReport:
             else:
                 skipped.append(Skipped(path, reasons.get(id(layer)) or refusal_of(layer) or LEFT_OUT))
     ranges = [
-        Range(one.name, *one.ends, "fixed" if one.fixed is not None else one.ranges)
+        Range(one.name, *one.ends, "fixed" if one.fixed is not None else one.ranges, one.ends_by_step)
         for one in layers
         if isinstance(one, FakeQuantize)
     ]

@@ -34,11 +34,14 @@ class CellStep:
             computes what the cell does, in inference mode.
         results: names of the tensors that products and sums make; with its two ends, one whose range is known.
         activated: names of the tensors that activation functions make -> the cell's attribute that holds the function.
+        by_step: names of the results with a range for each step. The state has one: the next step's products read it,
+            and each range of their input would need a bias of its own in the file.
     """
 
     run: Callable[[Any, Any, Sequence[Any], Rounding], tuple[Any, list[Any]]]
     results: Mapping[str, Ends | None]
     activated: Mapping[str, str]
+    by_step: frozenset[str]
 
 
 def _projected(inputs: Any, kernel: Any, bias: Any) -> Any:
@@ -98,13 +101,17 @@ STEPS: dict[type, CellStep] = {
         _lstm,
         dict.fromkeys(("sum", "state_sum", "carry", "state")),
         {"gate": "recurrent_activation", "candidate": "activation", "squashed": "activation"},
+        frozenset({"sum", "state_sum", "carry"}),
     ),
     kl.GRUCell: CellStep(
         _gru,
         {"rest": (0.0, 1.0), **dict.fromkeys(("sum", "state_sum", "reset", "reset_sum", "state"))},
         {"gate": "recurrent_activation", "candidate": "activation"},
+        frozenset({"sum", "state_sum", "reset", "reset_sum"}),
     ),
-    kl.SimpleRNNCell: CellStep(_simple, dict.fromkeys(("sum", "state_sum")), {"state": "activation"}),
+    kl.SimpleRNNCell: CellStep(
+        _simple, dict.fromkeys(("sum", "state_sum")), {"state": "activation"}, frozenset({"sum", "state_sum"})
+    ),
 }
 """By the class of a cell."""
 

@@ -109,27 +109,72 @@ def test_the_loop_over_the_steps_is_keras_own(kind, options):
     expected = layer(X[:8], **arguments)
     rounded_too = quantized(X[:8], **arguments)
     for tensor in quantized.tensors.values():
-        tensor.watch = Seen()
+        tensor.watch = Seen(tensor.steps)
     found = (keras.tree.flatten(one) for one in (quantized(X[:8], **arguments), expected, rounded_too))
     for one, other, off in zip(*found, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-6)
         assert np.abs(off - other).max() > 1e-4
 
 
-def test_a_moving_range_follows_the_extremes_of_all_steps():
+@pytest.fixture
+def summing():
+    """A layer whose state is the sum of its inputs, its ranges from -8 to 8."""
     quantized = QuantizedRecurrent(layers.SimpleRNN(1, activation="linear", use_bias=False), momentum=0.75)
     quantized.build((None, STEPS_IN_X, 1))
     quantized.layer.set_weights([np.ones((1, 1)), np.ones((1, 1))])
     for tensor in quantized.tensors.values():
         tensor.set_range(-8.0, 8.0)
+    return quantized
+
+
+def test_a_moving_range_follows_the_extremes_of_its_step(summing):
     given = np.float32([-1, -1, 2, 1]).reshape(1, 4, 1)
-    quantized(given)
-    assert quantized.tensors["sum"].ends == (-8.0, 8.0)
-    quantized(given, training=True)
-    wanted = {"state_sum": (-2, 0), "sum": (-2, 2)}  # states are -1, -2, 0, 1
-    for name, (low, high) in wanted.items():
-        ends = (0.75 * -8 + 0.25 * low, 0.75 * 8 + 0.25 * high)
-        assert quantized.tensors[name].ends == pytest.approx(ends, abs=0.25 * 16 / 255), name
+    summing(given)
+    assert summing.tensors["sum"].ends_by_step == ((-8.0, 8.0),) * 4
+    summing(given, training=True)
+    wanted = {  # states are -1, -2, 0, 1
+        "state_sum": ((0, 0), (-1, 0), (-2, 0), (0, 0)),
+        "sum": ((-1, 0), (-2, 0), (0, 2), (0, 1)),
+    }
+    for name, extremes in wanted.items():
+        ends = [(0.75 * -8 + 0.25 * low, 0.75 * 8 + 0.25 * high) for low, high in extremes]
+        np.testing.assert_allclose(summing.tensors[name].ends_by_step, ends, atol=0.25 * 16 / 255)
+        found = summing.tensors[name].ends_by_step
+        assert summing.tensors[name].ends == (min(low for low, _ in found), max(high for _, high in found))
+
+
+def test_values_are_rounded_to_the_range_of_their_step(summing):
+    summing.layer.return_sequences = True
+    for tensor in summing.tensors.values():
+        tensor.set_range(-np.float32([1, 2, 4, 8]), np.float32([1, 2, 4, 8]))
+    given = np.float32([0.5, 0.51, 0.52, 0.53]).reshape(1, 4, 1)
+    wanted, state = [], 0.0
+    for value, end in zip(given[0, :, 0], (1, 2, 4, 8), strict=True):
+        width = 2 * end / 255
+        state = (np.floor(value / width + 0.5) + np.floor(state / width + 0.5)) * width
+        wanted.append(state)
+    np.testing.assert_allclose(ops.convert_to_numpy(summing(given))[0, :, 0], wanted, atol=1e-5)
+
+
+def test_the_range_of_a_step_whose_values_are_zero_is_a_share_of_the_widest(summing):
+    tensor = summing.tensors["state_sum"]
+    tensor.set_range(np.float32([0, -1, -2, 0]), np.float32([0, 0, 2, 0]))
+    assert tensor.ends_by_step == ((0.0, 4 / 256), (-1.0, 0.0), (-2.0, 2.0), (0.0, 4 / 256))
+    for _ in range(40):
+        tensor.move(np.zeros(4, "float32"), np.float32([0, 0, 1, 0]))
+    low, high = tensor.ends_by_step[0]
+    assert low == 0
+    assert high == pytest.approx((tensor.ends[1] - tensor.ends[0]) / 256, rel=1e-5)
+
+
+def test_sequences_of_another_length_have_the_ranges_of_their_steps(summing):
+    """Of a longer one the last steps share a range; a shorter one leaves the others where they are."""
+    summing(np.ones((1, 6, 1), "float32"), training=True)
+    highs = [high for _, high in summing.tensors["sum"].ends_by_step]
+    np.testing.assert_allclose(highs, 0.75 * 8 + 0.25 * np.float32([1, 2, 3, 6]), atol=0.25 * 16 / 255)
+    summing(np.zeros((1, 2, 1), "float32"), training=True)
+    later = [high for _, high in summing.tensors["sum"].ends_by_step]
+    np.testing.assert_allclose(later, [0.75 * highs[0], 0.75 * highs[1], *highs[2:]], rtol=1e-6)
 
 
 def test_inputs_are_dropped_in_training_only_and_alike_at_each_step():
@@ -137,7 +182,7 @@ def test_inputs_are_dropped_in_training_only_and_alike_at_each_step():
     quantized.build((None, STEPS_IN_X, 3))
     quantized.layer.set_weights([np.eye(3, dtype="float32"), np.zeros((3, 3), "float32")])
     for tensor in quantized.tensors.values():
-        tensor.watch = Seen()
+        tensor.watch = Seen(tensor.steps)
     quantized.layer.return_sequences = True
     ones = np.ones((4, STEPS_IN_X, 3), "float32")
     dropped = ops.convert_to_numpy(quantized(ones, training=True))
@@ -248,7 +293,8 @@ def test_the_file_answers_as_the_model_does(trained, file):
 def test_the_file_has_the_trained_ranges_and_no_others(trained, file):
     _, tensors = tensors_in(file)
     scales = {np.float32(t.quantization.scale[0]) for t in tensors if len(t.quantization.scale) == 1}
-    wanted = {np.float32((one.high - one.low) / 255) for one in report(trained).ranges}
+    ends = [pair for one in report(trained).ranges for pair in one.steps or [(one.low, one.high)]]
+    wanted = {np.float32((high - low) / 255) for low, high in ends}
     np.testing.assert_allclose(sorted(scales), sorted(wanted), rtol=1e-5)
 
 
