@@ -1,8 +1,9 @@
 """Which candidate is tried next, and which is the best: a successive narrowing.
 
 Candidates lie on lines (`space.Line`) along which less and less of the model is left, so that cost and metric fall
-together. On each line there is a smallest share that holds; it is found by bisection, and lines whose most promising
-share cannot beat the best file so far are not looked at again:
+together. On each line there is a smallest share that holds; it is found by bisection, and step by step once a trained
+model holds, of which smaller ones are made. Lines whose most promising share cannot beat the best file so far are not
+looked at again:
 
 1. single means are tried first: what they cost says what combinations will;
 2. the line whose next share promises the lowest cost is tried at that share. Without training first: a file that
@@ -142,6 +143,7 @@ class Search:
 
         Where its model was trained already, for another number type, it is tried as far as that one was.
         """
+        self._forget(candidate)  # one that was begun with a larger model, and did not hold
         twin = self._twin(candidate)
         if twin is not None:
             self._go(twin.leading_to(candidate))
@@ -151,6 +153,11 @@ class Search:
         made = tried.model != "" or tried.file != ""
         if self._bounds.short and made and worth and not tried.holds(self._bounds.max_drop):
             self._train(candidate, self._bounds.short)
+
+    def _forget(self, candidate: Candidate) -> None:
+        self._routes.pop(candidate, None)
+        for stage in STAGES:
+            self._lab.tried.pop((candidate, stage), None)
 
     def _train(self, candidate: Candidate, epochs: int) -> Tried:
         """Try a candidate after one more stage of training."""
@@ -185,8 +192,23 @@ class Search:
 
     def _twin(self, candidate: Candidate) -> Route | None:
         """Return the route of the same model in another number type, if it was trained; None where it was not."""
-        twins = [route for other, route in self._routes.items() if other.shape == candidate.shape and route.epochs]
+        twins = [
+            route
+            for other, route in self._routes.items()
+            if other.shape == candidate.shape and route.epochs and not self._begins_better(candidate, other)
+        ]
         return max(twins, key=lambda route: len(route.epochs), default=None)
+
+    def _begins_better(self, candidate: Candidate, other: Candidate) -> bool:
+        """Whether a candidate would be made of a smaller model now than another was made of."""
+        now, then = self._start(candidate), self._routes[other].start if other in self._routes else None
+        return (1.0 if now is None else now.candidate.keep) < (1.0 if then is None else then.candidate.keep)
+
+    def _is_open(self, candidate: Candidate) -> bool:
+        """Whether a candidate was not tried, or begun with a larger model than there is now, and did not hold."""
+        if candidate not in self._known():
+            return True
+        return self._begins_better(candidate, candidate) and not self._held(candidate)
 
     def _allows(self, candidate: Candidate) -> bool:
         """Whether the limits allow another candidate, and still the full fine-tuning of one."""
@@ -224,7 +246,9 @@ class Search:
     def _next_of(self, line: Line) -> Candidate | None:
         """Return the candidate of a line in the middle of the shares that may hold and would gain.
 
-        Before that those whose model was trained already, for another number type: they take a file and no more.
+        Where one that was trained holds, smaller ones are made of it: then the nearest of these shares, a step at a
+        time, and none while one that was tried may hold once it is trained. Before either those whose model was trained
+        already, for another number type: they take a file and no more.
         """
         shares = self._space.shares
         first = max((place + 1 for place, keep in enumerate(shares) if self._held(line.at(keep))), default=0)
@@ -233,10 +257,15 @@ class Search:
         open_ = [
             candidate
             for candidate in map(line.at, shares[first:last])
-            if not candidate.is_plain and candidate not in self._known() and self._promised(candidate) > least
+            if not candidate.is_plain and self._is_open(candidate) and self._promised(candidate) > least
         ]
         twins = [candidate for candidate in open_ if self._twin(candidate) is not None]
-        return twins[-1] if twins else open_[(len(open_) - 1) // 2] if open_ else None
+        if twins or not open_:
+            return twins[-1] if twins else None
+        if self._start(open_[-1]) is None:
+            return open_[(len(open_) - 1) // 2]
+        pending = any(self._may_hold(self._stages(one)[-1]) for one in map(line.at, shares) if one in self._known())
+        return None if pending else open_[0]
 
     def _known(self) -> set[Candidate]:
         return {candidate for candidate, _ in self._lab.tried}
@@ -254,7 +283,10 @@ class Search:
         held = [each for each in known if self._held(each)]
         # One that failed says nothing where a smaller one holds, which was trained longer.
         return any(
-            _is_larger(other, candidate) and self._is_too_bad(other) and not any(_is_larger(other, one) for one in held)
+            _is_larger(other, candidate)
+            and self._is_too_bad(other)
+            and not self._begins_better(candidate, other)
+            and not any(_is_larger(other, one) for one in held)
             for other in known
         )
 
@@ -323,6 +355,7 @@ class Search:
             each
             for each in self._cheaper()
             if not each.candidate.is_plain
+            and (self._held(each.candidate) or not self._begins_better(each.candidate, each.candidate))
             and ((each.stage in ("untrained", "short") and each.holds(self._bounds.max_drop)) or self._may_hold(each))
         ]
         there_is_time = [each for each in found if self._affordable(each.candidate, 1) == 1]
