@@ -221,11 +221,23 @@ def main(arguments: list[str] | None = None) -> int:
         own, fine = measure(target, options)
         rows += own
         met = met and fine
-    columns = ["target", "file", "plain", "file's", "plain, test", "file's", "gain", "asked", "single", "took", ""]
+    columns = [
+        "target",
+        "file",
+        "plain",
+        "file's",
+        "plain, test",
+        "file's, test",
+        "gain",
+        "asked",
+        "single",
+        "took",
+        "",
+    ]
     caption = (
         "Accuracy of the plain float32 file and of the chosen one on validation samples, by which it was chosen, and on "
-        f"test samples. Single: the best of the single means that are good enough. Gain: beside the plain float32 file, on mcu the plain int8 file; {options.images:,} training images, "
-        f"{options.epochs} epochs.\n"
+        "test samples. Gain: beside the plain float32 file, on mcu the plain int8 file; single: that of the best single "
+        f"means that is good enough. {options.images:,} training images, {options.epochs} epochs.\n"
     )
     caption += machine("tensorflow", "keras", "ai-edge-litert")
     print_table("One call", columns, rows, caption)
