@@ -235,9 +235,9 @@ def main(arguments: list[str] | None = None) -> int:
         "",
     ]
     caption = (
-        "Accuracy of the plain float32 file and of the chosen one on validation samples, by which it was chosen, and on "
-        "test samples. Gain: beside the plain float32 file, on mcu the plain int8 file; single: that of the best single "
-        f"means that is good enough. {options.images:,} training images, {options.epochs} epochs.\n"
+        "Accuracy of the plain float32 file and of the chosen one on validation samples, by which it was chosen, and "
+        "on test samples. Gain: beside the plain float32 file, on mcu the plain int8 file; single: that of the best "
+        f"single means that is good enough. {options.images:,} training images, {options.epochs} epochs.\n"
     )
     caption += machine("tensorflow", "keras", "ai-edge-litert")
     print_table("One call", columns, rows, caption)
