@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from keras_prune.monitoring.metric import ROUNDING
 from tflite_export.compression.candidate import Candidate
 from tflite_export.measures.measure import Cost
 
@@ -50,8 +51,8 @@ class Tried:
         return 0.0 if self.cost is None else self.cost.ratio
 
     def holds(self, max_drop: float) -> bool:
-        """Whether there is a file, measured, whose metric is within a drop of the plain one's."""
-        return self.cost is not None and self.drop is not None and self.drop <= max_drop + 1e-12
+        """Whether there is a file, measured, whose metric is within a drop of the plain one's, as single precision is."""
+        return self.cost is not None and self.drop is not None and self.drop <= max_drop + ROUNDING
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as values that JSON knows; `from_dict` is its inverse."""
