@@ -51,7 +51,7 @@ class Tried:
         return 0.0 if self.cost is None else self.cost.ratio
 
     def holds(self, max_drop: float) -> bool:
-        """Whether there is a file, measured, whose metric is within a drop of the plain one's, as single precision is."""
+        """Whether there is a file, measured, whose metric is within a drop of the plain one's, in single precision."""
         return self.cost is not None and self.drop is not None and self.drop <= max_drop + ROUNDING
 
     def to_dict(self) -> dict[str, Any]:
