@@ -183,6 +183,7 @@ class Search:
             and other.sparsity == 0
             and other.values is None
             and other.keep >= candidate.keep
+            and other.shape != candidate.shape  # the same model in another number type
         ]
         return min(found, key=lambda route: route.candidate.keep, default=None)
 
