@@ -13,6 +13,7 @@ import keras
 from keras_prune.devices import DEVICES, Device
 from keras_prune.strip import strip
 from keras_prune.structured import Distillation
+from tflite_export.compression.candidate import Candidate
 from tflite_export.compression.given import TrainingData, digest_of_data, digest_of_model
 from tflite_export.compression.journal import Journal
 from tflite_export.compression.judging import Judge
@@ -161,7 +162,9 @@ def compress(
     best = search.best()
     if best is None:
         raise nothing_found(lab.tried.values(), judge.metric, bounds.max_drop, minimize, place)
+    plain_metric = lab.tried[Candidate(), "untrained"].metric
     assert judge.metric is not None
+    assert plain_metric is not None
     write_atomically(path, (place / best.file).read_bytes())
     notes = [*space.notes, *search.notes, *(note for note in (untaught, judge.note) if note)]
     if not bounds.epochs:
@@ -174,7 +177,7 @@ def compress(
         chosen=best,
         baselines=names_of_baselines(space),
         metric=judge.metric,
-        baseline=_baseline(lab),
+        baseline=plain_metric,
         max_drop=max_drop,
         target=device.name,
         objective=minimize,
@@ -285,9 +288,3 @@ def _so_far(search: Search, lab: Workshop, bounds: Bounds) -> tuple[float, str]:
     best = search.best()
     words = "" if best is None else f"best {best.ratio:.2f} x at {best.metric:.4f}"
     return (lab.spent if bounds.seconds is not None else float(search.count())), words
-
-
-def _baseline(lab: Workshop) -> float:
-    plain = next(each for each in lab.tried.values() if each.candidate.is_plain and each.candidate.quantize is None)
-    assert plain.metric is not None
-    return plain.metric

@@ -161,7 +161,7 @@ class FakeQuantize(StandIn, keras.layers.Layer):
             training: whether the range moves.
             step: whose range it is, where each has one.
         """
-        at = None if self.steps is None else min(step, self.steps - 1)
+        at = self.place_of(step)
         if self.watch is not None:
             self.watch.add(inputs, at)
             return inputs
@@ -175,6 +175,10 @@ class FakeQuantize(StandIn, keras.layers.Layer):
         if self.ranges == "trained":  # an optimizer knows nothing of 0, which has to be in the range
             low, high = _held_apart(low, high)
         return round_range(inputs, *((low, high) if at is None else (low[at], high[at])))
+
+    def place_of(self, step: int) -> int | None:
+        """Return which of the ranges is a step's; None where there is one range."""
+        return None if self.steps is None else min(step, self.steps - 1)
 
     @property
     def moves(self) -> bool:

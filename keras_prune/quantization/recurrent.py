@@ -139,7 +139,7 @@ class _Step:
         if isinstance(values, list):
             return [self.tensors[name].call(part, step=self.step) for part in values]
         if name in self.seen:
-            self.seen[name][min(self.step, len(self.seen[name]) - 1)].append(extremes(values))
+            self.seen[name][self.tensors[name].place_of(self.step) or 0].append(extremes(values))
         return self.tensors[name].call(values, step=self.step)
 
     def move(self) -> None:
@@ -151,7 +151,4 @@ class _Step:
                 lows, highs = zip(*(pairs or [(tensor.low[step], tensor.high[step])]), strict=True)
                 smallest.append(ops.min(ops.stack(lows)))
                 largest.append(ops.max(ops.stack(highs)))
-            if tensor.steps is None:
-                tensor.move(smallest[0], largest[0])
-            else:
-                tensor.move(ops.stack(smallest), ops.stack(largest))
+            tensor.move(*(ops.reshape(ops.stack(ends), tensor.low.shape) for ends in (smallest, largest)))

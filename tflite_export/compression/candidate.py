@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import ClassVar
 
 from keras.saving import register_keras_serializable
@@ -10,7 +11,7 @@ from keras.saving import register_keras_serializable
 from keras_prune.strategy import Strategy, check_fraction
 from tflite_export.convert.number_types import resolve_number_type
 
-__all__ = ["STAGES", "Candidate", "Route"]
+__all__ = ["STAGES", "Candidate", "Route", "Routes"]
 
 STAGES = ("untrained", "short", "full", "long")
 """How far a candidate is trained: not at all; a little, to see whether it holds; as far as the best ones are; on, in
@@ -133,3 +134,67 @@ class Route:
     def leading_to(self, candidate: Candidate) -> Route:
         """Return the same route for another number type."""
         return dataclasses.replace(self, candidate=candidate)
+
+
+class Routes:
+    """The way to each candidate's model as it is now, and which models others may be made of.
+
+    Args:
+        held: whether what a route leads to was measured and is good enough.
+
+    Example:
+        >>> routes = Routes(lambda route: True)
+        >>> routes.remember(Route(Candidate(0.5), (2, 8)))
+        >>> routes.start(Candidate(0.25)).name, routes.twin(Candidate(0.5, quantize="int8")).name
+        ('keep0.5-zeros0-2+8', 'keep0.5-zeros0-2+8')
+    """
+
+    def __init__(self, held: Callable[[Route], bool]) -> None:
+        self._held = held
+        self._routes: dict[Candidate, Route] = {}
+
+    def to(self, candidate: Candidate) -> Route:
+        """Return the route to a candidate; of one that is not known, that of the plain model."""
+        return self._routes.get(candidate, Route(candidate))
+
+    def remember(self, route: Route) -> None:
+        """Take a route as the one to its candidate."""
+        self._routes[route.candidate] = route
+
+    def forget(self, candidate: Candidate) -> None:
+        """Take a candidate as not known."""
+        self._routes.pop(candidate, None)
+
+    def start(self, candidate: Candidate) -> Route | None:
+        """Return the route to the smallest larger model that was trained fully and holds; None: the plain one.
+
+        Units and zeros are taken out of what is left of it, so that its training is not lost.
+        """
+        found = [
+            route
+            for other, route in self._routes.items()
+            if len(route.epochs) > STAGES.index("short")
+            and other.sparsity == 0
+            and other.values is None
+            and other.keep >= candidate.keep
+            and other.shape != candidate.shape  # the same model in another number type
+            and self._held(route)
+        ]
+        return min(found, key=lambda route: route.candidate.keep, default=None)
+
+    def twin(self, candidate: Candidate) -> Route | None:
+        """Return the route of the same model in another number type, if it was trained; None where it was not."""
+        twins = [
+            route
+            for other, route in self._routes.items()
+            if other.shape == candidate.shape and route.epochs and not self.begins_better(candidate, other)
+        ]
+        return max(twins, key=lambda route: len(route.epochs), default=None)
+
+    def begins_better(self, candidate: Candidate, other: Candidate) -> bool:
+        """Whether a candidate would be made of a smaller model now than another was made of."""
+        return _left_of(self.start(candidate)) < _left_of(self.to(other).start)
+
+
+def _left_of(start: Route | None) -> float:
+    return 1.0 if start is None else start.candidate.keep

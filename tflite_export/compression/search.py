@@ -22,10 +22,10 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
-from tflite_export.compression.candidate import STAGES, Candidate, Route
+from tflite_export.compression.candidate import STAGES, Candidate, Route, Routes
 from tflite_export.compression.forecast import POWER, Trained, power_of_training, promised
 from tflite_export.compression.space import Line, Space
 from tflite_export.compression.tried import Tried
@@ -94,7 +94,7 @@ class Search:
 
     def __init__(self, space: Space, lab: Laboratory, bounds: Bounds, after: Callable[[], None] = lambda: None) -> None:
         self._space, self._lab, self._bounds, self._after = space, lab, bounds, after
-        self._routes: dict[Candidate, Route] = {}
+        self._routes = Routes(lambda route: lab.tried[route.candidate, route.stage].holds(bounds.max_drop))
         self.notes: list[str] = []
 
     def run(self) -> None:
@@ -130,7 +130,7 @@ class Search:
 
     def route_to(self, tried: Tried) -> Route:
         """Return how the model of a candidate came to be at this stage."""
-        return self._routes.get(tried.candidate, Route(tried.candidate)).until(STAGES.index(tried.stage))
+        return self._routes.to(tried.candidate).until(STAGES.index(tried.stage))
 
     def count(self) -> int:
         """Return how many candidates were tried besides the baselines."""
@@ -144,72 +144,41 @@ class Search:
         Where its model was trained already, for another number type, it is tried as far as that one was.
         """
         self._forget(candidate)  # one that was begun with a larger model, and did not hold
-        twin = self._twin(candidate)
+        twin = self._routes.twin(candidate)
         if twin is not None:
             self._go(twin.leading_to(candidate))
             return
-        tried = self._go(Route(candidate, start=self._start(candidate)))
+        tried = self._go(Route(candidate, start=self._routes.start(candidate)))
         worth = always or tried.cost is None or tried.ratio > GAIN * self._lowest()
         made = tried.model != "" or tried.file != ""
         if self._bounds.short and made and worth and not tried.holds(self._bounds.max_drop):
             self._train(candidate, self._bounds.short)
 
     def _forget(self, candidate: Candidate) -> None:
-        self._routes.pop(candidate, None)
+        self._routes.forget(candidate)
         for stage in STAGES:
             self._lab.tried.pop((candidate, stage), None)
 
     def _train(self, candidate: Candidate, epochs: int) -> Tried:
         """Try a candidate after one more stage of training."""
-        return self._go(self._routes[candidate].trained(epochs))
+        return self._go(self._routes.to(candidate).trained(epochs))
 
     def _go(self, route: Route) -> Tried:
         """Try what a route leads to, and remember it."""
-        self._routes[route.candidate] = route
+        self._routes.remember(route)
         tried = self._lab.try_candidate(route)
         self._after()
         return tried
-
-    def _start(self, candidate: Candidate) -> Route | None:
-        """Return the route to the smallest larger model that was trained fully and holds; None: the plain one.
-
-        Units and zeros are taken out of what is left of it, so that its training is not lost.
-        """
-        found = [
-            route
-            for other, route in self._routes.items()
-            if len(route.epochs) > STAGES.index("short")
-            and self._lab.tried[other, route.stage].holds(self._bounds.max_drop)
-            and other.sparsity == 0
-            and other.values is None
-            and other.keep >= candidate.keep
-            and other.shape != candidate.shape  # the same model in another number type
-        ]
-        return min(found, key=lambda route: route.candidate.keep, default=None)
 
     def _lowest(self) -> float:
         best = self.best()
         return 1.0 if best is None else best.ratio
 
-    def _twin(self, candidate: Candidate) -> Route | None:
-        """Return the route of the same model in another number type, if it was trained; None where it was not."""
-        twins = [
-            route
-            for other, route in self._routes.items()
-            if other.shape == candidate.shape and route.epochs and not self._begins_better(candidate, other)
-        ]
-        return max(twins, key=lambda route: len(route.epochs), default=None)
-
-    def _begins_better(self, candidate: Candidate, other: Candidate) -> bool:
-        """Whether a candidate would be made of a smaller model now than another was made of."""
-        now, then = self._start(candidate), self._routes[other].start if other in self._routes else None
-        return (1.0 if now is None else now.candidate.keep) < (1.0 if then is None else then.candidate.keep)
-
     def _is_open(self, candidate: Candidate) -> bool:
         """Whether a candidate was not tried, or begun with a larger model than there is now, and did not hold."""
         if candidate not in self._known():
             return True
-        return self._begins_better(candidate, candidate) and not self._held(candidate)
+        return self._routes.begins_better(candidate, candidate) and not self._held(candidate)
 
     def _allows(self, candidate: Candidate) -> bool:
         """Whether the limits allow another candidate, and still the full fine-tuning of one."""
@@ -219,7 +188,7 @@ class Search:
         if bounds.seconds is None:
             return True
         file = self._file_seconds()
-        if self._twin(candidate) is not None:
+        if self._routes.twin(candidate) is not None:
             return lab.spent + file <= bounds.seconds
         training = lab.epoch_seconds(candidate) * (bounds.short + bounds.epochs)
         return lab.spent + lab.making_seconds + training + 3 * file <= bounds.seconds
@@ -260,10 +229,10 @@ class Search:
             for candidate in map(line.at, shares[first:last])
             if not candidate.is_plain and self._is_open(candidate) and self._promised(candidate) > least
         ]
-        twins = [candidate for candidate in open_ if self._twin(candidate) is not None]
+        twins = [candidate for candidate in open_ if self._routes.twin(candidate) is not None]
         if twins or not open_:
             return twins[-1] if twins else None
-        if self._start(open_[-1]) is None:
+        if self._routes.start(open_[-1]) is None:
             return open_[(len(open_) - 1) // 2]
         pending = any(self._may_hold(self._stages(one)[-1]) for one in map(line.at, shares) if one in self._known())
         return None if pending else open_[0]
@@ -286,7 +255,7 @@ class Search:
         return any(
             _is_larger(other, candidate)
             and self._is_too_bad(other)
-            and not self._begins_better(candidate, other)
+            and not self._routes.begins_better(candidate, other)
             and not any(_is_larger(other, one) for one in held)
             for other in known
         )
@@ -337,16 +306,17 @@ class Search:
 
         First those that are expected to hold, the cheapest first; then the others, the smallest drop first.
         """
-        most, full = self._bounds.max_drop, self._bounds.epochs
-        power = power_of_training(self._trained(), most)
-        found: list[tuple[tuple[bool, float, str], Tried]] = []
+        most, full, power = self._bounds.max_drop, self._bounds.epochs, self._power()
+        expected, others = [], []
         for each in self._cheaper():
             epochs = self._affordable(each.candidate, LONG * full + (full if each.stage == "short" else 0))
-            if each.stage in ("short", "full") and not self._held(each.candidate) and epochs >= max(1, full):
-                expected = self._drop_after(each, epochs, power) <= most
-                if self._drop_after(each, epochs, max(power, POWER)) <= most:
-                    found.append(((not expected, -each.ratio if expected else _drop(each), str(each.candidate)), each))
-        return [each for _, each in sorted(found, key=lambda pair: pair[0])]
+            if each.stage not in ("short", "full") or self._held(each.candidate) or epochs < max(1, full):
+                continue
+            if self._drop_after(each, epochs, power) <= most:
+                expected.append(each)
+            elif self._drop_after(each, epochs, max(power, POWER)) <= most:
+                others.append(each)
+        return _cheapest_first(expected) + sorted(others, key=lambda each: (_drop(each), str(each.candidate)))
 
     def _promising(self) -> list[Tried]:
         """Return the candidates to train fully, the cheapest first: the best so far, and others that may hold then."""
@@ -356,13 +326,13 @@ class Search:
             each
             for each in self._cheaper()
             if not each.candidate.is_plain
-            and (self._held(each.candidate) or not self._begins_better(each.candidate, each.candidate))
+            and (self._held(each.candidate) or not self._routes.begins_better(each.candidate, each.candidate))
             and ((each.stage in ("untrained", "short") and each.holds(self._bounds.max_drop)) or self._may_hold(each))
         ]
         there_is_time = [each for each in found if self._affordable(each.candidate, 1) == 1]
         if len(there_is_time) < len(found):
             self._note("the budget left no time to train the best candidates fully")
-        return sorted(there_is_time, key=lambda each: (-each.ratio, str(each.candidate)))
+        return _cheapest_first(there_is_time)
 
     def _may_hold(self, tried: Tried) -> bool:
         """Whether a candidate that does not hold is expected to, trained fully and on as far as there is time."""
@@ -371,8 +341,10 @@ class Search:
         epochs = self._affordable(tried.candidate, planned)
         if epochs < 1 or self._held(tried.candidate):
             return False
-        power = power_of_training(self._trained(), self._bounds.max_drop)
-        return self._drop_after(tried, epochs, power) <= self._bounds.max_drop
+        return self._drop_after(tried, epochs, self._power()) <= self._bounds.max_drop
+
+    def _power(self) -> float:
+        return power_of_training(self._trained(), self._bounds.max_drop)
 
     def _drop_after(self, tried: Tried, epochs: int, power: float) -> float:
         """Return the drop that is expected after so many more epochs."""
@@ -430,6 +402,10 @@ _TRAINED = STAGES[STAGES.index("full") :]
 
 def _drop(tried: Tried) -> float:
     return math.inf if tried.drop is None else tried.drop
+
+
+def _cheapest_first(tried: Iterable[Tried]) -> list[Tried]:
+    return sorted(tried, key=lambda each: (-each.ratio, str(each.candidate)))
 
 
 def _gains(tried: Tried) -> bool:
